@@ -1,0 +1,1 @@
+"""The schema, the presets and how both become one frozen configuration."""

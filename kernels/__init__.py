@@ -1,0 +1,1 @@
+"""Operations on tensors that models call, each beside its plain definition."""
