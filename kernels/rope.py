@@ -1,0 +1,36 @@
+"""Rotary position of video tokens: time, height and width each turn a share of a head's channels.
+
+L tokens, H heads, D channels of a head; a position turns neighbouring pairs, so tables are complex
+with D / 2 columns.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(
+    times: Sequence[int],
+    height: int,
+    width: int,
+    splits: tuple[int, int, int],
+    device: torch.device,
+    theta: float = 10000.0,
+) -> Tensor:
+    """(L, D / 2) complex64, tokens in order time, height, width; angles in float64."""
+    axes = (torch.tensor(times), torch.arange(height), torch.arange(width))
+    grid = torch.meshgrid(*axes, indexing="ij")
+    angles = []
+    for positions, channels in zip(grid, splits, strict=True):
+        exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+        angles.append(positions.reshape(-1, 1).double() * theta**-exponent)
+    angle_LC = torch.cat(angles, dim=1)
+    return torch.polar(torch.ones_like(angle_LC), angle_LC).to(torch.complex64).to(device)
+
+
+def rotate(x_BLHD: Tensor, table_LC: Tensor) -> Tensor:
+    """Turn every pair of channels of every head by its token's angle, in float32."""
+    pairs = torch.view_as_complex(x_BLHD.float().unflatten(-1, (-1, 2)))
+    turned = torch.view_as_real(pairs * table_LC[None, :, None])
+    return turned.flatten(-2).to(x_BLHD.dtype)

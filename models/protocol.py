@@ -1,0 +1,79 @@
+"""What the pipeline asks of a video DiT, and what passes between its parts.
+
+B batch, C channels, T latents, L tokens, S text tokens, N image tokens, D width, R distinct levels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modulation:
+    """What levels do to tokens: a row per distinct level, and which row a run of tokens has."""
+
+    embedding_RD: Tensor  # float32, for the head
+    rows_R6D: Tensor  # float32, for the layers
+    index_BF: Tensor | None  # row of each run of tokens; none when there is one row
+
+    def select(self, rows_RKD: Tensor) -> tuple[Tensor, ...]:
+        """The K rows of every run: K tensors (B, F, D), or (1, 1, D) when there is one level."""
+        picked = rows_RKD[None] if self.index_BF is None else rows_RKD[self.index_BF]
+        return picked.unbind(-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTState:
+    """A window on its way through the layers."""
+
+    tokens_BLD: Tensor
+    modulation: Modulation
+    text_BSD: Tensor  # projected to the model's width
+    image_BND: Tensor | None
+    rotary_LC: Tensor
+    context_rotary_LC: Tensor | None  # for keys that a cache hands to every layer
+    grid: tuple[int, int, int]  # tokens in time, height, width
+    causal_tokens: int  # runs of this many tokens see no later run; 0: all see all
+
+
+class LayerCache(Protocol):
+    """Keys (normalised, not rotated) and values that outlive a window, each (B, tokens, D)."""
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """What this layer's queries attend to besides their own window."""
+
+    def write(self, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
+        """Take what this layer made of its own window; the cache decides what it keeps."""
+
+
+class VideoDiT(Protocol):
+    """A transformer that predicts velocity, in three calls, so that it can be cut at any layer."""
+
+    num_layers: int
+
+    def embed(
+        self,
+        latents_BCTHW: Tensor,
+        timesteps_BT: Tensor,
+        text_BSD: Tensor,
+        image_BND: Tensor | None = None,
+        *,
+        positions: Sequence[int] | None = None,
+        context_positions: Sequence[int] = (),
+        causal_latents: int = 0,
+        fps: int = 16,
+    ) -> DiTState:
+        """Latents to tokens. Timesteps are (B, 1), or (B, T) where latents differ in level.
+
+        `positions` numbers the latents on the time axis (0, 1, ... unless given),
+        `context_positions` those that a cache will bring.
+        """
+
+    def run_layers(
+        self, state: DiTState, layers: range, cache: LayerCache | None = None
+    ) -> DiTState: ...
+
+    def head(self, state: DiTState) -> Tensor:
+        """Tokens to velocity, shaped as the latents (without conditioning channels)."""

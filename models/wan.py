@@ -1,0 +1,196 @@
+"""The Wan-shaped DiT: Wan 2.1 and 2.2, SkyReels-V2, CausVid, Self-Forcing, LongLive.
+
+B batch, C channels, T latents, F runs of tokens, L tokens, S text tokens, N image tokens, D width,
+R distinct levels. Parameters are named as in the diffusers layout; layers are keyed by their global
+index, so a slice's state is a literal subset of the checkpoint's.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import gelu, silu
+
+from ..kernels.norm import affine_norm, norm_modulate
+from ..kernels.rope import rotary_table
+from .arch import WanArch
+from .protocol import DiTState, LayerCache, Modulation
+from .wan_layers import FeedForward, Layer, gelu_tanh
+
+# the published models were trained with these in float32; bfloat16 loses levels and small gates
+_FLOAT32_PARTS = (
+    "time_embedder",
+    "time_proj",
+    "scale_shift_table",
+    ".norm1.",
+    ".norm2.",
+    "fps_",
+)
+
+
+def keep_float32(name: str) -> bool:
+    """Whether a parameter stays in float32 when the model runs in a smaller type."""
+    return any(part in name for part in _FLOAT32_PARTS)
+
+
+class WanDiT(nn.Module):
+    """All layers or a slice of them; the first slice also embeds, the last applies the head."""
+
+    def __init__(
+        self,
+        arch: WanArch,
+        layers: range | None = None,
+        *,
+        with_embed: bool = True,
+        with_head: bool = True,
+    ) -> None:
+        super().__init__()
+        self.arch = arch
+        self.num_layers = arch.num_layers
+        dim = arch.dim
+        if with_embed:
+            self.patch_embedding = nn.Conv3d(arch.in_channels, dim, arch.patch, arch.patch)
+            self.condition_embedder = _ConditionEmbedder(arch)
+            if arch.fps_embedding:
+                self.fps_embedding = nn.Embedding(2, dim)
+                self.fps_projection = FeedForward(dim, dim, 6 * dim, silu)
+        layers = range(arch.num_layers) if layers is None else layers
+        self.blocks = nn.ModuleDict({str(i): Layer(arch) for i in layers})
+        if with_head:
+            self.proj_out = nn.Linear(dim, arch.out_channels * math.prod(arch.patch))
+            self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def embed(
+        self,
+        latents_BCTHW: Tensor,
+        timesteps_BT: Tensor,
+        text_BSD: Tensor,
+        image_BND: Tensor | None = None,
+        *,
+        positions: Sequence[int] | None = None,
+        context_positions: Sequence[int] = (),
+        causal_latents: int = 0,
+        fps: int = 16,
+    ) -> DiTState:
+        """See VideoDiT. Timesteps live on the host: telling them apart must not wait for a GPU."""
+        arch, embedder = self.arch, self.condition_embedder
+        dtype = self.patch_embedding.weight.dtype
+        x_BDTHW = self.patch_embedding(latents_BCTHW.to(dtype))
+        grid = tuple(x_BDTHW.shape[2:])
+        device, (_, height, width) = x_BDTHW.device, grid
+        times = range(grid[0]) if positions is None else positions
+        for position in (*times, *context_positions):
+            assert 0 <= position < arch.max_position, f"position {position} of a latent"
+
+        def rotary(times: Sequence[int]) -> Tensor:
+            return rotary_table(times, height, width, arch.head_splits, device)
+
+        return DiTState(
+            tokens_BLD=rearrange(x_BDTHW, "b d t h w -> b (t h w) d").contiguous(),
+            modulation=self._modulation(timesteps_BT, grid[0], fps),
+            text_BSD=embedder.text_embedder(text_BSD.to(dtype)),
+            image_BND=None if image_BND is None else embedder.image_embedder(image_BND.to(dtype)),
+            rotary_LC=rotary(times),
+            context_rotary_LC=rotary(context_positions) if context_positions else None,
+            grid=(grid[0], height, width),
+            causal_tokens=causal_latents * height * width,
+        )
+
+    def run_layers(
+        self, state: DiTState, layers: range, cache: LayerCache | None = None
+    ) -> DiTState:
+        for i in layers:
+            state = replace(state, tokens_BLD=self.blocks[str(i)](state, i, cache))
+        return state
+
+    def head(self, state: DiTState) -> Tensor:
+        rows_R2D = self.scale_shift_table.float() + state.modulation.embedding_RD[:, None]
+        shift, scale = state.modulation.select(rows_R2D)
+        y_BLP = self.proj_out(norm_modulate(state.tokens_BLD, scale, shift, self.arch.eps))
+        _, p, q = self.arch.patch
+        t, h, w = state.grid
+        return rearrange(y_BLP, "b (t h w) (p q c) -> b c t (h p) (w q)", t=t, h=h, w=w, p=p, q=q)
+
+    def _modulation(self, timesteps_BT: Tensor, num_latents: int, fps: int) -> Modulation:
+        assert timesteps_BT.shape[1:] in ((1,), (num_latents,))
+        levels_R, index_BF = torch.unique(timesteps_BT.cpu(), return_inverse=True)
+        device = self.patch_embedding.weight.device
+        embedding_RD, rows_R6D = self.condition_embedder.levels(levels_R.to(device))
+        if self.arch.fps_embedding:
+            which = torch.tensor([0 if fps == 16 else 1], device=device)
+            rows_R6D = rows_R6D + self.fps_projection(self.fps_embedding(which)).unflatten(
+                1, (6, -1)
+            )
+        return Modulation(
+            embedding_RD=embedding_RD,
+            rows_R6D=rows_R6D,
+            index_BF=None if len(levels_R) == 1 else index_BF.to(device),
+        )
+
+
+def cast(model: WanDiT, dtype: torch.dtype) -> WanDiT:
+    """Run the model in `dtype`, but for the parameters that stay in float32."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if keep_float32(name) else dtype)
+    return model
+
+
+class _ConditionEmbedder(nn.Module):
+    """Level, prompt and image to the model's width."""
+
+    def __init__(self, arch: WanArch) -> None:
+        super().__init__()
+        self._freq_dim = arch.freq_dim
+        self.time_embedder = _Mlp(arch.freq_dim, arch.dim)
+        self.time_proj = nn.Linear(arch.dim, 6 * arch.dim)
+        self.text_embedder = _Mlp(arch.text_dim, arch.dim, gelu_tanh)
+        if arch.image_dim is not None:
+            self.image_embedder = _ImageEmbedder(arch.image_dim, arch.dim, arch.image_positions)
+
+    def levels(self, timesteps_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each level: what the head reads, and the six rows that layers read."""
+        embedding_RD = self.time_embedder(_sinusoid(timesteps_R, self._freq_dim))
+        return embedding_RD, self.time_proj(silu(embedding_RD)).unflatten(1, (6, -1))
+
+
+class _Mlp(nn.Module):
+    """Linear, activation, Linear; named `linear_1` and `linear_2`."""
+
+    def __init__(self, width: int, dim: int, activation: Callable[[Tensor], Tensor] = silu) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+        self._activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear_2(self._activation(self.linear_1(x)))
+        return y
+
+
+class _ImageEmbedder(nn.Module):
+    """CLIP tokens, with a learned position each where first and last frame must be told apart."""
+
+    def __init__(self, width: int, dim: int, positions: int | None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.ff = FeedForward(width, width, dim, gelu)
+        self.norm2 = nn.LayerNorm(dim)
+        self.pos_embed = (
+            None if positions is None else nn.Parameter(torch.zeros(1, positions, width))
+        )
+
+    def forward(self, image_BND: Tensor) -> Tensor:
+        if self.pos_embed is not None:
+            image_BND = image_BND + self.pos_embed
+        y_BND = self.ff(affine_norm(image_BND, self.norm1))
+        return affine_norm(y_BND, self.norm2)
+
+
+def _sinusoid(timesteps_R: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of geometrically falling frequencies; angles in float64."""
+    frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angles = timesteps_R.double()[:, None] * frequencies.to(timesteps_R.device)
+    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
