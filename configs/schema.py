@@ -3,13 +3,29 @@
 A preset is a YAML file beside this one that names only what differs from these defaults.
 """
 
+import math
+import re
 from dataclasses import dataclass, field
+
+from .checks import check_finite, check_name, check_range
 
 SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
 GUIDANCE = ("sequential", "batched", "none")
 DTYPES = ("float32", "bfloat16", "float16")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
+ENCODER_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +42,30 @@ class ModelConfig:
     vae_tile: int = 0  # pixels of a square tile the VAE works on; 0: whole frames
     text_cache: str = "~/.cache/longreel/text"  # prompt embeddings by content; empty: none kept
 
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
+            raise ValueError(
+                "model.checkpoint= is empty, so there are no weights to load; "
+                "set it to a folder, a hub id, or random"
+            )
+        if not 0 <= self.boundary < 1:
+            raise ValueError(
+                f"model.boundary={self.boundary} leaves the high-noise expert no level to run at; "
+                "set it to at least 0 (one expert) and below 1"
+            )
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
+            raise ValueError(
+                f"model.device={self.device} is no device we can run on; "
+                "set it to auto, cpu, cuda, or one GPU such as cuda:0"
+            )
+        check_name("model.dtype", self.dtype, DTYPES)
+        check_name("model.vae_dtype", self.vae_dtype, DTYPES)
+        if self.vae_tile and (self.vae_tile < 64 or self.vae_tile % 16):
+            raise ValueError(
+                f"model.vae_tile={self.vae_tile} cannot be cut into whole latents with room to "
+                "blend; set it to 0 (whole frames) or to a multiple of 16 from 64 up"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
@@ -36,6 +76,11 @@ class VideoConfig:
     frames: int = 17
     fps: int = 16
     last_image: str = ""  # file that the last frame should show, for models that take one
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "frames"):
+            check_range(f"video.{name}", getattr(self, name), 1, math.inf, "leaves nothing to show")
+        check_range("video.fps", self.fps, 1, 240, "is no frame rate that players keep up with")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +98,58 @@ class SamplingConfig:
     guidance_to: float = 0.0
     negative_prompt: str = ""
 
+    def __post_init__(self) -> None:
+        check_name("sampling.solver", self.solver, SOLVERS)
+        check_range("sampling.steps", self.steps, 1, 1000, "gives no usable row of noise levels")
+        check_finite("sampling.shift", self.shift)
+        if self.shift <= 0:
+            raise ValueError(
+                f"sampling.shift={self.shift} puts noise levels outside 0 to 1; "
+                "set it above 0, where 1 shifts nothing"
+            )
+        self._check_timesteps()
+        self._check_guidance()
+
+    def _check_timesteps(self) -> None:
+        levels = ",".join(map(str, self.timesteps))
+        if self.solver != "renoise":
+            if self.timesteps:
+                raise ValueError(
+                    f"sampling.timesteps=[{levels}] is not read by sampling.solver={self.solver}; "
+                    "set sampling.solver=renoise or sampling.timesteps=[]"
+                )
+            return
+        if not self.timesteps:
+            raise ValueError(
+                "sampling.timesteps=[] leaves sampling.solver=renoise without levels; "
+                "set those the model was distilled at, such as [1000,750,500,250]"
+            )
+        falling = all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False))
+        if not falling or self.timesteps[0] > 1000 or self.timesteps[-1] < 1:
+            raise ValueError(
+                f"sampling.timesteps=[{levels}] is no way from noise to a picture; "
+                "set numbers from 1000 to 1, each smaller than the one before"
+            )
+        if self.steps != len(self.timesteps):
+            raise ValueError(
+                f"sampling.steps={self.steps} contradicts the {len(self.timesteps)} levels in "
+                f"sampling.timesteps=[{levels}]; set sampling.steps={len(self.timesteps)}"
+            )
+
+    def _check_guidance(self) -> None:
+        check_name("sampling.guidance_mode", self.guidance_mode, GUIDANCE)
+        for name in ("guidance", "guidance_low"):
+            scale = getattr(self, name)
+            if scale is not None:
+                check_finite(f"sampling.{name}", scale)
+                check_range(f"sampling.{name}", scale, 0, math.inf, "steers away from the prompt")
+        if not 0 <= self.guidance_to <= self.guidance_from <= 1:
+            raise ValueError(
+                f"sampling.guidance_from={self.guidance_from} and "
+                f"sampling.guidance_to={self.guidance_to} hold no noise level between them; "
+                "set 0 <= guidance_to <= guidance_from <= 1"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
@@ -63,14 +160,37 @@ class OutputConfig:
     pixel_format: str = "yuv420p"
     encoder_preset: str = "medium"  # of x264
 
+    def __post_init__(self) -> None:
+        check_name("output.format", self.format, FORMATS)
+        check_range("output.crf", self.crf, 0, 51, "is no quality that x264 knows")
+        check_name("output.pixel_format", self.pixel_format, PIXEL_FORMATS)
+        check_name("output.encoder_preset", self.encoder_preset, ENCODER_PRESETS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a render is made from, besides prompt, seed and image."""
 
-    preset: str = ""
+    preset: str = ""  # the preset it started from; empty: the defaults above
     summary: str = ""  # one line for `longreel presets`
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.sampling.guidance_low is not None and not self.model.boundary:
+            raise ValueError(
+                f"sampling.guidance_low={self.sampling.guidance_low} is never reached, as "
+                "model.boundary=0.0 means one expert; set sampling.guidance_low=null, "
+                "or model.boundary for a checkpoint with two"
+            )
+        if self.output.format == "mp4" and self.output.pixel_format.startswith("yuv420"):
+            for name in ("height", "width"):
+                size = getattr(self.video, name)
+                if size % 2:
+                    raise ValueError(
+                        f"video.{name}={size} is odd, and output.pixel_format="
+                        f"{self.output.pixel_format} halves it for colour; "
+                        f"set it to {size + 1}, or output.pixel_format=yuv444p"
+                    )

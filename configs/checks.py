@@ -1,0 +1,28 @@
+"""Checks of single values, with messages that name the field, its value and the way out."""
+
+import math
+from collections.abc import Sequence
+
+from .suggest import did_you_mean
+
+
+def check_name(field: str, value: str, names: Sequence[str]) -> None:
+    if value not in names:
+        raise ValueError(
+            f"{field}={value} is nothing we know, so the render cannot start; "
+            f"{did_you_mean(value, names)}set it to one of {', '.join(names)}"
+        )
+
+
+def check_range(field: str, value: float, low: float, high: float, consequence: str) -> None:
+    """Both ends are allowed; NaN never is."""
+    if not low <= value <= high:
+        bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more"
+        raise ValueError(f"{field}={value} {consequence}; set it to a number {bounds}")
+
+
+def check_finite(field: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{field}={value} would turn every latent into NaN; set it to a finite number"
+        )

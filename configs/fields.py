@@ -1,0 +1,28 @@
+"""The schema's fields by dotted key, such as `sampling.steps`."""
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from .schema import Config
+from .suggest import nearest_key
+
+
+def fields(group: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """Type by dotted key."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(group).items():
+        key = prefix + name
+        found |= fields(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {key: kind}
+    return found
+
+
+def check_key(key: str, value: object) -> None:
+    known = fields()
+    if key in known:
+        return
+    inside = [other for other in known if other.startswith(f"{key}.")]
+    if inside:
+        raise ValueError(f"{key}={value} is a whole group; set its fields, such as {inside[0]}")
+    near = nearest_key(key, known)
+    way_out = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
+    raise ValueError(f"{key}={value} sets no field we have, so nothing would change; {way_out}")

@@ -1,0 +1,165 @@
+"""Preset and overrides to one frozen Config.
+
+OmegaConf checks and converts whatever has a type. Text goes round it: in a prompt OmegaConf would
+read `${...}` and `???` as its own, and `${oc.env:NAME}` would let the environment in.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .fields import check_key, fields
+from .files import read_settings
+from .schema import Config
+from .suggest import did_you_mean
+
+DEFAULT_PRESET = "tiny"
+
+_FOLDER = Path(__file__).parent
+# type in the schema: what to call it, an example
+_KINDS: dict[Any, tuple[str, str]] = {
+    str: ("text", '"some text"'),
+    int: ("a whole number", "8"),
+    float: ("a number", "0.5"),
+    float | None: ("a number or null", "3.0"),
+    tuple[int, ...]: ("a list of whole numbers", "[1000,750,500,250]"),
+}
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def preset_summaries() -> list[tuple[str, str]]:
+    """(name, one line about it) of every preset."""
+    return [(name, str(_read_shipped(name)["summary"])) for name in preset_names()]
+
+
+def load_config(preset: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The defaults, changed by a preset, changed by "key=value" overrides.
+
+    A preset is a name or the path of a .yaml file; a file may name the preset to start from in its
+    field `preset`, so what `to_yaml` wrote loads again.
+    """
+    settings = _read_preset(DEFAULT_PRESET if preset is None else preset)
+    for override in overrides:
+        key, value = _parse_override(override)
+        settings[key] = value
+    return _merge(settings)
+
+
+def to_yaml(config: Config) -> str:
+    """Every field, in a form that `load_config` reads back."""
+    import yaml  # type: ignore[import-untyped]
+
+    values = dataclasses.asdict(config)
+    values["sampling"]["timesteps"] = list(config.sampling.timesteps)
+    text: str = yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=10_000)
+    if set("\x85\u2028\u2029").isdisjoint(text):
+        return text
+    # PyYAML reads these as plain line breaks unless they are escaped, as all of Unicode then is
+    escaped: str = yaml.safe_dump(values, sort_keys=False, width=10_000)
+    return escaped
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    if not preset.endswith(".yaml"):
+        return _read_shipped(preset)
+    settings = read_settings(Path(preset).expanduser())
+    base = settings.get("preset")
+    return {**_read_shipped(str(base)), **settings} if base else settings
+
+
+def _read_shipped(name: str) -> dict[str, Any]:
+    names = preset_names()
+    if name not in names:
+        raise ValueError(
+            f"preset={name} is no preset, so there is nothing to start from; "
+            f"{did_you_mean(name, names)}give a path ending in .yaml, or one of {', '.join(names)}"
+        )
+    return {**read_settings(_FOLDER / f"{name}.yaml"), "preset": name}
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals:
+        raise ValueError(f"override {override!r} sets nothing; write it as key=value")
+    if key == "preset":
+        raise ValueError(
+            f"preset={text} comes too late as an override, which changes a preset already chosen; "
+            "give it as the preset itself"
+        )
+    check_key(key, text)
+    return key, text if fields()[key] is str else _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    """Lists and null; OmegaConf converts the rest. YAML would read 010 as 8 and 1:30 as 90."""
+    if text == "null":
+        return None
+    if text.startswith("[") and text.endswith("]"):
+        inside = text[1:-1].strip()
+        return [item.strip() for item in inside.split(",")] if inside else []
+    return text
+
+
+def _merge(settings: Mapping[str, Any]) -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    kinds = fields()
+    merged = OmegaConf.structured(Config)
+    text: dict[str, str] = {}
+    for key, value in settings.items():
+        if kinds[key] is str:
+            if not isinstance(value, str):
+                raise _wrong_type(key, value)
+            text[key] = value
+            continue
+        if any("${" in str(item) or item == "???" for item in _items(value)):
+            raise _wrong_type(key, value)  # OmegaConf takes these in any field
+        try:
+            # not OmegaConf.update, which refuses to change a frozen group
+            merged = OmegaConf.merge(merged, _nest(key, value))
+        except OmegaConfBaseException:
+            raise _wrong_type(key, value) from None
+    values: Any = OmegaConf.to_container(merged)
+    for key, value in text.items():
+        group, _, name = key.rpartition(".")
+        (values[group] if group else values)[name] = value
+    config: Config = _construct(Config, values)
+    return config
+
+
+def _nest(key: str, value: object) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _items(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _wrong_type(key: str, value: object) -> ValueError:
+    kind, example = _KINDS[fields()[key]]
+    shown = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+    if value is None:
+        shown = "null"
+    return ValueError(
+        f"{key}={shown} is not {kind}, so it cannot be used; write it like {key}={example}"
+    )
+
+
+def _construct(group: Any, values: Mapping[Any, Any]) -> Any:
+    """By hand, since OmegaConf.to_object would check the groups before their text is in."""
+    ready = {}
+    for name, kind in get_type_hints(group).items():
+        value = values[name]
+        if dataclasses.is_dataclass(kind):
+            value = _construct(kind, value)
+        ready[name] = tuple(value) if isinstance(value, list) else value
+    return group(**ready)
