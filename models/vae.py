@@ -1,0 +1,174 @@
+"""A causal video VAE driven one latent at a time, its convolutions' state carried over.
+
+B batch, C channels, T frames or latents, H height, W width. Latents are normalised,
+(z - mean) / std per channel, as the DiT reads and writes them; frames lie in [-1, 1].
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .vae_state import DecoderState, EncoderState, Stream
+from .vae_tiles import tiling
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+_FRAMES_PER_LATENT = 4  # but one for the first
+
+
+class StreamingDecoder:
+    """Latents in, frames out, in the order of the video; the VAE itself stays unchanged.
+
+    Several streams may share one VAE. Frames do not depend on how latents are split over calls, and
+    are those of `vae.decode` of all at once, bit for bit. (Below 12 latents a frame its first
+    convolution, which sees all latents together, rounds differently: 1e-7 there.)
+    """
+
+    def __init__(self, vae: "AutoencoderKLWan", tile: int = 0) -> None:
+        self._vae: Any = vae  # what diffusers shows type checkers has no attributes
+        stride, patch = _cells(self._vae)
+        self._tiling = tiling(tile, cell=stride, out_cell=patch, space_stride=stride)
+        self.reset()
+
+    @torch.no_grad()
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """The frames of the next latents: one for the first of a stream, four for any other."""
+        _check_channels("latents", latents_BCTHW, self._vae.config.z_dim)
+        self._stream.admit("latents", latents_BCTHW)
+        z_BCTHW = latents_BCTHW.to(self._vae.device, self._vae.dtype)
+        mean, inverse_std = _statistics(self._vae, z_BCTHW.dtype)
+        z_BCTHW = z_BCTHW / inverse_std + mean
+        return torch.cat([self._decode_one(z) for z in torch.split(z_BCTHW, 1, dim=2)], dim=2)
+
+    def state(self) -> DecoderState:
+        """Where the stream stands; it may be kept while decoding goes on."""
+        return DecoderState(*self._stream.freeze())
+
+    def restore(self, state: DecoderState) -> None:
+        """Go on from a state of a decoder with the same weights, dtype and tiles."""
+        self._stream.restore(state, self._vae.device, self._vae.dtype)
+
+    def reset(self) -> None:
+        """Forget the stream: the next latent is a first one."""
+        self._stream = Stream(self._vae.decoder)
+
+    def _decode_one(self, z_BCTHW: Tensor) -> Tensor:
+        first = self._stream.seen == 0
+        tiles = self._stream.map(
+            self._tiling.cut(z_BCTHW),
+            lambda tile, cache: self._vae.decoder(
+                self._vae.post_quant_conv(tile), feat_cache=cache, feat_idx=[0], first_chunk=first
+            ),
+        )
+        frames_BCTHW = self._tiling.join(tiles)
+        if patch := self._vae.config.patch_size:
+            frames_BCTHW = rearrange(
+                frames_BCTHW, "B (C r q) T H W -> B C T (H q) (W r)", q=patch, r=patch
+            )
+        return frames_BCTHW.clamp(-1.0, 1.0)
+
+
+class StreamingEncoder:
+    """Frames in, latents out: the first frame is one latent, then every four are one.
+
+    The mode of the VAE's distribution, in float32, as diffusers' pipelines condition on it.
+    """
+
+    def __init__(self, vae: "AutoencoderKLWan", tile: int = 0) -> None:
+        self._vae: Any = vae  # what diffusers shows type checkers has no attributes
+        stride, patch = _cells(self._vae)
+        self._tiling = tiling(tile, cell=patch, out_cell=stride, space_stride=stride)
+        self.reset()
+
+    @torch.no_grad()
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """The latents of the next frames: 1 + 4k frames begin a stream, 4k go on."""
+        self._check(frames_BCTHW)
+        self._stream.admit("frames", frames_BCTHW)
+        x_BCTHW = frames_BCTHW.to(self._vae.device, self._vae.dtype)
+        first = 1 if self._stream.seen == 0 else 0
+        chunks = [x_BCTHW[:, :, :first]] if first else []
+        if x_BCTHW.shape[2] > first:
+            chunks += torch.split(x_BCTHW[:, :, first:], _FRAMES_PER_LATENT, dim=2)
+        z_BCTHW = torch.cat([self._encode_one(chunk) for chunk in chunks], dim=2).float()
+        mean, inverse_std = _statistics(self._vae, z_BCTHW.dtype)
+        return (z_BCTHW - mean) * inverse_std
+
+    def state(self) -> EncoderState:
+        """Where the stream stands; it may be kept while encoding goes on."""
+        return EncoderState(*self._stream.freeze())
+
+    def restore(self, state: EncoderState) -> None:
+        """Go on from a state of an encoder with the same weights, dtype and tiles."""
+        self._stream.restore(state, self._vae.device, self._vae.dtype)
+
+    def reset(self) -> None:
+        """Forget the stream: the next frame is a first one."""
+        self._stream = Stream(self._vae.encoder)
+
+    def _encode_one(self, x_BCTHW: Tensor) -> Tensor:
+        if patch := self._vae.config.patch_size:
+            x_BCTHW = rearrange(x_BCTHW, "B C T (H q) (W r) -> B (C r q) T H W", q=patch, r=patch)
+        tiles = self._stream.map(
+            self._tiling.cut(x_BCTHW),
+            lambda tile, cache: self._vae.quant_conv(
+                self._vae.encoder(tile, feat_cache=cache, feat_idx=[0])
+            ),
+        )
+        mode_BCTHW, _ = self._tiling.join(tiles).chunk(2, dim=1)
+        return mode_BCTHW
+
+    def _check(self, frames_BCTHW: Tensor) -> None:
+        _check_channels("frames", frames_BCTHW, 3)
+        num_frames, height, width = frames_BCTHW.shape[2:]
+        stride = self._vae.config.scale_factor_spatial
+        if height % stride or width % stride:
+            raise ValueError(
+                f"frames of {height} x {width} pixels are no whole number of latents, which are "
+                f"{stride} x {stride} pixels each; resize or crop them to multiples of {stride}"
+            )
+        first = 1 if self._stream.seen == 0 else 0
+        if num_frames % _FRAMES_PER_LATENT != first:
+            need = "1 + 4k frames, since its first frame is one latent" if first else "4k frames"
+            raise ValueError(
+                f"frames: {num_frames} of them leave a latent incomplete; "
+                f"{'begin' if first else 'continue'} the stream with {need}"
+            )
+
+
+def to_uint8(frames_BCTHW: Tensor) -> Tensor:
+    """One sample's frames in [-1, 1] as T H W C bytes, rounded half to even.
+
+    The steps of diffusers: to [0, 1] in the frames' own dtype, then times 255 in float32.
+    """
+    if frames_BCTHW.shape[0] != 1:
+        raise ValueError(
+            f"frames hold {frames_BCTHW.shape[0]} samples and one is shown at a time; "
+            "pass frames[i : i + 1]"
+        )
+    unit_CTHW = (frames_BCTHW[0] * 0.5 + 0.5).clamp(0, 1)
+    bytes_CTHW = (unit_CTHW.float() * 255).round().to(torch.uint8)
+    return rearrange(bytes_CTHW, "C T H W -> T H W C").contiguous()
+
+
+def _cells(vae: Any) -> tuple[int, int]:
+    """Pixels a side of a latent, and of what the decoder makes and the encoder reads."""
+    return vae.config.scale_factor_spatial, vae.config.patch_size or 1
+
+
+def _statistics(vae: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation; the inverse, because diffusers rounds that one."""
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    return mean.to(vae.device, dtype), 1.0 / std.to(vae.device, dtype)
+
+
+def _check_channels(what: str, x_BCTHW: Tensor, channels: int) -> None:
+    if x_BCTHW.ndim != 5 or x_BCTHW.shape[1] != channels:
+        raise ValueError(
+            f"{what} of shape {tuple(x_BCTHW.shape)} cannot pass this VAE; give batch, "
+            f"{channels} channels, time, height, width"
+        )

@@ -1,0 +1,63 @@
+"""The VAE of a checkpoint: a diffusers folder, or an original Wan file."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .arch import VaeArch
+from .vae_build import build_vae, vae_config
+from .vae_names import diffusers_name
+from .weights import Weights, load_module
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+_STATISTICS = ("latents_mean", "latents_std")  # not a matter of shape: a checkpoint's own count
+
+
+def load_vae(
+    path: Path, arch: VaeArch, *, device: torch.device | str, dtype: torch.dtype
+) -> "AutoencoderKLWan":
+    """From a diffusers checkpoint, its vae/ folder alone, or a file in either naming."""
+    source = path / "vae" if (path / "vae").is_dir() else path
+    config = source / "config.json"
+    statistics = _checked_statistics(config, arch) if config.is_file() else {}
+    with torch.device("meta"):
+        vae: Any = build_vae(arch, **statistics)
+    # names that are diffusers' already pass through
+    weights = Weights(source, rename=partial(diffusers_name, arch=arch))
+    load_module(vae, weights, device=device, dtype=dtype)
+    loaded: AutoencoderKLWan = vae
+    return loaded
+
+
+def _checked_statistics(path: Path, arch: VaeArch) -> dict[str, Any]:
+    """What config.json says of the latents, once the rest of it agrees with `arch`."""
+    try:
+        stated = json.loads(path.read_text())
+        # files older than a field leave it out, and mean what Wan 2.1 has
+        theirs = {**vae_config(VaeArch()), **stated}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is corrupt; download it again") from error
+    ours = vae_config(arch)
+    for config in (ours, theirs):
+        config["decoder_base_dim"] = config["decoder_base_dim"] or config["base_dim"]
+    wrong = [key for key in ours if key not in _STATISTICS and theirs[key] != ours[key]]
+    if wrong:
+        told = ", ".join(f"{key}={theirs[key]} instead of {ours[key]}" for key in wrong)
+        raise ValueError(
+            f"{path} describes another VAE than model.arch expects: {told}; set model.arch to what "
+            "the checkpoint holds, or model.checkpoint to the weights of this model"
+        )
+    z_dim = ours["z_dim"]
+    statistics = {key: theirs[key] for key in _STATISTICS if key in stated}
+    for key, values in statistics.items():
+        if len(values) != z_dim:
+            raise ValueError(
+                f"{path}: {key} has {len(values)} values for latents of {z_dim} channels, which "
+                "would scale none of them rightly; download it again"
+            )
+    return statistics
