@@ -1,0 +1,149 @@
+"""Where each part of a checkpoint is: a local folder or file, or the hub, in either layout."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from .arch import WanArch
+from .checkpoint_arch import check_arch, config_file, read_arch
+from .names import rename_transformer
+from .tensor_files import SAFETENSORS, TORCH
+from .wan import WanDiT
+from .weights import Weights, check_module
+
+# folders and files of each part, best first: diffusers' layout, then the authors' own
+_PLACES = {
+    "transformer": ("transformer", "high_noise_model"),
+    "transformer_2": ("transformer_2", "low_noise_model"),
+    "vae": ("vae", "Wan2.2_VAE.pth", "Wan2.1_VAE.pth", "*VAE*.pth", "*VAE*.safetensors"),
+    "text_encoder": ("text_encoder", "models_t5_*"),
+    "tokenizer": ("tokenizer", "google/umt5-xxl"),
+    "image_encoder": ("image_encoder", "models_clip_*"),
+    "image_processor": ("image_processor", "models_clip_*"),
+}
+# of a transformer that lies in the root: Wan 2.1, SkyReels-V2
+_ROOT_FILES = ("diffusion_pytorch_model*", "model*.safetensors*", "config.json")
+_OTHER_PARTS = re.compile("vae|t5|clip", re.IGNORECASE)
+_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:]+))?")
+
+
+def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
+    """The folder or file of one part. A hub id (`org/name`, `org/name:path`) is downloaded first.
+
+    `part` is one of transformer, transformer_2, vae, text_encoder, tokenizer, image_encoder and
+    image_processor. The authors' own layout has no image processor: there it is the image encoder's
+    file, which means that CLIP's usual figures apply. `field` is whose value `reference` is.
+    """
+    assert part in _PLACES, part
+    path = Path(reference).expanduser()
+    if not path.exists():
+        hub = _HUB_ID.fullmatch(reference)
+        if hub is None:
+            raise ValueError(
+                f"{field}={reference} is no file or folder here and no hub id (org/name, or "
+                f"org/name:path), so there are no weights to load; correct it"
+            )
+        path = _download(reference, hub[1], hub[2], part, field)
+    if path.is_file():
+        if part != "transformer":
+            raise ValueError(
+                f"{field}={reference} is one file, which holds no {part}; set model.transformer to "
+                f"it, and model.checkpoint to a folder or hub id that has the other parts"
+            )
+        return path
+    found = _find(path, part)
+    if found is None:
+        looked = ", ".join(_patterns(part))
+        raise ValueError(
+            f"{field}={reference} has no {part} in {path} (looked for {looked}), so the model "
+            f"cannot be loaded; complete the download, or set {field} to a checkpoint that has it"
+        )
+    return found
+
+
+def open_transformer(path: Path, arch: WanArch, name: str = "") -> Weights:
+    """The tensors of a located DiT, once its headers and config agree with model.arch=`name`."""
+    weights = Weights(path, rename_transformer)
+    check_arch(arch, weights, name)
+    if config_file(path) is not None:
+        stated = read_arch(path)
+        for key in ("num_heads", "eps"):  # no shape tells these
+            if getattr(stated, key) != getattr(arch, key):
+                raise ValueError(
+                    f"{path}: config.json says {key}={getattr(stated, key)}, and model.arch"
+                    f"{'=' if name else ''}{name} means {getattr(arch, key)}: it is the checkpoint "
+                    f"of another model; set model.arch or model.checkpoint to one that fits"
+                )
+    return weights
+
+
+def check_transformer(
+    reference: str, part: str, arch: WanArch, name: str = "", field: str = "model.checkpoint"
+) -> Weights:
+    """ValueError unless the files are there, whole, and have just this model's tensors.
+
+    Reads headers only, so that a render can refuse before it loads anything.
+    """
+    weights = open_transformer(locate(reference, part, field), arch, name)
+    with torch.device("meta"):
+        whole = WanDiT(arch)
+    check_module(whole, weights)
+    return weights
+
+
+def _find(folder: Path, part: str) -> Path | None:
+    for place in _PLACES[part]:
+        for path in sorted(folder.glob(place)):
+            if path.is_file() or any(path.iterdir()):
+                return path
+    return _find_in_root(folder) if part == "transformer" else None
+
+
+def _find_in_root(folder: Path) -> Path | None:
+    """The folder itself when DiT weights lie in it; the file when it is the only .pth of a DiT."""
+    if any(file.suffix in SAFETENSORS for file in folder.iterdir()):
+        return folder
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.suffix in TORCH and not _OTHER_PARTS.search(file.name)
+    ]
+    if len(files) == 1:
+        return files[0]
+    return folder if files else None
+
+
+def _patterns(part: str) -> list[str]:
+    """What to fetch for a part; a name without a dot or star is a folder."""
+    places = [place if re.search(r"[.*]\w*$", place) else f"{place}/*" for place in _PLACES[part]]
+    return places + list(_ROOT_FILES if part == "transformer" else ())
+
+
+def _download(reference: str, repo: str, inner: str | None, part: str, field: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = _patterns(part)
+    if inner is not None:
+        patterns = [inner, *(f"{inner}/{pattern}" for pattern in patterns)]
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=patterns))
+    except Exception as error:  # the hub's, the network's and the disk's errors share no base
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{field}={reference}: its {part} is not in the local cache and could not be "
+            f"downloaded ({reason}), so the model cannot be loaded; {_how(repo, patterns, field)}"
+        ) from error
+    path = folder if inner is None else folder / inner
+    if not path.exists() or (path.is_dir() and _find(path, part) is None):
+        raise ValueError(
+            f"{field}={reference} has no {part} that we know (looked for {', '.join(patterns)}) in "
+            f"what is downloaded of it, so the model cannot be loaded; if it is there, "
+            f"{_how(repo, patterns, field)}"
+        )
+    return path
+
+
+def _how(repo: str, patterns: list[str], field: str) -> str:
+    includes = " ".join(f'--include "{pattern}"' for pattern in patterns)
+    return f"run `hf download {repo} {includes}` on a network, or set {field} to a local folder"
