@@ -9,7 +9,7 @@ from .fields import check_key, fields
 
 def read_settings(path: Path) -> dict[str, Any]:
     """What the file sets, every key known, values as YAML has them."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         text = path.read_text(encoding="utf-8")

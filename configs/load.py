@@ -51,7 +51,7 @@ def load_config(preset: str | None = None, overrides: Sequence[str] = ()) -> Con
 
 def to_yaml(config: Config) -> str:
     """Every field, in a form that `load_config` reads back."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     values = dataclasses.asdict(config)
     values["sampling"]["timesteps"] = list(config.sampling.timesteps)

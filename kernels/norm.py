@@ -6,6 +6,7 @@ they stay as small as the number of levels, and are never expanded per token.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
@@ -45,4 +46,4 @@ def rms_norm(x_BLD: Tensor, norm: nn.RMSNorm) -> Tensor:
 
 def _by_run(x_BLD: Tensor, rows_BFD: Tensor) -> Tensor:
     """(B, L, D) seen as (B, F, L / F, D), so that rows broadcast."""
-    return x_BLD.unflatten(1, (rows_BFD.shape[1], -1))
+    return rearrange(x_BLD, "b (f s) d -> b f s d", f=rows_BFD.shape[1])

@@ -31,6 +31,6 @@ def rotary_table(
 
 def rotate(x_BLHD: Tensor, table_LC: Tensor) -> Tensor:
     """Turn every pair of channels of every head by its token's angle, in float32."""
-    pairs = torch.view_as_complex(x_BLHD.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x_BLHD.float().reshape(*x_BLHD.shape[:-1], -1, 2))
     turned = torch.view_as_real(pairs * table_LC[None, :, None])
     return turned.flatten(-2).to(x_BLHD.dtype)

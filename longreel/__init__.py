@@ -1,3 +1,81 @@
-"""longreel: long videos with video diffusion transformers on many GPUs."""
+"""longreel: long videos with video diffusion transformers on many GPUs.
+
+Everything heavy is imported when a function is called, so that importing this takes no time.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .jobs.video import Video
+    from .pipeline.generator import Chunk
 
 __version__ = "0.1.0"
+__all__ = ["generate_latents", "render", "stream"]
+
+
+def render(
+    prompt: str,
+    output: str | Path,
+    *,
+    preset: str | None = None,
+    frames: int | None = None,
+    seed: int = 0,
+    image: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> "Video":
+    """Render a prompt to `output`, which appears when it is complete.
+
+    `preset` is a name out of `longreel presets`; `overrides` are "key=value" strings as on the
+    command line, for example "sampling.steps=20". ValueError says what a request cannot have,
+    before anything is loaded.
+    """
+    from .jobs.render import plan_render, render_file
+
+    plan = plan_render(
+        prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides
+    )
+    return render_file(plan, output)
+
+
+def stream(
+    prompt: str,
+    *,
+    preset: str | None = None,
+    frames: int | None = None,
+    seed: int = 0,
+    image: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> "Iterator[Chunk]":
+    """The frames of a render as they become final; the request is checked before this returns."""
+    from .jobs.render import plan_render, stream_chunks
+
+    plan = plan_render(
+        prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides
+    )
+    return stream_chunks(plan)
+
+
+def generate_latents(
+    prompt: str,
+    *,
+    preset: str | None = None,
+    frames: int | None = None,
+    seed: int = 0,
+    image: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> "Tensor":
+    """The clean latents of a render, for people who decode elsewhere.
+
+    Float32 on the host, (1, channels, latents, height, width), normalised per channel as the
+    model makes them: multiply by the VAE's standard deviation and add its mean before decoding.
+    """
+    from .jobs.render import plan_render, render_latents
+
+    plan = plan_render(
+        prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides
+    )
+    return render_latents(plan)

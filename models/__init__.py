@@ -1,1 +1,1 @@
-"""Single-device model code: the DiT, the text and image encoders, the VAE, and how their weights are read."""
+"""Single-device model code: DiT, encoders, VAE, and how their weights are read."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class WanArch:
-    """A Wan-shaped DiT. Field names are ours; checkpoint configs are translated in checkpoint.py."""
+    """A Wan-shaped DiT. Field names are ours; those of checkpoints are translated."""
 
     num_layers: int
     num_heads: int
@@ -58,6 +58,10 @@ class ModelArch:
     num_experts: int = 1
     text_len: int = 512
     per_latent_timestep: bool = False  # trained with a timestep per latent
+    causal_latents: int = 0  # trained so that runs of this many latents see no later run
+    text_parameters: int = 5_680_910_336  # UMT5-XXL
+    image_parameters: int = 0
+    vae_parameters: int = 126_892_531  # Wan 2.1
 
 
 _WAN_1_3B = WanArch(num_layers=30, num_heads=12, ffn_dim=8960)
@@ -74,6 +78,7 @@ ARCHS: dict[str, ModelArch] = {
         vae=_TINY_VAE,
         text_len=64,
         per_latent_timestep=True,
+        vae_parameters=668_043,
     ),
     "wan2.1-t2v-1.3b": ModelArch(dit=_WAN_1_3B, vae=_VAE_2_1),
     "wan2.1-t2v-14b": ModelArch(dit=_WAN_14B, vae=_VAE_2_1),
@@ -81,6 +86,7 @@ ARCHS: dict[str, ModelArch] = {
         dit=WanArch(num_layers=40, num_heads=40, ffn_dim=13824, in_channels=36, image_dim=1280),
         vae=_VAE_2_1,
         image="channels",
+        image_parameters=630_766_080,  # CLIP ViT-H/14
     ),
     "wan2.1-flf2v-14b": ModelArch(
         dit=WanArch(
@@ -93,6 +99,7 @@ ARCHS: dict[str, ModelArch] = {
         ),
         vae=_VAE_2_1,
         image="channels",
+        image_parameters=630_766_080,  # CLIP ViT-H/14
     ),
     "wan2.2-t2v-a14b": ModelArch(dit=_WAN_14B, vae=_VAE_2_1, num_experts=2),
     "wan2.2-ti2v-5b": ModelArch(
@@ -100,6 +107,7 @@ ARCHS: dict[str, ModelArch] = {
         vae=_VAE_2_2,
         image="first-latent",
         per_latent_timestep=True,
+        vae_parameters=704_688_668,
     ),
     "skyreels-v2-df-1.3b": ModelArch(
         dit=WanArch(num_layers=30, num_heads=12, ffn_dim=8960, fps_embedding=True),
@@ -107,5 +115,7 @@ ARCHS: dict[str, ModelArch] = {
         per_latent_timestep=True,
     ),
     "skyreels-v2-df-14b": ModelArch(dit=_WAN_14B, vae=_VAE_2_1, per_latent_timestep=True),
-    "self-forcing-1.3b": ModelArch(dit=_WAN_1_3B, vae=_VAE_2_1, per_latent_timestep=True),
+    "self-forcing-1.3b": ModelArch(
+        dit=_WAN_1_3B, vae=_VAE_2_1, per_latent_timestep=True, causal_latents=3
+    ),
 }

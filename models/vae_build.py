@@ -1,11 +1,11 @@
 """AutoencoderKLWan from a VaeArch: its diffusers config, and modules without a checkpoint."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .arch import VaeArch
+from .random_weights import fill_random
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -81,24 +81,15 @@ def build_vae(arch: VaeArch, **config: Any) -> "AutoencoderKLWan":
     return vae
 
 
-def random_vae(arch: VaeArch, seed: int) -> "AutoencoderKLWan":
-    """Untrained weights that depend on arch and seed alone; no global generator is touched."""
+def random_vae(
+    arch: VaeArch,
+    seed: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> "AutoencoderKLWan":
+    """Untrained weights that depend on arch and seed alone."""
     with torch.device("meta"):
         vae = build_vae(arch)
-    _fill(vae, seed)
+    fill_random(vae, seed, device=device, dtype=dtype)
     return vae
-
-
-def _fill(vae: Any, seed: int) -> None:
-    vae.to_empty(device=torch.get_default_device())
-    generator = torch.Generator("cpu").manual_seed(seed)
-    parameters = dict(vae.named_parameters())
-    for name, parameter in sorted(parameters.items()):
-        if name.endswith("gamma"):
-            parameter.fill_(1.0)
-            continue
-        # torch's own bound for a convolution, of its weight as of its bias
-        weight = parameters[name.removesuffix("bias").removesuffix("weight") + "weight"]
-        bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
-        unit = torch.rand(parameter.shape, generator=generator, device="cpu")
-        parameter.copy_((2 * unit - 1) * bound)

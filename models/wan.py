@@ -112,7 +112,9 @@ class WanDiT(nn.Module):
         y_BLP = self.proj_out(norm_modulate(state.tokens_BLD, scale, shift, self.arch.eps))
         _, p, q = self.arch.patch
         t, h, w = state.grid
-        return rearrange(y_BLP, "b (t h w) (p q c) -> b c t (h p) (w q)", t=t, h=h, w=w, p=p, q=q)
+        pattern = "b (t h w) (p q c) -> b c t (h p) (w q)"
+        velocity_BCTHW: Tensor = rearrange(y_BLP, pattern, t=t, h=h, w=w, p=p, q=q)
+        return velocity_BCTHW
 
     def _modulation(self, timesteps_BT: Tensor, num_latents: int, fps: int) -> Modulation:
         assert timesteps_BT.shape[1:] in ((1,), (num_latents,))
@@ -153,7 +155,8 @@ class _ConditionEmbedder(nn.Module):
     def levels(self, timesteps_R: Tensor) -> tuple[Tensor, Tensor]:
         """Of each level: what the head reads, and the six rows that layers read."""
         embedding_RD = self.time_embedder(_sinusoid(timesteps_R, self._freq_dim))
-        return embedding_RD, self.time_proj(silu(embedding_RD)).unflatten(1, (6, -1))
+        rows_R6D = rearrange(self.time_proj(silu(embedding_RD)), "r (k d) -> r k d", k=6)
+        return embedding_RD, rows_R6D
 
 
 class _Mlp(nn.Module):

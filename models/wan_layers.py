@@ -6,6 +6,7 @@ B batch, L tokens, S keys, D width, H heads.
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
@@ -65,7 +66,7 @@ class Attention(nn.Module):
         return rms_norm(self.add_k_proj(x_BSD), self.norm_added_k), self.add_v_proj(x_BSD)
 
     def heads(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD.unflatten(-1, (self.num_heads, -1))
+        return rearrange(x_BLD, "b l (h d) -> b l h d", h=self.num_heads)
 
     def out(self, y_BLHD: Tensor) -> Tensor:
         y: Tensor = self.to_out["0"](y_BLHD.flatten(-2))

@@ -1,4 +1,4 @@
-"""One thread per process before torch is imported: tiny tensors are a hundred times slower with two."""
+"""One thread per process, set before torch is imported: tiny tensors are far slower with two."""
 
 import os
 

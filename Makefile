@@ -1,0 +1,32 @@
+# Two commands: `make video` renders a first video, `make test` runs the tests. Both install what
+# they need into .venv from this project's own files, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PROMPT := a red circle drifts slowly to the right over a blue background
+
+.PHONY: video test lint
+
+video: .venv/installed
+	@mkdir -p videos
+	@$(BIN)/longreel render "$(PROMPT)" -o videos/first.mp4
+
+test: .venv/installed-dev
+	$(BIN)/pytest -m "not gpu and not slow"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,119 @@
+"""Our DiT forward beside diffusers' on the same weights, inputs and threads, in turn.
+
+    python benchmarks/dit_forward.py                        # CPU, fp32 and bf16, mid-size shape
+    python benchmarks/dit_forward.py --device cuda --shape 1.3b
+
+Prints the ratio of medians, ours over theirs: below 1.0 we are faster.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from diffusers import WanTransformer3DModel
+
+from longreel.models.arch import ARCHS, WanArch
+from longreel.models.wan import WanDiT, cast
+
+
+@dataclass(frozen=True)
+class Shape:
+    arch: WanArch
+    grid: tuple[int, int, int]  # latents, latent height, latent width
+
+
+SHAPES = {
+    "mid": Shape(
+        WanArch(num_layers=8, num_heads=4, ffn_dim=2048, text_dim=512), (5, 40, 40)
+    ),  # dim 512, 2,000 tokens
+    "1.3b": Shape(ARCHS["wan2.1-t2v-1.3b"].dit, (21, 60, 104)),  # 480p, 81 frames: 32,760 tokens
+}
+
+
+def build(arch: WanArch, dtype: torch.dtype, device: str) -> tuple[WanDiT, torch.nn.Module]:
+    with torch.device(device):
+        theirs = WanTransformer3DModel(
+            num_attention_heads=arch.num_heads,
+            attention_head_dim=arch.head_dim,
+            text_dim=arch.text_dim,
+            ffn_dim=arch.ffn_dim,
+            num_layers=arch.num_layers,
+        )
+        ours = WanDiT(arch)
+    ours.load_state_dict(theirs.state_dict())
+    for name, parameter in theirs.named_parameters():
+        if not any(part in name for part in theirs._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(dtype)
+    return cast(ours, dtype).eval(), theirs.eval()
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def compare(shape: Shape, dtype: torch.dtype, device: str, runs: int) -> None:
+    ours, theirs = build(shape.arch, dtype, device)
+    latents = torch.randn(1, shape.arch.in_channels, *shape.grid, device=device, dtype=dtype)
+    text = torch.randn(1, 512, shape.arch.text_dim, device=device, dtype=dtype)
+    t_host = torch.tensor([[700.0]])
+    t_device = t_host[0].to(device)
+
+    def our_forward() -> torch.Tensor:
+        state = ours.embed(latents, t_host, text)
+        return ours.head(ours.run_layers(state, range(ours.num_layers)))
+
+    def their_forward() -> torch.Tensor:
+        out: torch.Tensor = theirs(latents, t_device, text, return_dict=False)[0]
+        return out
+
+    difference = (our_forward() - their_forward()).abs().max().item()  # warms both up too
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for i in range(runs):
+        pair = [("ours", our_forward), ("theirs", their_forward)]
+        for name, call in pair if i % 2 == 0 else pair[::-1]:
+            seconds[name].append(timed(call, device))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    print(
+        f"{str(dtype).removeprefix('torch.'):9} ours {medians['ours']:.3f} s  "
+        f"diffusers {medians['theirs']:.3f} s  ratio {medians['ours'] / medians['theirs']:.3f}  "
+        f"max difference {difference:.1e}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="mid")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    cuda = args.device == "cuda"
+    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU"
+    shape = SHAPES[args.shape]
+    tokens = shape.grid[0] * shape.grid[1] * shape.grid[2] // 4
+    print(
+        f"{machine}, {args.threads} threads, torch {torch.__version__}, "
+        f"diffusers {diffusers.__version__}; dim {shape.arch.dim}, "
+        f"{shape.arch.num_layers} layers, {tokens} tokens, {args.runs} runs in turn"
+    )
+    for name in args.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"]):
+        compare(shape, getattr(torch, name), args.device, args.runs)
+
+
+if __name__ == "__main__":
+    main()

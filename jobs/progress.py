@@ -1,0 +1,66 @@
+"""Progress of a render on the terminal: what is done, how much of it, how fast, how long yet."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+_NAMES = {"prompt": "reading the prompt", "denoise": "denoising", "decode": "decoding"}
+_UNITS = {"denoise": "steps", "decode": "frames"}
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A report function that draws on stderr: bars on a terminal, a line per phase elsewhere."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    bars = Progress(
+        TextColumn("{task.description:18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    tasks = {}
+    with bars:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(_NAMES[what], total=total, unit=_UNITS.get(what, ""))
+            bars.update(tasks[what], completed=done)
+
+        yield report
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed, unit = task.finished_speed or task.speed, task.fields["unit"]
+        return Text(f"{speed:.2f} {unit}/s" if speed and unit else "")
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    started: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        start = started.setdefault(what, time.monotonic())
+        if done == total:
+            seconds = time.monotonic() - start
+            unit = f" {total} {_UNITS[what]}" if what in _UNITS else ""
+            print(f"{_NAMES[what]}:{unit} in {seconds:.1f} s", file=sys.stderr)
+
+    return report

@@ -1,0 +1,80 @@
+"""One request to one file, to a stream of frames, or to latents: what every entry point calls."""
+
+from collections.abc import Generator as Stream
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from torch import Tensor
+
+from ..configs.load import load_config, to_yaml
+from ..pipeline.generator import Chunk, Generator, Report
+from ..pipeline.plan import Plan, Request, make_plan
+from .target import check_output
+from .video import Video
+from .writer import open_writer
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    pass
+
+
+def plan_render(
+    prompt: str,
+    *,
+    preset: str | None = None,
+    frames: int | None = None,
+    seed: int = 0,
+    image: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """A request in the words people use, checked; nothing is loaded."""
+    if frames is not None:
+        overrides = [*overrides, f"video.frames={frames}"]
+    config = load_config(preset, overrides)
+    path = None if image is None else Path(image).expanduser()
+    return make_plan(Request(prompt=prompt, config=config, seed=seed, image=path))
+
+
+def render_file(plan: Plan, output: str | Path, report: Report = _quiet) -> Video:
+    """Render to a file (or a folder of pictures), which appears when it is complete."""
+    config, path = plan.config, Path(output).expanduser()
+    video = config.video
+    check_output(
+        path, config.output, num_frames=video.frames, height=video.height, width=video.width
+    )
+    with (
+        closing(stream_chunks(plan, report)) as chunks,
+        open_writer(
+            path,
+            height=video.height,
+            width=video.width,
+            fps=video.fps,
+            output=config.output,
+            metadata=_metadata(plan),
+        ) as writer,
+    ):
+        for chunk in chunks:
+            writer.write(chunk.frames)
+    return Video(path=path, config=config, num_frames=video.frames, fps=video.fps)
+
+
+def stream_chunks(plan: Plan, report: Report = _quiet) -> Stream[Chunk]:
+    """Frames as they become final."""
+    yield from Generator(plan, report).chunks()
+
+
+def render_latents(plan: Plan, report: Report = _quiet) -> Tensor:
+    return Generator(plan, report).latents().cpu()
+
+
+def _metadata(plan: Plan) -> dict[str, str]:
+    from .. import __version__
+
+    return {
+        "prompt": plan.request.prompt,
+        "seed": str(plan.request.seed),
+        "image": plan.request.image.name if plan.request.image else "",
+        "config": to_yaml(plan.config),
+        "longreel": __version__,
+    }

@@ -1,0 +1,99 @@
+"""Frames go to a hidden name beside the target, which they take once complete and on disk."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..configs.schema import OutputConfig
+from .mp4 import Mp4Encoder
+from .png import PngEncoder
+from .target import check_size, check_target
+
+
+class Writer(Protocol):
+    """Takes the frames of a video in order, as they are made."""
+
+    @property
+    def frames_written(self) -> int: ...
+
+    def write(self, frames: npt.NDArray[np.uint8]) -> None:
+        """n x height x width x 3; the array may be used again at once."""
+
+
+@contextmanager
+def open_writer(
+    path: Path,
+    *,
+    height: int,
+    width: int,
+    fps: int,
+    output: OutputConfig,
+    metadata: Mapping[str, str],
+) -> Iterator[Writer]:
+    """The video appears at `path` when the block ends, whole; if it raises, nothing changes.
+
+    A file that is there is replaced; a folder that holds anything is an error before the block.
+    """
+    check_target(path, output)
+    check_size(output, height=height, width=width)
+    target = path.absolute()  # the working directory may change while a render runs
+    # 40 characters, because a name of 255 bytes leaves no room for the rest
+    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
+    encoder: Mp4Encoder | PngEncoder
+    try:
+        if output.format == "png":
+            encoder = PngEncoder(part, height=height, width=width, metadata=metadata)
+        else:
+            encoder = Mp4Encoder(
+                part, height=height, width=width, fps=fps, output=output, metadata=metadata
+            )
+        try:
+            yield encoder
+            _check_any(path, encoder)
+            encoder.finish()
+        finally:
+            encoder.close()
+        _sync_all(part)
+        part.replace(target)
+        _sync(target.parent)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _check_any(path: Path, writer: Writer) -> None:
+    if writer.frames_written == 0:
+        raise ValueError(
+            f"output={path} was given no frame, so there is no video to write; "
+            "write at least one before the writer is closed"
+        )
+
+
+def _sync_all(path: Path) -> None:
+    """Onto the disk, so that a crash after the rename cannot leave an empty file under the name."""
+    if path.is_dir():
+        for file in path.iterdir():
+            _sync(file)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.unlink(missing_ok=True)

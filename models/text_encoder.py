@@ -1,0 +1,120 @@
+"""transformers' UMT5 and its tokenizer, from a checkpoint in either layout or from a seed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .names import rename_t5
+from .random_weights import fill_random
+from .weights import Weights, load_module
+
+if TYPE_CHECKING:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+RANDOM_SEED = 0  # of the encoder that needs no files
+
+
+def load_tokenizer(path: Path | None) -> Any:
+    """From a folder; none: UTF-8 bytes, which needs no files."""
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if path is None:
+        return ByT5Tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # a corrupt tokenizer.json raises Exception itself
+        raise ValueError(
+            f"model.checkpoint: the tokenizer in {path} cannot be read "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}), so prompts "
+            f"cannot be encoded; download that folder again"
+        ) from error
+
+
+def load_encoder(
+    path: Path | None, text_dim: int, *, device: torch.device | str, dtype: torch.dtype
+) -> "UMT5EncoderModel":
+    """From a diffusers folder or an original file; none: untrained weights, always the same."""
+    from transformers import UMT5EncoderModel
+
+    weights = None if path is None else Weights(path, rename_t5)
+    config = _config(path, weights, text_dim)
+    if config.d_model != text_dim:
+        raise ValueError(
+            f"model.checkpoint: the text encoder in {path} makes {config.d_model} channels and "
+            f"model.arch reads {text_dim}: it belongs to another model; set model.arch to what the "
+            f"checkpoint holds"
+        )
+    with torch.device("meta"):
+        encoder: UMT5EncoderModel = UMT5EncoderModel(config)
+    encoder.train(False).requires_grad_(False)
+    if weights is None:
+        fill_random(encoder, RANDOM_SEED, device=device, dtype=dtype)
+    else:
+        load_module(
+            encoder,
+            weights,
+            device=device,
+            dtype=dtype,
+            # What transformers does: outputs of `wo` pass 65504, float16's largest, but not
+            # bfloat16's, and the sum they are added to is float32 from then on.
+            keep_float32=lambda name: dtype == torch.float16 and name.endswith(".wo.weight"),
+        )
+    return encoder
+
+
+def _config(path: Path | None, weights: Weights | None, text_dim: int) -> "UMT5Config":
+    from transformers import UMT5Config
+
+    if path is None or weights is None:
+        return UMT5Config(
+            vocab_size=384,  # bytes and the special tokens of ByT5Tokenizer
+            d_model=text_dim,
+            d_kv=16,
+            d_ff=2 * text_dim,
+            num_layers=2,
+            num_heads=2,
+        )
+    if path.is_dir():
+        try:
+            (path / "config.json").stat()  # transformers would take its defaults instead
+            return UMT5Config.from_pretrained(str(path), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model.checkpoint: {path / 'config.json'} is not there or not readable, so the "
+                f"size of the text encoder is unknown; download that folder again"
+            ) from error
+    return _config_of(weights)
+
+
+def _config_of(weights: Weights) -> "UMT5Config":
+    """Original files come without a config; the shapes say all but the constants of UMT5."""
+    from transformers import UMT5Config
+
+    layer = "encoder.block.0.layer"
+    telling = (
+        "shared.weight",
+        f"{layer}.0.SelfAttention.q.weight",
+        f"{layer}.0.SelfAttention.relative_attention_bias.weight",
+        f"{layer}.1.DenseReluDense.wi_0.weight",
+    )
+    lost = [name for name in telling if len(weights.shapes.get(name, ())) != 2]
+    if lost:
+        raise ValueError(
+            f"model.checkpoint: {weights.path} is not Wan's UMT5 encoder: it has no {lost[0]}; "
+            f"point at models_t5_umt5-xxl-enc-bf16.pth or at a folder in the diffusers layout"
+        )
+    (vocab_size, d_model), (inner, _), (buckets, num_heads), (d_ff, _) = (
+        weights.shapes[name] for name in telling
+    )
+    layers = {name.split(".")[2] for name in weights.shapes if name.startswith("encoder.block.")}
+    return UMT5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=inner // num_heads,
+        d_ff=d_ff,
+        num_layers=len(layers),
+        num_heads=num_heads,
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu",
+    )

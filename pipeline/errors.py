@@ -1,0 +1,5 @@
+"""What ends a render that was fine to start."""
+
+
+class RenderError(RuntimeError):
+    """A render that cannot go on, and why."""

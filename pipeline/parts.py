@@ -1,0 +1,128 @@
+"""The parts of a plan's model: checked together, loaded one by one when their turn comes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..models.checkpoint import check_transformer, locate
+from ..models.image import ImageSource, encode_images, fit_image, open_image
+from ..models.text import TextSource, encode_prompts
+from ..models.vae_build import random_vae
+from ..models.vae_load import load_vae
+from ..models.wan import WanDiT
+from ..models.wan_load import load_dit
+from .condition import Condition, encode_pictures
+from .plan import DTYPES, Plan
+
+RANDOM = "random"  # the value of model.checkpoint that means untrained weights
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+    from PIL import Image
+
+
+def check_parts(plan: Plan) -> None:
+    """Every file there, whole, and of this model: headers are read, weights are not."""
+    model, dit = plan.config.model, plan.arch.dit
+    reference, field = _transformer(plan)
+    if reference != RANDOM:
+        for part in ("transformer", "transformer_2")[: plan.arch.num_experts]:
+            check_transformer(reference, part, dit, model.arch, field)
+    wanted = ["vae", "text_encoder", "tokenizer"]
+    wanted += ["image_encoder", "image_processor"] if dit.image_dim is not None else []
+    for part in wanted:
+        _locate(plan, part)
+
+
+def encode_texts(plan: Plan, prompts: Sequence[str]) -> Tensor:
+    """One row of embeddings per prompt, on the plan's device."""
+    model = plan.config.model
+    source = TextSource(
+        encoder=_locate(plan, "text_encoder"),
+        tokenizer=_locate(plan, "tokenizer"),
+        text_len=plan.arch.text_len,
+        text_dim=plan.arch.dit.text_dim,
+    )
+    cache = Path(model.text_cache).expanduser() if model.text_cache else None
+    return encode_prompts(
+        prompts, source, device=plan.device, dtype=DTYPES[model.dtype], cache=cache
+    )
+
+
+def load_plan_vae(plan: Plan) -> "AutoencoderKLWan":
+    dtype, path = DTYPES[plan.config.model.vae_dtype], _locate(plan, "vae")
+    if path is None:
+        return random_vae(plan.arch.vae, seed=0, device=plan.device, dtype=dtype)
+    return load_vae(path, plan.arch.vae, device=plan.device, dtype=dtype)
+
+
+def encode_condition(plan: Plan, vae: "AutoencoderKLWan") -> Condition:
+    """What the request's pictures become; the image encoder is gone again afterwards."""
+    assert plan.request.image is not None
+    video = plan.config.video
+    pictures = [open_image(plan.request.image, "image")]
+    if video.last_image:
+        pictures.append(open_image(Path(video.last_image).expanduser(), "video.last_image"))
+    tokens = None
+    if plan.arch.dit.image_dim is not None:
+        tokens = _encode_tokens(plan, pictures)
+    first, *last = (fit_image(picture, video.height, video.width) for picture in pictures)
+    return encode_pictures(
+        plan.arch,
+        vae,
+        plan.config.model.vae_tile,
+        plan.latents_shape[1],
+        first.to(plan.device),
+        last[0].to(plan.device) if last else None,
+        tokens,
+    )
+
+
+def _encode_tokens(plan: Plan, pictures: Sequence["Image.Image"]) -> Tensor:
+    assert plan.arch.dit.image_dim is not None
+    source = ImageSource(
+        encoder=_locate(plan, "image_encoder"),
+        processor=_locate(plan, "image_processor"),
+        image_dim=plan.arch.dit.image_dim,
+    )
+    dtype = DTYPES[plan.config.model.dtype]
+    return encode_images(pictures, source, device=plan.device, dtype=dtype)
+
+
+def _locate(plan: Plan, part: str) -> Path | None:
+    """Where a part is; none: its weights are random."""
+    reference = plan.config.model.checkpoint
+    return None if reference == RANDOM else locate(reference, part)
+
+
+def _transformer(plan: Plan) -> tuple[str, str]:
+    """Where the DiT is, and the field that says so."""
+    model = plan.config.model
+    if model.transformer:
+        return model.transformer, "model.transformer"
+    return model.checkpoint, "model.checkpoint"
+
+
+class Experts:
+    """The DiT that a step needs. One at a time is held: a window never goes back to the first."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._part = ""
+        self._model: WanDiT | None = None
+
+    def get(self, low_noise: bool) -> WanDiT:
+        part = "transformer_2" if low_noise else "transformer"
+        if self._model is None or part != self._part:
+            self._model = None  # before the other one takes its memory
+            reference, field = _transformer(self._plan)
+            self._model = load_dit(
+                None if reference == RANDOM else locate(reference, part, field),
+                self._plan.arch.dit,
+                device=self._plan.device,
+                dtype=DTYPES[self._plan.config.model.dtype],
+            )
+            self._part = part
+        return self._model

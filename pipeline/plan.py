@@ -1,0 +1,201 @@
+"""What a render will do, worked out and checked before anything is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..configs.schema import Config
+from ..configs.suggest import did_you_mean
+from ..models.arch import ARCHS, ModelArch
+from ..models.wan_load import count_bytes
+from .noise import check_seed
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One video somebody wants."""
+
+    prompt: str
+    config: Config
+    seed: int = 0
+    image: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request that can be met, in the model's own measures."""
+
+    request: Request
+    arch: ModelArch
+    device: torch.device
+    latents_shape: tuple[int, int, int, int]  # channels, latents, height, width
+    num_tokens: int  # of the one window
+    weights_bytes: dict[str, int]
+    latents_bytes: int
+
+    @property
+    def config(self) -> Config:
+        return self.request.config
+
+
+def make_plan(request: Request) -> Plan:
+    """Check a request against its model and this machine; ValueError says what to change."""
+    config = request.config
+    if not request.prompt.strip():
+        raise ValueError(
+            "prompt is empty, so there is nothing to render; describe the video in a sentence"
+        )
+    check_seed(request.seed)
+    arch = _find_arch(config.model.arch)
+    shape = _latents_shape(config, arch)
+    _check_images(request, arch)
+    _check_experts(config, arch)
+    dtype = DTYPES[config.model.dtype]
+    _, patch_height, patch_width = arch.dit.patch
+    return Plan(
+        request=request,
+        arch=arch,
+        device=find_device(config.model.device),
+        latents_shape=shape,
+        num_tokens=shape[1] * (shape[2] // patch_height) * (shape[3] // patch_width),
+        weights_bytes=_weights_bytes(config, arch, dtype),
+        latents_bytes=4 * shape[0] * shape[1] * shape[2] * shape[3],
+    )
+
+
+def describe(plan: Plan) -> str:
+    """The plan in a few lines, for --dry-run."""
+    config, (channels, latents, height, width) = plan.config, plan.latents_shape
+    video, sampling = config.video, config.sampling
+    weights = ", ".join(f"{name} {_size(n)}" for name, n in plan.weights_bytes.items())
+    lines = {
+        "video": f"{video.frames} frames of {video.width} x {video.height} at {video.fps} a second",
+        "latents": f"{channels} x {latents} x {height} x {width}, {_size(plan.latents_bytes)}",
+        "window": f"{plan.num_tokens} tokens",
+        "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
+        f"guidance {sampling.guidance:g} ({sampling.guidance_mode})",
+        "weights": weights,
+        "device": f"{plan.device}, {config.model.dtype}",
+    }
+    return "\n".join(f"{name:8} {text}" for name, text in lines.items())
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`, or a device that must be there."""
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"{count} CUDA device{'s' * (count != 1)}"
+        raise ValueError(
+            f"model.device={name} is not there (torch finds {found}), so nothing can run on it; "
+            "set model.device=auto or model.device=cpu"
+        )
+    return device
+
+
+def _find_arch(name: str) -> ModelArch:
+    if name in ARCHS:
+        return ARCHS[name]
+    raise ValueError(
+        f"model.arch={name} is no model whose shape is known; {did_you_mean(name, ARCHS)}"
+        f"choose one of {', '.join(ARCHS)}"
+    )
+
+
+def _latents_shape(config: Config, arch: ModelArch) -> tuple[int, int, int, int]:
+    video, vae = config.video, arch.vae
+    extra = (video.frames - 1) % vae.time_stride
+    if extra:
+        below = video.frames - extra
+        raise ValueError(
+            f"video.frames={video.frames} comes from no whole number of latents (the first is one "
+            f"frame, every other {vae.time_stride}); use {below} or {below + vae.time_stride}"
+        )
+    num_latents = 1 + (video.frames - 1) // vae.time_stride
+    if num_latents > arch.dit.max_position:
+        most = 1 + (arch.dit.max_position - 1) * vae.time_stride
+        raise ValueError(
+            f"video.frames={video.frames} needs {num_latents} positions in one window and the "
+            f"model has {arch.dit.max_position}; use at most {most} frames"
+        )
+    for axis, name in enumerate(("height", "width")):
+        size, grid = getattr(video, name), vae.space_stride * arch.dit.patch[axis + 1]
+        if size % grid:
+            below = size - size % grid
+            choice = f"{below} or {below + grid}" if below else f"{grid}"
+            raise ValueError(
+                f"video.{name}={size} is off the model's grid of {grid} pixels, so tokens would "
+                f"not cover the picture; use {choice}"
+            )
+    return (
+        arch.dit.out_channels,
+        num_latents,
+        video.height // vae.space_stride,
+        video.width // vae.space_stride,
+    )
+
+
+def _check_images(request: Request, arch: ModelArch) -> None:
+    name, last = request.config.model.arch, request.config.video.last_image
+    if arch.image == "none":
+        if request.image is not None or last:
+            field, value = ("image", request.image) if request.image else ("video.last_image", last)
+            raise ValueError(
+                f"{field}={value} would be ignored: model.arch={name} takes a prompt alone; "
+                "leave it out, or choose an image-to-video preset (see `longreel presets`)"
+            )
+    elif arch.image == "channels" and request.image is None:
+        raise ValueError(
+            f"image is missing, and model.arch={name} starts from one; give --image FILE"
+        )
+    if last and arch.image != "channels":
+        raise ValueError(
+            f"video.last_image={last} would be ignored: model.arch={name} takes a first image "
+            "only; leave it out, or use model.arch=wan2.1-flf2v-14b"
+        )
+    if arch.dit.image_positions and not last:
+        raise ValueError(
+            f"video.last_image is missing, and model.arch={name} ends on one; "
+            "give video.last_image=FILE"
+        )
+    if request.config.video.frames == 1 and last:
+        raise ValueError(
+            f"video.frames=1 leaves no frame for video.last_image={last}; use at least 5"
+        )
+
+
+def _check_experts(config: Config, arch: ModelArch) -> None:
+    boundary = config.model.boundary
+    if bool(boundary) != (arch.num_experts == 2):
+        raise ValueError(
+            f"model.boundary={boundary:g} does not fit model.arch={config.model.arch}, which has "
+            f"{arch.num_experts} expert{'s' * (arch.num_experts > 1)}; "
+            + ("set the level where the second takes over, as 0.875" if not boundary else "set 0")
+        )
+
+
+def _weights_bytes(config: Config, arch: ModelArch, dtype: torch.dtype) -> dict[str, int]:
+    transformer = count_bytes(arch.dit, dtype) * arch.num_experts
+    sizes = {
+        "transformer": transformer,
+        "text encoder": arch.text_parameters * dtype.itemsize,
+        "image encoder": arch.image_parameters * dtype.itemsize,
+        "VAE": arch.vae_parameters * DTYPES[config.model.vae_dtype].itemsize,
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < _GIB:
+        return f"{num_bytes / 2**20:.1f} MiB"
+    return f"{num_bytes / _GIB:.1f} GiB"
