@@ -3,7 +3,6 @@
 N prompts, S tokens, D channels.
 """
 
-import gc
 import hashlib
 import html
 import json
@@ -136,9 +135,8 @@ def _encode(
     try:
         return _encode_all(texts, source, device, dtype)
     finally:
-        gc.collect()  # the modules of the encoder refer to each other: only a sweep frees them
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # or other processes on this GPU would lack 11 GB
 
 
 def _encode_all(

@@ -82,9 +82,11 @@ def encode_condition(plan: Plan, vae: "AutoencoderKLWan") -> Condition:
 
 def _encode_tokens(plan: Plan, pictures: Sequence["Image.Image"]) -> Tensor:
     assert plan.arch.dit.image_dim is not None
+    processor = _locate(plan, "image_processor")
     source = ImageSource(
         encoder=_locate(plan, "image_encoder"),
-        processor=_locate(plan, "image_processor"),
+        # the original layout has no folder for it: CLIP's published values
+        processor=processor if processor and processor.is_dir() else None,
         image_dim=plan.arch.dit.image_dim,
     )
     dtype = DTYPES[plan.config.model.dtype]
