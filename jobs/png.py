@@ -53,10 +53,11 @@ def decode_png(folder: Path) -> Iterator[npt.NDArray[np.uint8]]:
     """The frames of a folder that PngEncoder filled, height x width x 3, one at a time."""
     import av
 
-    codec = av.VideoCodecContext.create("png", "r")
-    codec.thread_count = 1
     # by number, because 100000.png sorts before 99999.png
     for path in sorted(folder.glob("*.png"), key=lambda path: int(path.stem)):
+        # a new one each: a decoder adds a second picture to the first, as animations do
+        codec = av.VideoCodecContext.create("png", "r")
+        codec.thread_count = 1
         (picture,) = codec.decode(av.Packet(path.read_bytes()))
         yield picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
