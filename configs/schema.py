@@ -12,6 +12,19 @@ from .checks import check_finite, check_name, check_range
 SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
 GUIDANCE = ("sequential", "batched", "none")
 DTYPES = ("float32", "bfloat16", "float16")
+POLICIES = (
+    "whole",
+    "dualparal",
+    "dualparal-grouped",
+    "dualparal-staggered",
+    "diagonal",
+    "buffer",
+    "forcing",
+    "rolling",
+    "causal",
+)
+NOISE = ("independent", "pool")
+BACKENDS = ("local", "ray")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
 ENCODER_PRESETS = (
@@ -152,6 +165,53 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """How a long video is cut into blocks, and what each can see. None: the policy's own."""
+
+    policy: str = "whole"
+    size: int | None = None  # latents of a block (of a window: diagonal)
+    left: int | None = None  # latents of context before a block
+    right: int | None = None  # latents of context after it
+    sink: int | None = None  # first latents of the video that every block sees
+    stagger: int | None = None  # steps that a block is behind its left neighbour
+    window: int = 25  # latents that one forward may hold (forcing)
+    depth: int = 8  # stages that the order of service is made for, however many there are
+    noise: str = "independent"  # pool: blocks share one set of frames
+    prefix_level: float = 0.02  # noise on a clean prefix (forcing)
+
+    def __post_init__(self) -> None:
+        check_name("blocks.policy", self.policy, POLICIES)
+        check_name("blocks.noise", self.noise, NOISE)
+        for name in ("size", "window", "depth"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"blocks.{name}", value, 1, math.inf, "leaves nothing to work on")
+        for name in ("left", "right", "sink", "stagger"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"blocks.{name}", value, 0, math.inf, "counts nothing")
+        check_range("blocks.prefix_level", self.prefix_level, 0, 0.05, "blurs what is finished")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How one render is spread over devices."""
+
+    num_stages: int = 1  # consecutive slices of the DiT's layers
+    backend: str = "local"  # stages in this process, or ray actors
+    address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
+    place_timeout_s: float = 60.0  # how long to wait for the devices
+    transfer_timeout_s: float = 60.0  # how long a stage may wait for another
+
+    def __post_init__(self) -> None:
+        check_range("parallel.num_stages", self.num_stages, 1, math.inf, "leaves no stage to run on")
+        check_name("parallel.backend", self.backend, BACKENDS)
+        for name in ("place_timeout_s", "transfer_timeout_s"):
+            check_finite(f"parallel.{name}", getattr(self, name))
+            check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "fails at once")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """How frames are written."""
 
@@ -176,6 +236,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:

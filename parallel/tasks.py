@@ -1,0 +1,68 @@
+"""What the schedule hands to stages: pure data, without torch.
+
+A video is a row of latents, cut into blocks. Step k moves a block from version k to version k + 1;
+version 0 is noise, version `steps` is clean.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A run of one block's latents in a window, numbered as in the video."""
+
+    block: int
+    start: int
+    stop: int
+    step: int  # the version that is read
+    write: bool  # moved one step; otherwise context, recomputed and dropped
+    noised: bool = False  # clean context that is read with a little noise
+
+    @property
+    def num_latents(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Keys and values of a run of latents, kept by every stage for its own layers."""
+
+    block: int
+    step: int  # the version they were made of
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Of the cache: a block has one entry per version."""
+        return self.block, self.step
+
+    @property
+    def num_latents(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One pass of one window through all layers. Tasks are numbered in the one order all stages keep."""
+
+    number: int
+    tick: int  # sweep over the blocks in flight
+    parts: tuple[Part, ...]  # in order of time
+    reads: tuple[Entry, ...] = ()  # cached context; a slice of the entry of the same key
+    stores: tuple[Entry, ...] = ()  # to be kept of this window
+    frees: tuple[tuple[int, int], ...] = ()  # keys that nobody reads after this task
+    positions: tuple[int, ...] = ()  # of every latent of the parts
+    context_positions: tuple[int, ...] = ()  # of every latent of the reads
+    admits: tuple[int, ...] = ()  # blocks that begin with this task
+    finishes: tuple[int, ...] = ()  # blocks that are clean after it
+    drops: tuple[int, ...] = ()  # blocks whose latents nobody reads after it
+    commit: bool = False  # for its keys and values alone: no velocity is wanted
+
+    @property
+    def num_latents(self) -> int:
+        return sum(part.num_latents for part in self.parts)
+
+    @property
+    def written(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if part.write)

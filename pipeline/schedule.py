@@ -1,0 +1,272 @@
+"""The block schedule: in which order which blocks take which step, and what each step can see.
+
+A pure function of its fields: the same fields give the same stream of tasks, whatever runs them.
+Every queue of the field is one setting of these fields (policies.py).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..parallel.tasks import Entry, Part, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSchedule:
+    """Blocks of `size` latents that take `steps` steps each.
+
+    The last block of a finite video takes what remains: from half a block to one and a half.
+    """
+
+    size: int
+    steps: int
+    num_latents: int | None  # none: until somebody stops
+    stagger: int = 1  # steps that the block to the left must be ahead
+    burst: int = 0  # at least so many blocks take every step together; 0: no bursts
+    max_inflight: int
+    joint: int = 1  # neighbours that share one forward; 0: all that are in flight
+    newest_first: bool = True  # order of service inside a tick
+    left: int = 0  # latents before the window's own, recomputed with it
+    left_noised: bool = False  # clean ones among them are read with a little noise
+    right: int = 0  # latents after them: keys and values of this tick
+    clean: int = 0  # latents before them: keys and values of their clean version
+    sink: int = 0  # first latents of the video: the same, kept for ever
+    extend_left: bool = False  # a window without a right neighbour sees that much more to the left
+    keep_first: bool = False  # position 0 is the video's first latent's, and nobody else's
+    per_latent: bool = False  # a timestep per latent; otherwise all have the written block's
+
+    def __post_init__(self) -> None:
+        assert self.size >= 1
+        assert self.steps >= 1
+        assert self.num_latents is None or self.num_latents >= 1
+        assert 0 <= self.stagger <= self.steps
+        assert self.max_inflight >= max(1, self.burst)
+        assert not self.right or (self.newest_first and self.joint == 1)
+        assert not (self.burst and self.commits)
+
+    @property
+    def commits(self) -> bool:
+        """Whether a clean block runs once more, for the keys and values that others read."""
+        return bool(self.clean or self.sink)
+
+    @property
+    def num_blocks(self) -> int | None:
+        if self.num_latents is None:
+            return None
+        return max(1, (self.num_latents + self.size // 2) // self.size)
+
+    def bounds(self, block: int) -> tuple[int, int]:
+        """First latent of a block, and the one after its last."""
+        start = block * self.size
+        if self.num_latents is not None and block + 1 == self.num_blocks:
+            return start, self.num_latents
+        return start, start + self.size
+
+    def gap(self, block: int) -> int:
+        """How many steps the block to the left must be ahead of this one."""
+        if not self.burst:
+            return self.stagger
+        return self.steps if block in self._burst_starts(block) else 0
+
+    def tasks(self) -> Iterator[Task]:
+        """Every task, in the order that all stages keep."""
+        return _Run(self).tasks()
+
+    def _burst_starts(self, block: int) -> set[int]:
+        """Of the bursts up to the one that holds `block`."""
+        if self.num_blocks is None:
+            return set(range(0, block + 1, self.burst))
+        count = max(1, self.num_blocks // self.burst)
+        small, larger = divmod(self.num_blocks, count)
+        return {i * small + min(i, larger) for i in range(count)}
+
+
+class _Run:
+    """The state of one walk through a schedule: how far every block in flight is."""
+
+    def __init__(self, schedule: BlockSchedule) -> None:
+        self._s = schedule
+        self._done: dict[int, int] = {}  # steps taken by blocks in flight
+        self._next = 0  # block to admit
+        self._number = 0
+        self._tick = 0
+        self._kept = 0  # first block whose latents are still held
+        self._entries: dict[int, Entry] = {}  # of clean blocks
+
+    def tasks(self) -> Iterator[Task]:
+        while self._admit() or self._done:
+            moving = self._moving()
+            assert moving, "blocks in flight and none may move"
+            for group in self._groups(moving):
+                yield self._step(group, moving)
+            for block in moving:
+                self._done[block] += 1
+            finished = [block for block, steps in self._done.items() if steps == self._s.steps]
+            for block in finished:
+                del self._done[block]
+                if self._s.commits and block + 1 != self._s.num_blocks:
+                    yield self._commit(block)
+            self._tick += 1
+
+    def _admit(self) -> bool:
+        """Take in the blocks that may begin with this tick."""
+        s, before = self._s, self._next
+        while (
+            self._next != s.num_blocks
+            and len(self._done) < s.max_inflight
+            and self._steps_of(self._next - 1) >= s.gap(self._next)
+        ):
+            self._done[self._next] = 0
+            self._next += 1
+        return self._next > before
+
+    def _moving(self) -> list[int]:
+        """Blocks that may take a step in this tick, judged by where all stand at its start."""
+        s = self._s
+        return [
+            block
+            for block, steps in self._done.items()
+            if self._steps_of(block - 1) >= min(s.steps, steps + s.gap(block))
+        ]
+
+    def _steps_of(self, block: int) -> int:
+        """Blocks that have left, and the one before the first, are as far as can be."""
+        return self._done.get(block, self._s.steps)
+
+    def _groups(self, moving: list[int]) -> list[list[int]]:
+        """Runs of neighbours that share a forward, in their order of service."""
+        width = self._s.joint or len(moving)
+        runs: list[list[int]] = []
+        for block in moving:
+            if not runs or len(runs[-1]) == width or runs[-1][-1] != block - 1:
+                runs.append([])
+            runs[-1].append(block)
+        return runs[::-1] if self._s.newest_first else runs
+
+    def _step(self, group: list[int], moving: list[int]) -> Task:
+        s = self._s
+        own = [
+            Part(block=b, start=s.bounds(b)[0], stop=s.bounds(b)[1], step=self._done[b], write=True)
+            for b in group
+        ]
+        first, last = own[0].start, group[-1]
+        right = self._right(last) if last + 1 in moving else ()
+        left = s.left + (s.right if s.extend_left and s.right and not right else 0)
+        parts = (*self._left(first, left), *own)
+        reads = (*self._clean(first), *right)
+        stores = (self._entry(group[0], s.right),) if group[0] - 1 in moving and s.right else ()
+        finishes = tuple(b for b in group if self._done[b] + 1 == s.steps)
+        return self._task(
+            parts=parts,
+            reads=reads,
+            stores=stores,
+            frees=tuple(entry.key for entry in right),
+            admits=tuple(b for b in group if self._done[b] == 0),
+            finishes=finishes,
+            drops=self._drops(finishes) if not s.commits else (),
+        )
+
+    def _commit(self, block: int) -> Task:
+        """One more pass of a clean block, at level 0, for its keys and values."""
+        s = self._s
+        start, stop = s.bounds(block)
+        part = Part(block=block, start=start, stop=stop, step=s.steps, write=False)
+        reads = self._clean(start)
+        entry = Entry(block=block, step=s.steps, start=start, stop=stop)
+        self._entries[block] = entry
+        # what the next block can no longer see, nobody sees: windows only move to the right
+        lost = [
+            b
+            for b, old in self._entries.items()
+            if old.stop <= stop - s.clean and old.start >= s.sink
+        ]
+        for b in lost:
+            del self._entries[b]
+        stores = () if block in lost else (entry,)
+        return self._task(
+            parts=(part,),
+            reads=reads,
+            stores=stores,
+            frees=tuple((b, s.steps) for b in lost if b != block),
+            drops=self._drops((block,)),
+            commit=True,
+        )
+
+    def _left(self, first: int, count: int) -> tuple[Part, ...]:
+        """The latents before `first`, block by block, each in its version of this moment."""
+        s, parts = self._s, []
+        start = max(0, first - count)
+        while start < first:
+            block = self._block_at(start)
+            stop = min(first, s.bounds(block)[1])
+            step = self._steps_of(block)
+            noised = s.left_noised and step == s.steps
+            parts.append(
+                Part(block=block, start=start, stop=stop, step=step, write=False, noised=noised)
+            )
+            start = stop
+        return tuple(parts)
+
+    def _right(self, block: int) -> tuple[Entry, ...]:
+        return (self._entry(block + 1, self._s.right),) if self._s.right else ()
+
+    def _entry(self, block: int, count: int) -> Entry:
+        """The first latents of a block in flight."""
+        start, stop = self._s.bounds(block)
+        stop = min(stop, start + count)
+        return Entry(block=block, step=self._done[block], start=start, stop=stop)
+
+    def _clean(self, first: int) -> tuple[Entry, ...]:
+        """The sink and the latents before `first`, as far as they are committed."""
+        s = self._s
+        seen = []
+        for entry in self._entries.values():
+            start = entry.start if entry.start < s.sink else max(entry.start, first - s.clean)
+            stop = entry.stop if entry.stop > first - s.clean else min(entry.stop, s.sink)
+            if start < stop:
+                seen.append(Entry(block=entry.block, step=entry.step, start=start, stop=stop))
+        return tuple(seen)
+
+    def _drops(self, finished: tuple[int, ...]) -> tuple[int, ...]:
+        """Blocks that no window reaches any more once these have finished."""
+        if not finished:
+            return ()
+        s, block = self._s, max(finished)
+        if block + 1 == s.num_blocks:
+            reach = s.bounds(block)[1]
+        else:
+            extra = s.right if s.extend_left else 0
+            reach = s.bounds(block)[1] - s.left - extra
+        first = self._kept
+        while self._kept <= block and s.bounds(self._kept)[1] <= reach:
+            self._kept += 1
+        return tuple(range(first, self._kept))
+
+    def _block_at(self, latent: int) -> int:
+        block = latent // self._s.size
+        return block if self._s.num_blocks is None else min(block, self._s.num_blocks - 1)
+
+    def _task(self, **fields: object) -> Task:
+        task = Task(number=self._number, tick=self._tick, **fields)  # type: ignore[arg-type]
+        self._number += 1
+        return _with_positions(task, self._s.keep_first)
+
+
+def _with_positions(task: Task, keep_first: bool) -> Task:
+    """Latents of the window and of its context, in order of time, count up without gaps."""
+    from dataclasses import replace
+
+    runs = sorted(
+        [(part.start, part.stop) for part in task.parts]
+        + [(entry.start, entry.stop) for entry in task.reads]
+    )
+    latents = [latent for start, stop in runs for latent in range(start, stop)]
+    offset = 1 if keep_first and latents[0] > 0 else 0
+    place = {latent: i + offset for i, latent in enumerate(latents)}
+    assert len(place) == len(latents), "a latent stands twice in a window"
+    return replace(
+        task,
+        positions=tuple(place[i] for part in task.parts for i in range(part.start, part.stop)),
+        context_positions=tuple(
+            place[i] for entry in task.reads for i in range(entry.start, entry.stop)
+        ),
+    )
