@@ -204,7 +204,9 @@ class ParallelConfig:
     transfer_timeout_s: float = 60.0  # how long a stage may wait for another
 
     def __post_init__(self) -> None:
-        check_range("parallel.num_stages", self.num_stages, 1, math.inf, "leaves no stage to run on")
+        check_range(
+            "parallel.num_stages", self.num_stages, 1, math.inf, "leaves no stage to run on"
+        )
         check_name("parallel.backend", self.backend, BACKENDS)
         for name in ("place_timeout_s", "transfer_timeout_s"):
             check_finite(f"parallel.{name}", getattr(self, name))
