@@ -19,7 +19,7 @@ def rotary_table(
     theta: float = 10000.0,
 ) -> Tensor:
     """(L, D / 2) complex64, tokens in order time, height, width; angles in float64."""
-    axes = (torch.tensor(times), torch.arange(height), torch.arange(width))
+    axes = (torch.tensor(times, dtype=torch.int64), torch.arange(height), torch.arange(width))
     grid = torch.meshgrid(*axes, indexing="ij")
     angles = []
     for positions, channels in zip(grid, splits, strict=True):

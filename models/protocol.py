@@ -25,6 +25,17 @@ class Modulation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowShape:
+    """Where a window's tokens stand: what rotary positions are made from, wherever it is."""
+
+    times: tuple[int, ...]  # position of every latent
+    context_times: tuple[int, ...]  # of latents whose keys and values a cache brings
+    height: int  # tokens
+    width: int
+    causal_latents: int  # runs of so many latents see no later run; 0: all see all
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiTState:
     """A window on its way through the layers."""
 
@@ -32,10 +43,7 @@ class DiTState:
     modulation: Modulation
     text_BSD: Tensor  # projected to the model's width
     image_BND: Tensor | None
-    rotary_LC: Tensor
-    context_rotary_LC: Tensor | None  # for keys that a cache hands to every layer
-    grid: tuple[int, int, int]  # tokens in time, height, width
-    causal_tokens: int  # runs of this many tokens see no later run; 0: all see all
+    window: WindowShape
 
 
 class LayerCache(Protocol):

@@ -17,8 +17,8 @@ from torch.nn.functional import gelu, silu
 from ..kernels.norm import affine_norm, norm_modulate
 from ..kernels.rope import rotary_table
 from .arch import WanArch
-from .protocol import DiTState, LayerCache, Modulation
-from .wan_layers import FeedForward, Layer, gelu_tanh
+from .protocol import DiTState, LayerCache, Modulation, WindowShape
+from .wan_layers import FeedForward, Layer, Rotary, gelu_tanh
 
 # the published models were trained with these in float32; bfloat16 loses levels and small gates
 _FLOAT32_PARTS = (
@@ -50,6 +50,7 @@ class WanDiT(nn.Module):
         super().__init__()
         self.arch = arch
         self.num_layers = arch.num_layers
+        self._last_rotary: tuple[tuple[WindowShape, torch.device], Rotary] | None = None
         dim = arch.dim
         if with_embed:
             self.patch_embedding = nn.Conv3d(arch.in_channels, dim, arch.patch, arch.patch)
@@ -76,34 +77,33 @@ class WanDiT(nn.Module):
         fps: int = 16,
     ) -> DiTState:
         """See VideoDiT. Timesteps live on the host: telling them apart must not wait for a GPU."""
-        arch, embedder = self.arch, self.condition_embedder
+        embedder = self.condition_embedder
         dtype = self.patch_embedding.weight.dtype
         x_BDTHW = self.patch_embedding(latents_BCTHW.to(dtype))
-        grid = tuple(x_BDTHW.shape[2:])
-        device, (_, height, width) = x_BDTHW.device, grid
-        times = range(grid[0]) if positions is None else positions
-        for position in (*times, *context_positions):
-            assert 0 <= position < arch.max_position, f"position {position} of a latent"
-
-        def rotary(times: Sequence[int]) -> Tensor:
-            return rotary_table(times, height, width, arch.head_splits, device)
-
+        num_latents, height, width = x_BDTHW.shape[2:]
+        window = WindowShape(
+            times=tuple(range(num_latents) if positions is None else positions),
+            context_times=tuple(context_positions),
+            height=height,
+            width=width,
+            causal_latents=causal_latents,
+        )
+        for time in window.times + window.context_times:
+            assert 0 <= time < self.arch.max_position, f"position {time} of a latent"
         return DiTState(
             tokens_BLD=rearrange(x_BDTHW, "b d t h w -> b (t h w) d").contiguous(),
-            modulation=self._modulation(timesteps_BT, grid[0], fps),
+            modulation=self._modulation(timesteps_BT, num_latents, fps),
             text_BSD=embedder.text_embedder(text_BSD.to(dtype)),
             image_BND=None if image_BND is None else embedder.image_embedder(image_BND.to(dtype)),
-            rotary_LC=rotary(times),
-            context_rotary_LC=rotary(context_positions) if context_positions else None,
-            grid=(grid[0], height, width),
-            causal_tokens=causal_latents * height * width,
+            window=window,
         )
 
     def run_layers(
         self, state: DiTState, layers: range, cache: LayerCache | None = None
     ) -> DiTState:
+        rotary = self._rotary(state.window, state.tokens_BLD.device)
         for i in layers:
-            state = replace(state, tokens_BLD=self.blocks[str(i)](state, i, cache))
+            state = replace(state, tokens_BLD=self.blocks[str(i)](state, rotary, i, cache))
         return state
 
     def head(self, state: DiTState) -> Tensor:
@@ -111,10 +111,21 @@ class WanDiT(nn.Module):
         shift, scale = state.modulation.select(rows_R2D)
         y_BLP = self.proj_out(norm_modulate(state.tokens_BLD, scale, shift, self.arch.eps))
         _, p, q = self.arch.patch
-        t, h, w = state.grid
+        t, h, w = len(state.window.times), state.window.height, state.window.width
         pattern = "b (t h w) (p q c) -> b c t (h p) (w q)"
         velocity_BCTHW: Tensor = rearrange(y_BLP, pattern, t=t, h=h, w=w, p=p, q=q)
         return velocity_BCTHW
+
+    def _rotary(self, window: WindowShape, device: torch.device) -> Rotary:
+        """The last window's tables are kept: most windows of a render stand alike."""
+        if self._last_rotary is None or self._last_rotary[0] != (window, device):
+            own_LC, context_LC = (
+                rotary_table(times, window.height, window.width, self.arch.head_splits, device)
+                for times in (window.times, window.context_times)
+            )
+            tables = Rotary(own_LC, torch.cat([own_LC, context_LC]))
+            self._last_rotary = (window, device), tables
+        return self._last_rotary[1]
 
     def _modulation(self, timesteps_BT: Tensor, num_latents: int, fps: int) -> Modulation:
         assert timesteps_BT.shape[1:] in ((1,), (num_latents,))

@@ -4,6 +4,7 @@ B batch, L tokens, S keys, D width, H heads.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -15,6 +16,14 @@ from ..kernels.norm import affine_norm, gated_residual, norm_modulate, rms_norm
 from ..kernels.rope import rotate
 from .arch import WanArch
 from .protocol import DiTState, LayerCache
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Tables that turn a window's tokens, alone and followed by those of its context."""
+
+    own_LC: Tensor
+    all_LC: Tensor
 
 
 class FeedForward(nn.Module):
@@ -86,35 +95,42 @@ class Layer(nn.Module):
         self.ffn = FeedForward(dim, arch.ffn_dim, dim, gelu_tanh)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, state: DiTState, index: int, cache: LayerCache | None) -> Tensor:
+    def forward(
+        self, state: DiTState, rotary: Rotary, index: int, cache: LayerCache | None
+    ) -> Tensor:
         x = state.tokens_BLD
         rows_R6D = self.scale_shift_table.float() + state.modulation.rows_R6D
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = state.modulation.select(rows_R6D)
-        y = self._attend_window(norm_modulate(x, scale, shift, self._eps), state, index, cache)
+        y = norm_modulate(x, scale, shift, self._eps)
+        y = self._attend_window(y, state, rotary, index, cache)
         x = gated_residual(x, y, gate)
         x = x + self._attend_prompt(affine_norm(x, self.norm2), state)
         y = self.ffn(norm_modulate(x, ffn_scale, ffn_shift, self._eps))
         return gated_residual(x, y, ffn_gate)
 
     def _attend_window(
-        self, x_BLD: Tensor, state: DiTState, index: int, cache: LayerCache | None
+        self,
+        x_BLD: Tensor,
+        state: DiTState,
+        rotary: Rotary,
+        index: int,
+        cache: LayerCache | None,
     ) -> Tensor:
-        attn, rotary = self.attn1, state.rotary_LC
-        q = attn.queries(x_BLD)
+        attn, key_rotary_LC = self.attn1, rotary.own_LC
+        q = rotate(attn.queries(x_BLD), rotary.own_LC)
         k_BLD, v_BLD = attn.keys_values(x_BLD)
         if cache is not None:
             cache.write(index, k_BLD, v_BLD)
             if (extra := cache.read(index)) is not None:
-                assert state.context_rotary_LC is not None, "embed() was not told context_positions"
                 k_BLD, v_BLD = (
                     torch.cat(pair, dim=1) for pair in zip((k_BLD, v_BLD), extra, strict=True)
                 )
-                rotary = torch.cat([rotary, state.context_rotary_LC])
-        k, v = rotate(attn.heads(k_BLD), rotary), attn.heads(v_BLD)
-        q = rotate(q, state.rotary_LC)
-        if state.causal_tokens:
+                key_rotary_LC = rotary.all_LC
+        k, v = rotate(attn.heads(k_BLD), key_rotary_LC), attn.heads(v_BLD)
+        if causal := state.window.causal_latents:
             assert k.shape[1] == q.shape[1], "causal runs inside a window take no extra keys"
-            return attn.out(attend_causal(q, k, v, state.causal_tokens))
+            tokens = causal * state.window.height * state.window.width
+            return attn.out(attend_causal(q, k, v, tokens))
         return attn.out(attend(q, k, v))
 
     def _attend_prompt(self, x_BLD: Tensor, state: DiTState) -> Tensor:

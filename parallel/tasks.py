@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One pass of one window through all layers. Tasks are numbered in the one order all stages keep."""
+    """One pass of one window through all layers, numbered in the one order all stages keep."""
 
     number: int
     tick: int  # sweep over the blocks in flight

@@ -3,6 +3,7 @@
 B batch, C channels, T latents, H height, W width, N image tokens, D width of a token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,30 +25,19 @@ class Condition:
     tokens_BND: Tensor | None = None  # CLIP's, attended to beside the prompt
     first_BCTHW: Tensor | None = None  # stands for the first latent, at level 0
 
-    def pin(self, latents_BCTHW: Tensor) -> Tensor:
-        """The latents with the given ones in their place."""
-        if self.first_BCTHW is None:
+    def pin(self, latents_BCTHW: Tensor, start: int) -> Tensor:
+        """Latents from number `start` on, with the given ones in their place."""
+        if self.first_BCTHW is None or start > 0:
             return latents_BCTHW
-        first_BCTHW = self.first_BCTHW.to(latents_BCTHW).expand(
-            latents_BCTHW.shape[0], -1, -1, -1, -1
-        )
+        first_BCTHW = self.first_BCTHW.to(latents_BCTHW)
         return torch.cat([first_BCTHW, latents_BCTHW[:, :, 1:]], dim=2)
 
-    def model_input(self, latents_BCTHW: Tensor) -> Tensor:
-        """What the DiT reads: pinned, with the extra channels."""
-        x_BCTHW = self.pin(latents_BCTHW)
+    def add_channels(self, latents_BCTHW: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """The latents that stand in `spans` of the video, with the channels that go with them."""
         if self.channels_BCTHW is None:
-            return x_BCTHW
-        extra = self.channels_BCTHW.to(x_BCTHW).expand(x_BCTHW.shape[0], -1, -1, -1, -1)
-        return torch.cat([x_BCTHW, extra], dim=1)
-
-    def timesteps(self, timestep: float, batch: int, num_latents: int) -> Tensor:
-        """On the host: one for the window, or one per latent when the first is given."""
-        if self.first_BCTHW is None:
-            return torch.full((batch, 1), timestep, dtype=torch.float64)
-        timesteps_BT = torch.full((batch, num_latents), timestep, dtype=torch.float64)
-        timesteps_BT[:, 0] = 0.0
-        return timesteps_BT
+            return latents_BCTHW
+        channels = [self.channels_BCTHW[:, :, start:stop] for start, stop in spans]
+        return torch.cat([latents_BCTHW, torch.cat(channels, dim=2).to(latents_BCTHW)], dim=1)
 
 
 def encode_pictures(

@@ -16,13 +16,19 @@ import torch
 from torch import Tensor
 
 from ..models.vae import StreamingDecoder, to_uint8
+from ..parallel.chain import Chain, LocalChain
+from ..parallel.split import split_layers
+from ..parallel.stage import Moved, Stage
 from .condition import Condition
-from .denoise import Window, denoise
 from .guidance import GuidancePlan, plan_guidance
 from .levels import make_levels
+from .overlap import run_ahead
 from .parts import Experts, check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan
+from .policies import make_schedule
 from .solver import make_solver
+from .stepper import Stepper
+from .windows import Sampling, Text, Windows
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -47,42 +53,67 @@ class Generator:
         self._plan = plan
         self._report = report
 
-    @torch.inference_mode()
     def latents(self) -> Tensor:
         """The clean latents, normalised: (1, C, T, H, W) float32."""
-        plan, sampling = self._plan, self._plan.config.sampling
-        boundary = plan.config.model.boundary
-        levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
-        guidance = plan_guidance(sampling, levels, boundary)
-        window = self._window(guidance)
-        experts = Experts(plan)
-        solver = make_solver(sampling.solver, levels)
-        steps = denoise(
-            window, lambda k: experts.get(levels.low_noise(k, boundary)), solver, guidance
-        )
-        self._report("denoise", 0, levels.steps)
-        with closing(steps):
-            for done, latents_BCTHW in enumerate(steps, start=1):  # noqa: B007
-                self._report("denoise", done, levels.steps)
-        return latents_BCTHW
+        with closing(self.blocks()) as blocks:
+            return torch.cat([block.latents_BCTHW for block in blocks], dim=2)
+
+    def blocks(self) -> Stream[Moved]:
+        """Clean blocks in order, each as soon as its last step is done."""
+        sampling = self._sampling()
+        total = sum(1 for _ in sampling.schedule.tasks())
+        self._report("denoise", 0, total)
+        with closing(self._chain(sampling).run(sampling.schedule)) as done:
+            for one in done:
+                self._report("denoise", one.task.number + 1, total)
+                yield from one.finished
 
     def chunks(self) -> Stream[Chunk]:
-        """Frames in order, as the VAE makes them of one latent after the other."""
-        latents_BCTHW = self.latents()
+        """Frames in order, decoded while later blocks are still being made."""
         decoder = StreamingDecoder(self._vae, self._plan.config.model.vae_tile)
         start, total = 0, self._plan.config.video.frames
-        self._report("decode", start, total)
-        for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
-            frames_THWC = to_uint8(decoder.decode(latent_BCTHW)).cpu().numpy()
-            yield Chunk(block=0, start=start, frames=frames_THWC)
-            start += len(frames_THWC)
-            self._report("decode", start, total)
+        with closing(run_ahead(self.blocks(), most=1)) as blocks:
+            for block in blocks:
+                for latent_BCTHW in torch.split(block.latents_BCTHW, 1, dim=2):
+                    frames_THWC = to_uint8(decoder.decode(latent_BCTHW)).cpu().numpy()
+                    yield Chunk(block=block.block, start=start, frames=frames_THWC)
+                    start += len(frames_THWC)
+                    self._report("decode", start, total)
 
     @cached_property
     def _vae(self) -> "AutoencoderKLWan":
         return load_plan_vae(self._plan)
 
-    def _window(self, guidance: GuidancePlan) -> Window:
+    def _chain(self, sampling: Sampling) -> Chain:
+        plan = self._plan
+        slices = split_layers(plan.arch.dit.num_layers, plan.config.parallel.num_stages)
+        stages = [Stage(Experts(plan, layers).get, layers) for layers in slices]
+        solver = make_solver(plan.config.sampling.solver, sampling.levels)
+        return LocalChain(
+            stages, Windows(sampling=sampling), Stepper(sampling=sampling, solver=solver)
+        )
+
+    def _sampling(self) -> Sampling:
+        plan, sampling = self._plan, self._plan.config.sampling
+        levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
+        guidance = plan_guidance(sampling, levels, plan.config.model.boundary)
+        channels, num_latents, height, width = plan.latents_shape
+        return Sampling(
+            seed=plan.request.seed,
+            frame_shape=(channels, height, width),
+            schedule=make_schedule(plan.config.blocks, levels.steps, num_latents),
+            levels=levels,
+            guidance=guidance,
+            boundary=plan.config.model.boundary,
+            texts={0: self._text(guidance)},
+            condition=encode_condition(plan, self._vae) if plan.request.image else Condition(),
+            causal_latents=plan.arch.causal_latents if plan.config.blocks.policy == "whole" else 0,
+            fps=plan.config.video.fps,
+            prefix_level=plan.config.blocks.prefix_level,
+            device=plan.device,
+        )
+
+    def _text(self, guidance: GuidancePlan) -> Text:
         plan = self._plan
         prompts = [plan.request.prompt]
         if guidance.guided:
@@ -90,13 +121,4 @@ class Generator:
         self._report("prompt", 0, 1)
         text_BSD = encode_texts(plan, prompts)
         self._report("prompt", 1, 1)
-        return Window(
-            seed=plan.request.seed,
-            shape=plan.latents_shape,
-            text_BSD=text_BSD[:1],
-            negative_BSD=text_BSD[1:] if guidance.guided else None,
-            condition=encode_condition(plan, self._vae) if plan.request.image else Condition(),
-            causal_latents=plan.arch.causal_latents,
-            fps=plan.config.video.fps,
-            device=plan.device,
-        )
+        return Text(prompt_BSD=text_BSD[:1], negative_BSD=text_BSD[1:] if guidance.guided else None)

@@ -108,23 +108,34 @@ def _transformer(plan: Plan) -> tuple[str, str]:
 
 
 class Experts:
-    """The DiT that a step needs. One at a time is held: a window never goes back to the first."""
+    """A slice of the DiT, or of both experts where blocks in flight need them at once.
 
-    def __init__(self, plan: Plan) -> None:
+    In a single window only one is held at a time: it never goes back to the first.
+    """
+
+    def __init__(self, plan: Plan, layers: range) -> None:
         self._plan = plan
-        self._part = ""
-        self._model: WanDiT | None = None
+        self._layers = layers
+        self._keep = plan.config.blocks.policy != "whole"
+        self._models: dict[int, WanDiT] = {}
 
-    def get(self, low_noise: bool) -> WanDiT:
-        part = "transformer_2" if low_noise else "transformer"
-        if self._model is None or part != self._part:
-            self._model = None  # before the other one takes its memory
-            reference, field = _transformer(self._plan)
-            self._model = load_dit(
-                None if reference == RANDOM else locate(reference, part, field),
-                self._plan.arch.dit,
-                device=self._plan.device,
-                dtype=DTYPES[self._plan.config.model.dtype],
-            )
-            self._part = part
-        return self._model
+    def get(self, expert: int) -> WanDiT:
+        """0: the model, or the high-noise expert; 1: the low-noise expert."""
+        if expert not in self._models:
+            if not self._keep:
+                self._models.clear()  # before the other one takes its memory
+            self._models[expert] = self._load(("transformer", "transformer_2")[expert])
+        return self._models[expert]
+
+    def _load(self, part: str) -> WanDiT:
+        plan = self._plan
+        reference, field = _transformer(plan)
+        return load_dit(
+            None if reference == RANDOM else locate(reference, part, field),
+            plan.arch.dit,
+            device=plan.device,
+            dtype=DTYPES[plan.config.model.dtype],
+            layers=self._layers,
+            with_embed=self._layers.start == 0,
+            with_head=self._layers.stop == plan.arch.dit.num_layers,
+        )

@@ -14,7 +14,25 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
             "blocks.policy=whole has no end to wait for in an open-ended video, so that no frame "
             "would ever leave; choose a policy with blocks, as blocks.policy=dualparal-grouped"
         )
+    _check_fields(blocks)
+    if blocks.stagger is not None and blocks.stagger > steps:
+        raise ValueError(
+            f"blocks.stagger={blocks.stagger} keeps a block waiting for steps that its neighbour "
+            f"never takes; set it to at most sampling.steps={steps}"
+        )
     return _POLICIES[blocks.policy](blocks, steps, num_latents)
+
+
+def _check_fields(blocks: BlocksConfig) -> None:
+    """What a policy does not read must not be set: it would seem to have been done."""
+    known = _FIELDS[blocks.policy]
+    for name in ("size", "left", "right", "sink", "stagger"):
+        if getattr(blocks, name) is not None and name not in known:
+            raise ValueError(
+                f"blocks.{name}={getattr(blocks, name)} would be ignored, as "
+                f"blocks.policy={blocks.policy} has no such number; leave it out"
+                + (f" (it has {', '.join(known)})" if known else "")
+            )
 
 
 def _whole(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
@@ -25,27 +43,29 @@ def _whole(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSc
 
 def _dualparal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """The classic queue: a block a level, one admitted in every sweep, the newest served first."""
+    size = _or(blocks.size, 8)
     return BlockSchedule(
-        size=_or(blocks.size, 8),
+        size=size,
         steps=steps,
         num_latents=num_latents,
         stagger=1,
         max_inflight=steps,
         left=_or(blocks.left, 8),
-        right=_or(blocks.right, 8),
+        right=_right(blocks, size),
     )
 
 
 def _grouped(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """The same context, served in bursts of blocks that share their level and fill the ring."""
+    size = _or(blocks.size, 8)
     return BlockSchedule(
-        size=_or(blocks.size, 8),
+        size=size,
         steps=steps,
         num_latents=num_latents,
         burst=blocks.depth + 1,
         max_inflight=2 * blocks.depth + 1,  # sizes of bursts differ when blocks do not divide
         left=_or(blocks.left, 8),
-        right=_or(blocks.right, 8),
+        right=_right(blocks, size),
         extend_left=True,
         keep_first=True,
     )
@@ -53,30 +73,31 @@ def _grouped(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Block
 
 def _staggered(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """Neighbours `stagger` levels apart: as few blocks in flight as fill the ring."""
+    size = _or(blocks.size, 8)
     stagger = _or(blocks.stagger, max(1, steps // (blocks.depth + 1)))
     return BlockSchedule(
-        size=_or(blocks.size, 8),
+        size=size,
         steps=steps,
         num_latents=num_latents,
         stagger=stagger,
         max_inflight=ceil(steps / max(1, stagger)),
         left=_or(blocks.left, 8),
-        right=_or(blocks.right, 8),
+        right=_right(blocks, size),
         keep_first=True,
     )
 
 
 def _diagonal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """FIFO: a latent a level; windows of `size` latents, of which the noisier half is kept."""
-    half = max(1, _or(blocks.size, 16) // 2)
+    size = _or(blocks.size, 16)
     return BlockSchedule(
         size=1,
         steps=steps,
         num_latents=num_latents,
         stagger=1,
         max_inflight=steps,
-        joint=half,
-        left=_or(blocks.left, half),
+        joint=size - size // 2,
+        left=_or(blocks.left, size // 2),
         per_latent=True,
         keep_first=True,
     )
@@ -100,15 +121,22 @@ def _buffer(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockS
 
 def _forcing(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """SkyReels-V2: neighbours `stagger` rows apart in a window that a noised clean prefix begins."""
-    size = _or(blocks.size, 5)
+    size, left = _or(blocks.size, 5), _or(blocks.left, 5)
+    most = size if num_latents is None else size + size // 2  # the last block may be longer
+    if left + most > blocks.window:
+        raise ValueError(
+            f"blocks.window={blocks.window} is too short for a block of blocks.size={size} latents "
+            f"after blocks.left={left} of the past; set it to at least {left + most}"
+        )
     return BlockSchedule(
         size=size,
         steps=steps,
         num_latents=num_latents,
-        stagger=_or(blocks.stagger, 5),
-        max_inflight=max(1, blocks.window // size),
+        stagger=_or(blocks.stagger, min(5, steps)),
+        max_inflight=blocks.window // size,
+        window=blocks.window,
         joint=0,
-        left=_or(blocks.left, 5),
+        left=left,
         left_noised=True,
         per_latent=True,
         keep_first=True,
@@ -146,6 +174,16 @@ def _causal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockS
     )
 
 
+def _right(blocks: BlocksConfig, size: int) -> int:
+    """Context after a block, of which its right neighbour has one block's worth."""
+    if blocks.right is not None and blocks.right > size:
+        raise ValueError(
+            f"blocks.right={blocks.right} asks for more latents than the one block after it has; "
+            f"set it to at most blocks.size={size}"
+        )
+    return _or(blocks.right, min(8, size))
+
+
 def _or(given: int | None, default: int) -> int:
     return default if given is None else given
 
@@ -160,4 +198,17 @@ _POLICIES: dict[str, Callable[[BlocksConfig, int, int | None], BlockSchedule]] =
     "forcing": _forcing,
     "rolling": _rolling,
     "causal": _causal,
+}
+
+# the numbers of BlocksConfig that each policy reads, besides `depth` and `window`
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "whole": (),
+    "dualparal": ("size", "left", "right"),
+    "dualparal-grouped": ("size", "left", "right"),
+    "dualparal-staggered": ("size", "left", "right", "stagger"),
+    "diagonal": ("size", "left"),
+    "buffer": ("size", "left", "stagger"),
+    "forcing": ("size", "left", "stagger"),
+    "rolling": ("size", "left", "sink"),
+    "causal": ("size", "left", "sink"),
 }

@@ -5,7 +5,7 @@ Every queue of the field is one setting of these fields (policies.py).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..parallel.tasks import Entry, Part, Task
 
@@ -23,8 +23,8 @@ class BlockSchedule:
     stagger: int = 1  # steps that the block to the left must be ahead
     burst: int = 0  # at least so many blocks take every step together; 0: no bursts
     max_inflight: int
+    window: int = 0  # latents that a joint forward may hold, its left ones included; 0: any number
     joint: int = 1  # neighbours that share one forward; 0: all that are in flight
-    newest_first: bool = True  # order of service inside a tick
     left: int = 0  # latents before the window's own, recomputed with it
     left_noised: bool = False  # clean ones among them are read with a little noise
     right: int = 0  # latents after them: keys and values of this tick
@@ -40,8 +40,9 @@ class BlockSchedule:
         assert self.num_latents is None or self.num_latents >= 1
         assert 0 <= self.stagger <= self.steps
         assert self.max_inflight >= max(1, self.burst)
-        assert not self.right or (self.newest_first and self.joint == 1)
-        assert not (self.burst and self.commits)
+        assert not self.right or self.joint == 1
+        assert self.right <= self.size, "context after a block comes from its neighbour alone"
+        assert not (self.commits and (self.burst or self.left or not self.stagger))
 
     @property
     def commits(self) -> bool:
@@ -65,19 +66,19 @@ class BlockSchedule:
         """How many steps the block to the left must be ahead of this one."""
         if not self.burst:
             return self.stagger
-        return self.steps if block in self._burst_starts(block) else 0
+        return self.steps if self._begins_burst(block) else 0
 
     def tasks(self) -> Iterator[Task]:
         """Every task, in the order that all stages keep."""
         return _Run(self).tasks()
 
-    def _burst_starts(self, block: int) -> set[int]:
-        """Of the bursts up to the one that holds `block`."""
+    def _begins_burst(self, block: int) -> bool:
+        """Bursts of a finite video differ by at most one block, and the larger come first."""
         if self.num_blocks is None:
-            return set(range(0, block + 1, self.burst))
-        count = max(1, self.num_blocks // self.burst)
-        small, larger = divmod(self.num_blocks, count)
-        return {i * small + min(i, larger) for i in range(count)}
+            return block % self.burst == 0
+        small, num_larger = divmod(self.num_blocks, max(1, self.num_blocks // self.burst))
+        rest = block - num_larger * (small + 1)
+        return rest % small == 0 if rest >= 0 else block % (small + 1) == 0
 
 
 class _Run:
@@ -103,7 +104,7 @@ class _Run:
             finished = [block for block, steps in self._done.items() if steps == self._s.steps]
             for block in finished:
                 del self._done[block]
-                if self._s.commits and block + 1 != self._s.num_blocks:
+                if self._is_read_clean(block):
                     yield self._commit(block)
             self._tick += 1
 
@@ -113,11 +114,20 @@ class _Run:
         while (
             self._next != s.num_blocks
             and len(self._done) < s.max_inflight
+            and self._fits(self._next)
             and self._steps_of(self._next - 1) >= s.gap(self._next)
         ):
             self._done[self._next] = 0
             self._next += 1
         return self._next > before
+
+    def _fits(self, block: int) -> bool:
+        """Whether a window of all blocks in flight may grow by this one."""
+        s = self._s
+        if not s.window or not self._done:
+            return True
+        first = s.bounds(min(self._done))[0]
+        return s.bounds(block)[1] - max(0, first - s.left) <= s.window
 
     def _moving(self) -> list[int]:
         """Blocks that may take a step in this tick, judged by where all stand at its start."""
@@ -133,14 +143,15 @@ class _Run:
         return self._done.get(block, self._s.steps)
 
     def _groups(self, moving: list[int]) -> list[list[int]]:
-        """Runs of neighbours that share a forward, in their order of service."""
+        """Runs of neighbours that share a forward, in their order of service: the newest first,
+        so that what a block reads of the one before has had the longest time to come round."""
         width = self._s.joint or len(moving)
         runs: list[list[int]] = []
         for block in moving:
             if not runs or len(runs[-1]) == width or runs[-1][-1] != block - 1:
                 runs.append([])
             runs[-1].append(block)
-        return runs[::-1] if self._s.newest_first else runs
+        return runs[::-1]
 
     def _step(self, group: list[int], moving: list[int]) -> Task:
         s = self._s
@@ -162,8 +173,13 @@ class _Run:
             frees=tuple(entry.key for entry in right),
             admits=tuple(b for b in group if self._done[b] == 0),
             finishes=finishes,
-            drops=self._drops(finishes) if not s.commits else (),
+            drops=self._drops() if min(self._done) in finishes else (),
         )
+
+    def _is_read_clean(self, block: int) -> bool:
+        """Whether later windows see keys and values of this block's clean version."""
+        s = self._s
+        return block + 1 != s.num_blocks and (s.clean > 0 or s.bounds(block)[0] < s.sink)
 
     def _commit(self, block: int) -> Task:
         """One more pass of a clean block, at level 0, for its keys and values."""
@@ -181,13 +197,12 @@ class _Run:
         ]
         for b in lost:
             del self._entries[b]
-        stores = () if block in lost else (entry,)
         return self._task(
             parts=(part,),
             reads=reads,
-            stores=stores,
-            frees=tuple((b, s.steps) for b in lost if b != block),
-            drops=self._drops((block,)),
+            stores=(entry,),
+            frees=tuple((b, s.steps) for b in lost),
+            drops=self._drop_before(stop),
             commit=True,
         )
 
@@ -218,26 +233,30 @@ class _Run:
     def _clean(self, first: int) -> tuple[Entry, ...]:
         """The sink and the latents before `first`, as far as they are committed."""
         s = self._s
+        lost, near = s.sink, max(s.sink, first - s.clean)  # latents between them are past
         seen = []
         for entry in self._entries.values():
-            start = entry.start if entry.start < s.sink else max(entry.start, first - s.clean)
-            stop = entry.stop if entry.stop > first - s.clean else min(entry.stop, s.sink)
-            if start < stop:
-                seen.append(Entry(block=entry.block, step=entry.step, start=start, stop=stop))
+            runs = [(entry.start, entry.stop)]
+            if lost < near:
+                runs = [(entry.start, min(entry.stop, lost)), (max(entry.start, near), entry.stop)]
+            seen += [replace(entry, start=a, stop=b) for a, b in runs if a < b]
         return tuple(seen)
 
-    def _drops(self, finished: tuple[int, ...]) -> tuple[int, ...]:
-        """Blocks that no window reaches any more once these have finished."""
-        if not finished:
-            return ()
-        s, block = self._s, max(finished)
-        if block + 1 == s.num_blocks:
-            reach = s.bounds(block)[1]
-        else:
-            extra = s.right if s.extend_left else 0
-            reach = s.bounds(block)[1] - s.left - extra
+    def _drops(self) -> tuple[int, ...]:
+        """Blocks that no window reaches any more once this tick, whose last task it is, is over."""
+        s = self._s
+        unfinished = (block for block, steps in self._done.items() if steps + 1 < s.steps)
+        block = min(unfinished, default=self._next)
+        if block == s.num_blocks:
+            return self._drop_before(s.bounds(block - 1)[1])
+        if any(map(self._is_read_clean, range(self._kept, block))):
+            return ()  # their commits are yet to come
+        extra = s.right if s.extend_left else 0
+        return self._drop_before(s.bounds(block)[0] - s.left - extra)
+
+    def _drop_before(self, latent: int) -> tuple[int, ...]:
         first = self._kept
-        while self._kept <= block and s.bounds(self._kept)[1] <= reach:
+        while self._kept < self._next and self._s.bounds(self._kept)[1] <= latent:
             self._kept += 1
         return tuple(range(first, self._kept))
 
@@ -253,8 +272,6 @@ class _Run:
 
 def _with_positions(task: Task, keep_first: bool) -> Task:
     """Latents of the window and of its context, in order of time, count up without gaps."""
-    from dataclasses import replace
-
     runs = sorted(
         [(part.start, part.stop) for part in task.parts]
         + [(entry.start, entry.stop) for entry in task.reads]

@@ -1,0 +1,71 @@
+"""Stages in order, whatever runs them, and the two ends that turn latents into windows and back."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .stage import Inputs, Moved, Stage
+from .tasks import Task
+
+
+class Windows(Protocol):
+    """The first stage's end: the latents that windows are made of."""
+
+    def ready(self, task: Task) -> bool: ...
+    def inputs(self, task: Task) -> Inputs: ...
+    def put(self, moved: Moved) -> None: ...
+
+
+class Stepper(Protocol):
+    """The last stage's end: velocities to latents."""
+
+    def step(self, task: Task, velocities_BCTHW: Sequence[Tensor]) -> list[Moved]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A task that has gone through all stages, and the blocks that are clean with it."""
+
+    task: Task
+    finished: tuple[Moved, ...]
+
+
+class Schedule(Protocol):
+    """Where the tasks come from: the same stream at every call, also in another process."""
+
+    def tasks(self) -> Iterator[Task]: ...
+
+
+class Chain(Protocol):
+    """Runs tasks in their order."""
+
+    def run(self, schedule: Schedule) -> Generator[Done]:
+        """Every task once it is done; closing the generator stops the chain and frees it all.
+
+        Blocks that nobody takes hold back the admission of new ones, so nothing grows.
+        """
+
+
+class LocalChain:
+    """All stages in this process, one task at a time."""
+
+    def __init__(self, stages: Sequence[Stage], windows: Windows, stepper: Stepper) -> None:
+        self._stages = stages
+        self._windows = windows
+        self._stepper = stepper
+
+    def run(self, schedule: Schedule) -> Generator[Done]:
+        for task in schedule.tasks():
+            assert self._windows.ready(task), f"task {task.number} comes before what it reads"
+            x = self._stages[0].embed(task, self._windows.inputs(task))
+            for stage in self._stages:
+                x = stage.run(task, x)
+            moved: list[Moved] = []
+            if not task.commit:
+                moved = self._stepper.step(task, self._stages[-1].head(x))
+                for version in moved:
+                    self._windows.put(version)
+            finished = tuple(m for m in moved if m.block in task.finishes)
+            yield Done(task=task, finished=finished)

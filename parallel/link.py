@@ -1,0 +1,145 @@
+"""How messages with tensors go from one stage to the next: what every link promises.
+
+A link joins one sender and one receiver, each used by one thread and closed from any. Either end may
+be opened first, and opening does not wait for the other; they have `timeout_s` to meet. The first
+`LinkClosed` is the end of the link, on both sides: to go on, open another under another name.
+"""
+
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Protocol, Self
+
+from torch import Tensor
+from torch.distributed import TCPStore
+
+KINDS = ("local", "gloo", "shm")
+
+
+class LinkClosed(RuntimeError):  # noqa: N818 -- an end that callers expect, not always a fault
+    """The only error of a link: the peer is gone, a wait timed out, or it was closed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Tensors under way, with the sender's own words about them.
+
+    Received tensors belong to the receiver, who may write to them. gloo and shm deliver to CPU memory
+    wherever the tensor came from; local hands over the very tensor, so its sender must let go of it.
+    """
+
+    header: bytes  # small, for instance a pickled dataclass
+    tensors: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSpec:
+    """One edge of a chain in one epoch: both ends are opened with the same."""
+
+    kind: str  # "local" in one process, "shm" on one node, "gloo" anywhere
+    name: str  # render/epoch/edge; never used twice
+    host: str  # of the coordinator's Rendezvous
+    port: int
+    credits: int = 2  # messages sent and not yet received; bounds memory
+    timeout_s: float  # for the ends to meet, for a send to find credit, for a recv unless it says
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"link kind {self.kind!r} is unknown, so {self.name} cannot be opened; "
+                f"choose one of {', '.join(KINDS)}"
+            )
+        assert self.credits >= 1, self
+        assert self.timeout_s > 0, self
+
+
+class Sender(Protocol):
+    def send(self, message: Message) -> None:
+        """Returns when the message is copied or handed over, and may be under way for long after.
+
+        Blocks while `credits` messages are sent and not received. LinkClosed when that takes longer
+        than `timeout_s`, or at once when either side closes or the other process dies.
+        """
+
+    def close(self) -> None:
+        """From any thread, any number of times: releases both sides at once.
+
+        What was sent and not received may be lost: who needs it closes after hearing that it came.
+        """
+
+
+class Receiver(Protocol):
+    def recv(self, timeout_s: float | None = None) -> Message:
+        """The next message, in the order sent.
+
+        LinkClosed after `timeout_s` (the link's, unless given) without one: who waits for work that
+        may be long in coming says how long. LinkClosed at once when either side closes or dies;
+        messages that had already arrived are still delivered unless it was closed here.
+        """
+
+    def close(self) -> None:
+        """As the sender's."""
+
+
+def open_sender(spec: LinkSpec) -> Sender:
+    match spec.kind:
+        case "local":
+            from .local_link import LocalSender
+
+            return LocalSender(spec)
+        case "shm":
+            from .shm_link import ShmSender
+
+            return ShmSender(spec)
+        case _:
+            from .gloo_link import GlooSender
+
+            return GlooSender(spec)
+
+
+def open_receiver(spec: LinkSpec) -> Receiver:
+    match spec.kind:
+        case "local":
+            from .local_link import LocalReceiver
+
+            return LocalReceiver(spec)
+        case "shm":
+            from .shm_link import ShmReceiver
+
+            return ShmReceiver(spec)
+        case _:
+            from .gloo_link import GlooReceiver
+
+            return GlooReceiver(spec)
+
+
+class Rendezvous:
+    """Where links meet: a store that the coordinator keeps while it has a chain."""
+
+    def __init__(self, host: str | None = None, timeout_s: float = 60.0) -> None:
+        """`host` is this machine as the stages reach it; its own name for itself if not given."""
+        self.host = host or socket.gethostbyname(socket.gethostname())
+        self._store: TCPStore | None = TCPStore(
+            self.host,
+            0,  # any free port
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        self.port: int = self._store.port
+
+    def close(self) -> None:
+        """Links that have met live on; no other can meet."""
+        self._store = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

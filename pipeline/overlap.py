@@ -1,0 +1,52 @@
+"""A generator that runs ahead in a thread of its own, by a bounded number of items."""
+
+import queue
+import threading
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+_POLL_S = 0.05  # how soon a waiting thread notices that nobody reads any more
+
+
+def run_ahead(items: Generator[T], most: int) -> Generator[T]:
+    """The same items, at most `most` of them made before they are asked for.
+
+    Whatever `items` raises is raised here, in its place. Closing this generator closes `items` as
+    soon as it has made the item it is at, and joins the thread.
+    """
+    ready: queue.Queue[tuple[T, ...] | BaseException] = queue.Queue(maxsize=most)
+    stopped = threading.Event()
+
+    def put(outcome: tuple[T, ...] | BaseException) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(outcome, timeout=_POLL_S)
+            except queue.Full:
+                continue  # the reader takes its time
+
+    def work() -> None:
+        end: tuple[T, ...] | BaseException = ()
+        try:
+            for item in items:
+                put((item,))
+                if stopped.is_set():
+                    break
+            items.close()
+        except BaseException as error:  # handed to the reader, whatever it is
+            end = error
+        put(end)
+
+    thread = threading.Thread(target=work, name="longreel-run-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            outcome = ready.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if not outcome:
+                return
+            yield outcome[0]
+    finally:
+        stopped.set()
+        thread.join()
