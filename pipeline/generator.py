@@ -18,8 +18,8 @@ from torch import Tensor
 from ..models.vae import StreamingDecoder, to_uint8
 from .condition import Condition
 from .denoise import Window, denoise
+from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
-from .levels import make_levels
 from .parts import Experts, check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan
 from .solver import make_solver
@@ -50,9 +50,8 @@ class Generator:
     @torch.inference_mode()
     def latents(self) -> Tensor:
         """The clean latents, normalised: (1, C, T, H, W) float32."""
-        plan, sampling = self._plan, self._plan.config.sampling
+        plan, sampling, levels = self._plan, self._plan.config.sampling, self._plan.levels
         boundary = plan.config.model.boundary
-        levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
         guidance = plan_guidance(sampling, levels, boundary)
         window = self._window(guidance)
         experts = Experts(plan)
@@ -73,7 +72,14 @@ class Generator:
         start, total = 0, self._plan.config.video.frames
         self._report("decode", start, total)
         for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
-            frames_THWC = to_uint8(decoder.decode(latent_BCTHW)).cpu().numpy()
+            frames_BCTHW = decoder.decode(latent_BCTHW)
+            if not torch.isfinite(frames_BCTHW).all():
+                raise RenderError(
+                    f"the VAE made NaN or infinity of the latent that frame {start} begins, so the "
+                    "video would turn black; try model.vae_dtype=bfloat16 or float32, or check its "
+                    "weights"
+                )
+            frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
             yield Chunk(block=0, start=start, frames=frames_THWC)
             start += len(frames_THWC)
             self._report("decode", start, total)
@@ -95,7 +101,7 @@ class Generator:
             shape=plan.latents_shape,
             text_BSD=text_BSD[:1],
             negative_BSD=text_BSD[1:] if guidance.guided else None,
-            condition=encode_condition(plan, self._vae) if plan.request.image else Condition(),
+            condition=encode_condition(plan, self._vae) if plan.pictures else Condition(),
             causal_latents=plan.arch.causal_latents,
             fps=plan.config.video.fps,
             device=plan.device,
