@@ -1,9 +1,11 @@
 """The command line: `longreel render`, `longreel presets`."""
 
+import io
 import re
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -21,20 +23,33 @@ app = typer.Typer(
 )
 
 
+_SAME_STOP_S = 3.0  # a second Ctrl-C within this time must not cut the clean-up of the first short
+
+
 def main() -> None:
     """Entry point of the `longreel` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # presets hold Chinese and paths any bytes, whatever the locale can spell
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longreel {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"longreel {__version__}")
-        raise typer.Exit
+    pass
 
 
 @app.command(no_args_is_help=True)
@@ -42,7 +57,7 @@ def render(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Configuration, e.g. sampling.steps=20."),
+        typer.Argument(metavar="KEY=VALUE", help="Configuration, e.g. sampling.steps=20."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -61,16 +76,21 @@ def render(
         from ..configs.load import to_yaml
         from ..pipeline.plan import describe
         from .progress import progress
-        from .render import plan_render, render_file
+        from .render import check_file, plan_render, render_file
 
+        _check_words(prompt, overrides or ())
         plan = plan_render(
             prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides or ()
         )
         if dry_run:
-            typer.echo(f"{to_yaml(plan.config)}\n{describe(plan)}")
+            if output:
+                check_file(plan, output)
+            facts = re.sub("^", "# ", describe(plan), flags=re.MULTILINE)
+            typer.echo(f"{to_yaml(plan.config)}\n{facts}")  # all of it a preset's file
             return
+        suffix = ".mp4" if plan.config.output.format == "mp4" else ""
         with progress() as report:
-            video = render_file(plan, output or _default_name(prompt, seed), report)
+            video = render_file(plan, output or _default_name(prompt, seed, suffix), report)
         typer.echo(video.path)
 
 
@@ -86,27 +106,73 @@ def presets() -> None:
             typer.echo(f"{name:{width}}  {summary}")
 
 
-def _default_name(prompt: str, seed: int) -> Path:
+def _default_name(prompt: str, seed: int, suffix: str) -> Path:
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-")
-    return Path(f"{words or 'video'}-{seed}.mp4")
+    return Path(f"{words or 'video'}-{seed}{suffix}")
+
+
+def _check_words(prompt: str, overrides: Sequence[str]) -> None:
+    """What a forgotten quote or a prompt in the wrong place looks like."""
+    from ..configs.fields import fields
+
+    if prompt.partition("=")[0] in fields():
+        raise ValueError(
+            f"prompt={prompt} is an override, so no prompt is left; put the prompt first: "
+            f'longreel render "a cat" {prompt}'
+        )
+    for word in overrides:
+        if "=" not in word:
+            way_out = f'put a prompt of several words in quotes: longreel render "{prompt} {word}"'
+            if word.startswith("-"):
+                way_out = 'put options before the "--" that ends them'
+            raise ValueError(
+                f"{word!r} after the prompt sets nothing, as it is no key=value; {way_out}"
+            )
 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """What went wrong in a sentence on stderr, and an exit code; a bug keeps its traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed then, too
+    stops: list[float] = []
+
+    def stop(signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if not stops or now - stops[-1] > _SAME_STOP_S:
+            stops.append(now)
+            raise KeyboardInterrupt
+
+    previous = {
+        signum: signal.signal(signum, stop)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(signum) is not signal.SIG_IGN  # as nohup and `&` want it
+    }
     try:
         yield
-    except KeyboardInterrupt:
-        _fail("stopped; nothing was written", 130)
-    except ValueError as error:
+    except BaseException as error:
+        if stops:  # an import that is interrupted may say so in an error of its own
+            _fail("stopped; no incomplete file is left behind", 130)
+        _explain(error)
+        raise
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _explain(error: BaseException) -> None:
+    """Ends the program if this is no bug."""
+    if isinstance(error, BrokenPipeError):
+        return  # who reads our output has enough; typer ends quietly
+    if isinstance(error, ValueError):
         _fail(str(error), 2)
-    except (OSError, RenderError) as error:
+    if isinstance(error, OSError | RenderError):
         _fail(str(error), 1)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        _fail(
+            f"the memory is not enough ({str(error).splitlines()[0]}); make video.height, "
+            "video.width or video.frames smaller, set model.vae_tile=256 or "
+            "model.dtype=bfloat16, or choose a smaller preset",
+            1,
+        )
 
 
 def _fail(message: str, code: int) -> NoReturn:

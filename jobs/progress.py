@@ -19,6 +19,7 @@ from rich.text import Text
 
 _NAMES = {"prompt": "reading the prompt", "denoise": "denoising", "decode": "decoding"}
 _UNITS = {"denoise": "steps", "decode": "frames"}
+_DAY_S = 86400.0
 
 
 @contextmanager
@@ -35,6 +36,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         _Speed(),
         TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=_DAY_S,  # the default, 30 s, is shorter than a step of a large model
     )
     tasks = {}
     with bars:
@@ -50,7 +52,9 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed, unit = task.finished_speed or task.speed, task.fields["unit"]
-        return Text(f"{speed:.2f} {unit}/s" if speed and unit else "")
+        if not speed or not unit:
+            return Text("")
+        return Text(f"{speed:.2f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit[:-1]}")
 
 
 def _lines() -> Callable[[str, int, int], None]:
@@ -61,6 +65,6 @@ def _lines() -> Callable[[str, int, int], None]:
         if done == total:
             seconds = time.monotonic() - start
             unit = f" {total} {_UNITS[what]}" if what in _UNITS else ""
-            print(f"{_NAMES[what]}:{unit} in {seconds:.1f} s", file=sys.stderr)
+            print(f"{_NAMES[what]}{unit} in {seconds:.1f} s", file=sys.stderr)
 
     return report

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..configs.load import load_config, to_yaml
 from ..pipeline.generator import Chunk, Generator, Report
-from ..pipeline.plan import Plan, Request, make_plan
+from ..pipeline.plan import Plan, Request, expand, make_plan
 from .target import check_output
 from .video import Video
 from .writer import open_writer
@@ -30,19 +30,30 @@ def plan_render(
 ) -> Plan:
     """A request in the words people use, checked; nothing is loaded."""
     if frames is not None:
+        _check_once(frames, overrides)
         overrides = [*overrides, f"video.frames={frames}"]
     config = load_config(preset, overrides)
-    path = None if image is None else Path(image).expanduser()
+    path = None if image is None else expand(image)
     return make_plan(Request(prompt=prompt, config=config, seed=seed, image=path))
+
+
+def check_file(plan: Plan, output: str | Path) -> None:
+    """ValueError unless the video of this plan can be written there."""
+    config, video = plan.config, plan.config.video
+    check_output(
+        expand(output),
+        config.output,
+        num_frames=video.frames,
+        height=video.height,
+        width=video.width,
+    )
 
 
 def render_file(plan: Plan, output: str | Path, report: Report = _quiet) -> Video:
     """Render to a file (or a folder of pictures), which appears when it is complete."""
-    config, path = plan.config, Path(output).expanduser()
+    check_file(plan, output)
+    config, path = plan.config, expand(output)
     video = config.video
-    check_output(
-        path, config.output, num_frames=video.frames, height=video.height, width=video.width
-    )
     with (
         closing(stream_chunks(plan, report)) as chunks,
         open_writer(
@@ -60,12 +71,22 @@ def render_file(plan: Plan, output: str | Path, report: Report = _quiet) -> Vide
 
 
 def stream_chunks(plan: Plan, report: Report = _quiet) -> Stream[Chunk]:
-    """Frames as they become final."""
-    yield from Generator(plan, report).chunks()
+    """Frames as they become final; the checkpoint is checked before this returns."""
+    return Generator(plan, report).chunks()
 
 
 def render_latents(plan: Plan, report: Report = _quiet) -> Tensor:
     return Generator(plan, report).latents().cpu()
+
+
+def _check_once(frames: int, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.strip() == "video.frames":
+            raise ValueError(
+                f"frames={frames} and video.frames={value} are both given, and only one can be "
+                "meant; leave one out"
+            )
 
 
 def _metadata(plan: Plan) -> dict[str, str]:

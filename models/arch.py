@@ -78,6 +78,7 @@ ARCHS: dict[str, ModelArch] = {
         vae=_TINY_VAE,
         text_len=64,
         per_latent_timestep=True,
+        text_parameters=33_056,  # of bytes, untrained
         vae_parameters=668_043,
     ),
     "wan2.1-t2v-1.3b": ModelArch(dit=_WAN_1_3B, vae=_VAE_2_1),

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .names import rename_clip
 from .random_weights import fill_random
-from .weights import Weights, load_module
+from .weights import Weights, check_module, load_module
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,6 +95,28 @@ def load_image_encoder(
     path: Path | None, image_dim: int, *, device: torch.device | str
 ) -> "CLIPVisionModel":
     """From a diffusers folder or an original file; none: untrained weights, always the same."""
+    encoder, weights = _open(path, image_dim)
+    if weights is None:
+        fill_random(encoder, RANDOM_SEED, device=device, dtype=torch.float32)
+    else:
+        load_module(_tower(encoder), weights, device=device, dtype=torch.float32)
+    for name, buffer in list(encoder.named_buffers()):
+        assert name.endswith("position_ids"), f"{name} is in no file and nothing fills it"
+        parent, _, leaf = name.rpartition(".")
+        counted = torch.arange(buffer.numel(), device=device).view(buffer.shape)
+        encoder.get_submodule(parent).register_buffer(leaf, counted, persistent=False)
+    return encoder
+
+
+def check_image_encoder(path: Path, image_dim: int) -> None:
+    """ValueError unless the files are whole and hold an encoder that fits; reads headers only."""
+    encoder, weights = _open(path, image_dim)
+    assert weights is not None
+    check_module(_tower(encoder), weights)
+
+
+def _open(path: Path | None, image_dim: int) -> tuple["CLIPVisionModel", Weights | None]:
+    """The encoder on the meta device, and what is to fill it."""
     from transformers import CLIPVisionModel
 
     weights = None if path is None else Weights(path, rename_clip)
@@ -108,18 +130,13 @@ def load_image_encoder(
     with torch.device("meta"):
         encoder: CLIPVisionModel = CLIPVisionModel(config)
     encoder.train(False).requires_grad_(False)
-    if weights is None:
-        fill_random(encoder, RANDOM_SEED, device=device, dtype=torch.float32)
-    else:
-        # releases of transformers differ in whether the tower sits inside `vision_model`
-        tower = getattr(encoder, "vision_model", encoder)
-        load_module(tower, weights, device=device, dtype=torch.float32)
-    for name, buffer in list(encoder.named_buffers()):
-        assert name.endswith("position_ids"), f"{name} is in no file and nothing fills it"
-        parent, _, leaf = name.rpartition(".")
-        counted = torch.arange(buffer.numel(), device=device).view(buffer.shape)
-        encoder.get_submodule(parent).register_buffer(leaf, counted, persistent=False)
-    return encoder
+    return encoder, weights
+
+
+def _tower(encoder: "CLIPVisionModel") -> nn.Module:
+    """Releases of transformers differ in whether it sits inside `vision_model`."""
+    tower: nn.Module = getattr(encoder, "vision_model", encoder)
+    return tower
 
 
 def _config(path: Path | None, weights: Weights | None, image_dim: int) -> "CLIPVisionConfig":

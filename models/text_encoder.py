@@ -7,7 +7,7 @@ import torch
 
 from .names import rename_t5
 from .random_weights import fill_random
-from .weights import Weights, load_module
+from .weights import Weights, check_module, load_module
 
 if TYPE_CHECKING:
     from transformers import UMT5Config, UMT5EncoderModel
@@ -35,19 +35,7 @@ def load_encoder(
     path: Path | None, text_dim: int, *, device: torch.device | str, dtype: torch.dtype
 ) -> "UMT5EncoderModel":
     """From a diffusers folder or an original file; none: untrained weights, always the same."""
-    from transformers import UMT5EncoderModel
-
-    weights = None if path is None else Weights(path, rename_t5)
-    config = _config(path, weights, text_dim)
-    if config.d_model != text_dim:
-        raise ValueError(
-            f"model.checkpoint: the text encoder in {path} makes {config.d_model} channels and "
-            f"model.arch reads {text_dim}: it belongs to another model; set model.arch to what the "
-            f"checkpoint holds"
-        )
-    with torch.device("meta"):
-        encoder: UMT5EncoderModel = UMT5EncoderModel(config)
-    encoder.train(False).requires_grad_(False)
+    encoder, weights = _open(path, text_dim)
     if weights is None:
         fill_random(encoder, RANDOM_SEED, device=device, dtype=dtype)
     else:
@@ -61,6 +49,31 @@ def load_encoder(
             keep_float32=lambda name: dtype == torch.float16 and name.endswith(".wo.weight"),
         )
     return encoder
+
+
+def check_encoder(path: Path, text_dim: int) -> None:
+    """ValueError unless the files are whole and hold an encoder that fits; reads headers only."""
+    encoder, weights = _open(path, text_dim)
+    assert weights is not None
+    check_module(encoder, weights)
+
+
+def _open(path: Path | None, text_dim: int) -> tuple["UMT5EncoderModel", Weights | None]:
+    """The encoder on the meta device, and what is to fill it."""
+    from transformers import UMT5EncoderModel
+
+    weights = None if path is None else Weights(path, rename_t5)
+    config = _config(path, weights, text_dim)
+    if config.d_model != text_dim:
+        raise ValueError(
+            f"model.checkpoint: the text encoder in {path} makes {config.d_model} channels and "
+            f"model.arch reads {text_dim}: it belongs to another model; set model.arch to what the "
+            f"checkpoint holds"
+        )
+    with torch.device("meta"):
+        encoder: UMT5EncoderModel = UMT5EncoderModel(config)
+    encoder.train(False).requires_grad_(False)
+    return encoder, weights
 
 
 def _config(path: Path | None, weights: Weights | None, text_dim: int) -> "UMT5Config":

@@ -10,7 +10,7 @@ import torch
 from .arch import VaeArch
 from .vae_build import build_vae, vae_config
 from .vae_names import diffusers_name
-from .weights import Weights, load_module
+from .weights import Weights, check_module, load_module
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -22,16 +22,26 @@ def load_vae(
     path: Path, arch: VaeArch, *, device: torch.device | str, dtype: torch.dtype
 ) -> "AutoencoderKLWan":
     """From a diffusers checkpoint, its vae/ folder alone, or a file in either naming."""
+    vae, weights = _open(path, arch)
+    load_module(vae, weights, device=device, dtype=dtype)
+    return vae
+
+
+def check_vae(path: Path, arch: VaeArch) -> None:
+    """ValueError unless the files are whole and hold this very VAE; reads headers only."""
+    vae, weights = _open(path, arch)
+    check_module(vae, weights)
+
+
+def _open(path: Path, arch: VaeArch) -> tuple["AutoencoderKLWan", Weights]:
+    """The VAE on the meta device, and what is to fill it."""
     source = path / "vae" if (path / "vae").is_dir() else path
     config = source / "config.json"
     statistics = _checked_statistics(config, arch) if config.is_file() else {}
     with torch.device("meta"):
-        vae: Any = build_vae(arch, **statistics)
+        vae = build_vae(arch, **statistics)
     # names that are diffusers' already pass through
-    weights = Weights(source, rename=partial(diffusers_name, arch=arch))
-    load_module(vae, weights, device=device, dtype=dtype)
-    loaded: AutoencoderKLWan = vae
-    return loaded
+    return vae, Weights(source, rename=partial(diffusers_name, arch=arch))
 
 
 def _checked_statistics(path: Path, arch: VaeArch) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from ..parallel.chain import Chain, LocalChain
 from ..parallel.split import split_layers
 from ..parallel.stage import Moved, Stage
 from .condition import Condition
+from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
-from .levels import make_levels
 from .overlap import run_ahead
 from .parts import Experts, check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan
@@ -75,7 +75,9 @@ class Generator:
         with closing(run_ahead(self.blocks(), most=1)) as blocks:
             for block in blocks:
                 for latent_BCTHW in torch.split(block.latents_BCTHW, 1, dim=2):
-                    frames_THWC = to_uint8(decoder.decode(latent_BCTHW)).cpu().numpy()
+                    frames_BCTHW = decoder.decode(latent_BCTHW)
+                    _check_finite(frames_BCTHW, start)
+                    frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
                     yield Chunk(block=block.block, start=start, frames=frames_THWC)
                     start += len(frames_THWC)
                     self._report("decode", start, total)
@@ -94,9 +96,8 @@ class Generator:
         )
 
     def _sampling(self) -> Sampling:
-        plan, sampling = self._plan, self._plan.config.sampling
-        levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
-        guidance = plan_guidance(sampling, levels, plan.config.model.boundary)
+        plan, levels = self._plan, self._plan.levels
+        guidance = plan_guidance(plan.config.sampling, levels, plan.config.model.boundary)
         channels, num_latents, height, width = plan.latents_shape
         return Sampling(
             seed=plan.request.seed,
@@ -106,7 +107,7 @@ class Generator:
             guidance=guidance,
             boundary=plan.config.model.boundary,
             texts={0: self._text(guidance)},
-            condition=encode_condition(plan, self._vae) if plan.request.image else Condition(),
+            condition=encode_condition(plan, self._vae) if plan.pictures else Condition(),
             causal_latents=plan.arch.causal_latents if plan.config.blocks.policy == "whole" else 0,
             fps=plan.config.video.fps,
             prefix_level=plan.config.blocks.prefix_level,
@@ -122,3 +123,11 @@ class Generator:
         text_BSD = encode_texts(plan, prompts)
         self._report("prompt", 1, 1)
         return Text(prompt_BSD=text_BSD[:1], negative_BSD=text_BSD[1:] if guidance.guided else None)
+
+
+def _check_finite(frames_BCTHW: Tensor, start: int) -> None:
+    if not torch.isfinite(frames_BCTHW).all():
+        raise RenderError(
+            f"the VAE made NaN or infinity of the latent that frame {start} begins, so the "
+            "video would turn black; try model.vae_dtype=bfloat16 or float32, or check its weights"
+        )

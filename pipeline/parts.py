@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..models.checkpoint import check_transformer, locate
-from ..models.image import ImageSource, encode_images, fit_image, open_image
+from ..models.image import ImageSource, encode_images, fit_image
+from ..models.image_encoder import check_image_encoder, load_processor
 from ..models.text import TextSource, encode_prompts
+from ..models.text_encoder import check_encoder
 from ..models.vae_build import random_vae
-from ..models.vae_load import load_vae
+from ..models.vae_load import check_vae, load_vae
 from ..models.wan import WanDiT
 from ..models.wan_load import load_dit
 from .condition import Condition, encode_pictures
-from .plan import DTYPES, Plan
+from .plan import DTYPES, Plan, expand
 
 RANDOM = "random"  # the value of model.checkpoint that means untrained weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
-    from PIL import Image
 
 
 def check_parts(plan: Plan) -> None:
@@ -30,10 +31,16 @@ def check_parts(plan: Plan) -> None:
     if reference != RANDOM:
         for part in ("transformer", "transformer_2")[: plan.arch.num_experts]:
             check_transformer(reference, part, dit, model.arch, field)
+    if model.checkpoint == RANDOM:
+        return
     wanted = ["vae", "text_encoder", "tokenizer"]
     wanted += ["image_encoder", "image_processor"] if dit.image_dim is not None else []
-    for part in wanted:
-        _locate(plan, part)
+    found = {part: locate(model.checkpoint, part) for part in wanted}  # all, before any is opened
+    check_vae(found["vae"], plan.arch.vae)
+    check_encoder(found["text_encoder"], dit.text_dim)
+    if dit.image_dim is not None:
+        check_image_encoder(found["image_encoder"], dit.image_dim)
+        load_processor(_processor_folder(found["image_processor"]))
 
 
 def encode_texts(plan: Plan, prompts: Sequence[str]) -> Tensor:
@@ -45,7 +52,7 @@ def encode_texts(plan: Plan, prompts: Sequence[str]) -> Tensor:
         text_len=plan.arch.text_len,
         text_dim=plan.arch.dit.text_dim,
     )
-    cache = Path(model.text_cache).expanduser() if model.text_cache else None
+    cache = expand(model.text_cache) if model.text_cache else None
     return encode_prompts(
         prompts, source, device=plan.device, dtype=DTYPES[model.dtype], cache=cache
     )
@@ -60,15 +67,9 @@ def load_plan_vae(plan: Plan) -> "AutoencoderKLWan":
 
 def encode_condition(plan: Plan, vae: "AutoencoderKLWan") -> Condition:
     """What the request's pictures become; the image encoder is gone again afterwards."""
-    assert plan.request.image is not None
     video = plan.config.video
-    pictures = [open_image(plan.request.image, "image")]
-    if video.last_image:
-        pictures.append(open_image(Path(video.last_image).expanduser(), "video.last_image"))
-    tokens = None
-    if plan.arch.dit.image_dim is not None:
-        tokens = _encode_tokens(plan, pictures)
-    first, *last = (fit_image(picture, video.height, video.width) for picture in pictures)
+    tokens = None if plan.arch.dit.image_dim is None else _encode_tokens(plan)
+    first, *last = (fit_image(picture, video.height, video.width) for picture in plan.pictures)
     return encode_pictures(
         plan.arch,
         vae,
@@ -80,17 +81,20 @@ def encode_condition(plan: Plan, vae: "AutoencoderKLWan") -> Condition:
     )
 
 
-def _encode_tokens(plan: Plan, pictures: Sequence["Image.Image"]) -> Tensor:
+def _encode_tokens(plan: Plan) -> Tensor:
     assert plan.arch.dit.image_dim is not None
-    processor = _locate(plan, "image_processor")
     source = ImageSource(
         encoder=_locate(plan, "image_encoder"),
-        # the original layout has no folder for it: CLIP's published values
-        processor=processor if processor and processor.is_dir() else None,
+        processor=_processor_folder(_locate(plan, "image_processor")),
         image_dim=plan.arch.dit.image_dim,
     )
     dtype = DTYPES[plan.config.model.dtype]
-    return encode_images(pictures, source, device=plan.device, dtype=dtype)
+    return encode_images(plan.pictures, source, device=plan.device, dtype=dtype)
+
+
+def _processor_folder(found: Path | None) -> Path | None:
+    """The original layout has none: then CLIP's published values apply."""
+    return found if found and found.is_dir() else None
 
 
 def _locate(plan: Plan, part: str) -> Path | None:

@@ -1,14 +1,19 @@
 """What a render will do, worked out and checked before anything is loaded."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..configs.schema import Config
 from ..configs.suggest import did_you_mean
 from ..models.arch import ARCHS, ModelArch
+from ..models.image import open_image
+from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
+from .levels import Levels, make_levels
 from .noise import check_seed
 
 DTYPES = {
@@ -38,6 +43,8 @@ class Plan:
     device: torch.device
     latents_shape: tuple[int, int, int, int]  # channels, latents, height, width
     num_tokens: int  # of the one window
+    levels: Levels
+    pictures: tuple[Image.Image, ...]  # the first frame's, then the last frame's
     weights_bytes: dict[str, int]
     latents_bytes: int
 
@@ -48,11 +55,8 @@ class Plan:
 
 def make_plan(request: Request) -> Plan:
     """Check a request against its model and this machine; ValueError says what to change."""
-    config = request.config
-    if not request.prompt.strip():
-        raise ValueError(
-            "prompt is empty, so there is nothing to render; describe the video in a sentence"
-        )
+    config, sampling = request.config, request.config.sampling
+    _check_prompts(request.prompt, sampling.negative_prompt)
     check_seed(request.seed)
     arch = _find_arch(config.model.arch)
     shape = _latents_shape(config, arch)
@@ -66,6 +70,8 @@ def make_plan(request: Request) -> Plan:
         device=find_device(config.model.device),
         latents_shape=shape,
         num_tokens=shape[1] * (shape[2] // patch_height) * (shape[3] // patch_width),
+        levels=make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps),
+        pictures=_open_images(request),
         weights_bytes=_weights_bytes(config, arch, dtype),
         latents_bytes=4 * shape[0] * shape[1] * shape[2] * shape[3],
     )
@@ -88,19 +94,33 @@ def describe(plan: Plan) -> str:
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
 
 
+def expand(path: str | Path) -> Path:
+    """With the home folder for a leading ~, which Path.expanduser refuses in names like ~draft."""
+    return Path(os.path.expanduser(path))
+
+
 def find_device(name: str) -> torch.device:
     """`auto`, or a device that must be there."""
     count = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
+    kind, _, index = name.partition(":")  # torch.device("cuda:200") is cuda:-56
+    if kind == "cuda" and int(index or 0) >= count:
         found = f"{count} CUDA device{'s' * (count != 1)}"
         raise ValueError(
             f"model.device={name} is not there (torch finds {found}), so nothing can run on it; "
             "set model.device=auto or model.device=cpu"
         )
-    return device
+    return torch.device(name)
+
+
+def _check_prompts(prompt: str, negative_prompt: str) -> None:
+    if not clean_prompt(prompt):
+        raise ValueError(
+            f"prompt={prompt!r} is empty, so there is nothing to render; "
+            "describe the video in a sentence"
+        )
+    clean_prompt(negative_prompt)
 
 
 def _find_arch(name: str) -> ModelArch:
@@ -128,21 +148,30 @@ def _latents_shape(config: Config, arch: ModelArch) -> tuple[int, int, int, int]
             f"video.frames={video.frames} needs {num_latents} positions in one window and the "
             f"model has {arch.dit.max_position}; use at most {most} frames"
         )
-    for axis, name in enumerate(("height", "width")):
-        size, grid = getattr(video, name), vae.space_stride * arch.dit.patch[axis + 1]
-        if size % grid:
-            below = size - size % grid
-            choice = f"{below} or {below + grid}" if below else f"{grid}"
-            raise ValueError(
-                f"video.{name}={size} is off the model's grid of {grid} pixels, so tokens would "
-                f"not cover the picture; use {choice}"
-            )
+    for axis, name in enumerate(("height", "width"), start=1):
+        _check_side(name, getattr(video, name), vae.space_stride * arch.dit.patch[axis], arch)
     return (
         arch.dit.out_channels,
         num_latents,
         video.height // vae.space_stride,
         video.width // vae.space_stride,
     )
+
+
+def _check_side(name: str, size: int, grid: int, arch: ModelArch) -> None:
+    most = arch.dit.max_position * grid
+    if size > most:
+        raise ValueError(
+            f"video.{name}={size} needs {-(-size // grid)} positions and the model has "
+            f"{arch.dit.max_position} on an axis; use at most {most}"
+        )
+    if size % grid:
+        below = size - size % grid
+        choice = f"{below} or {below + grid}" if below else f"{grid}"
+        raise ValueError(
+            f"video.{name}={size} is off the model's grid of {grid} pixels, so tokens would "
+            f"not cover the picture; use {choice}"
+        )
 
 
 def _check_images(request: Request, arch: ModelArch) -> None:
@@ -174,6 +203,12 @@ def _check_images(request: Request, arch: ModelArch) -> None:
         )
 
 
+def _open_images(request: Request) -> tuple[Image.Image, ...]:
+    last = request.config.video.last_image
+    paths = {"image": request.image, "video.last_image": expand(last) if last else None}
+    return tuple(open_image(path, field) for field, path in paths.items() if path is not None)
+
+
 def _check_experts(config: Config, arch: ModelArch) -> None:
     boundary = config.model.boundary
     if bool(boundary) != (arch.num_experts == 2):
@@ -189,7 +224,7 @@ def _weights_bytes(config: Config, arch: ModelArch, dtype: torch.dtype) -> dict[
     sizes = {
         "transformer": transformer,
         "text encoder": arch.text_parameters * dtype.itemsize,
-        "image encoder": arch.image_parameters * dtype.itemsize,
+        "image encoder": arch.image_parameters * 4,  # always float32
         "VAE": arch.vae_parameters * DTYPES[config.model.vae_dtype].itemsize,
     }
     return {name: size for name, size in sizes.items() if size}
