@@ -25,7 +25,6 @@ from .guidance import GuidancePlan, plan_guidance
 from .overlap import run_ahead
 from .parts import Experts, check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan
-from .policies import make_schedule
 from .solver import make_solver
 from .stepper import Stepper
 from .windows import Sampling, Text, Windows
@@ -98,11 +97,11 @@ class Generator:
     def _sampling(self) -> Sampling:
         plan, levels = self._plan, self._plan.levels
         guidance = plan_guidance(plan.config.sampling, levels, plan.config.model.boundary)
-        channels, num_latents, height, width = plan.latents_shape
+        channels, _, height, width = plan.latents_shape
         return Sampling(
             seed=plan.request.seed,
             frame_shape=(channels, height, width),
-            schedule=make_schedule(plan.config.blocks, levels.steps, num_latents),
+            schedule=plan.schedule,
             levels=levels,
             guidance=guidance,
             boundary=plan.config.model.boundary,

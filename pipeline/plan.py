@@ -15,6 +15,8 @@ from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
 from .levels import Levels, make_levels
 from .noise import check_seed
+from .plan_blocks import plan_schedule, widest_window
+from .schedule import BlockSchedule
 
 DTYPES = {
     "float32": torch.float32,
@@ -42,7 +44,8 @@ class Plan:
     arch: ModelArch
     device: torch.device
     latents_shape: tuple[int, int, int, int]  # channels, latents, height, width
-    num_tokens: int  # of the one window
+    schedule: BlockSchedule
+    num_tokens: int  # of the widest window
     levels: Levels
     pictures: tuple[Image.Image, ...]  # the first frame's, then the last frame's
     weights_bytes: dict[str, int]
@@ -63,14 +66,18 @@ def make_plan(request: Request) -> Plan:
     _check_images(request, arch)
     _check_experts(config, arch)
     dtype = DTYPES[config.model.dtype]
+    levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
+    schedule = plan_schedule(config, arch, levels.steps, shape[1])
     _, patch_height, patch_width = arch.dit.patch
+    tokens = (shape[2] // patch_height) * (shape[3] // patch_width)
     return Plan(
         request=request,
         arch=arch,
         device=find_device(config.model.device),
         latents_shape=shape,
-        num_tokens=shape[1] * (shape[2] // patch_height) * (shape[3] // patch_width),
-        levels=make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps),
+        schedule=schedule,
+        num_tokens=widest_window(schedule) * tokens,
+        levels=levels,
         pictures=_open_images(request),
         weights_bytes=_weights_bytes(config, arch, dtype),
         latents_bytes=4 * shape[0] * shape[1] * shape[2] * shape[3],
@@ -142,12 +149,6 @@ def _latents_shape(config: Config, arch: ModelArch) -> tuple[int, int, int, int]
             f"frame, every other {vae.time_stride}); use {below} or {below + vae.time_stride}"
         )
     num_latents = 1 + (video.frames - 1) // vae.time_stride
-    if num_latents > arch.dit.max_position:
-        most = 1 + (arch.dit.max_position - 1) * vae.time_stride
-        raise ValueError(
-            f"video.frames={video.frames} needs {num_latents} positions in one window and the "
-            f"model has {arch.dit.max_position}; use at most {most} frames"
-        )
     for axis, name in enumerate(("height", "width"), start=1):
         _check_side(name, getattr(video, name), vae.space_stride * arch.dit.patch[axis], arch)
     return (

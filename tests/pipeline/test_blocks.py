@@ -1,5 +1,7 @@
 """Every queue gives the same latents however the layers are cut, and finishes every block once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,22 +18,24 @@ ARCH = ModelArch(
 )
 FEW = ["sampling.solver=renoise", "sampling.timesteps=[1000,750,500,250]", "sampling.steps=4"]
 FEW += ["sampling.guidance_mode=none"]
+CAUSAL = "model.arch=test-causal"
 POLICIES = {
     "whole": [],
     "dualparal": ["blocks.size=3", "blocks.left=2", "blocks.right=2"],
-    "dualparal-grouped": ["blocks.size=3", "blocks.left=2", "blocks.right=2", "blocks.depth=1"],
-    "dualparal-staggered": ["blocks.size=3", "blocks.left=2", "blocks.right=1", "blocks.stagger=2"],
+    "dualparal-grouped": ["blocks.size=2", "blocks.left=2", "blocks.right=1", "blocks.depth=4"],
+    "dualparal-staggered": ["blocks.size=3", "blocks.left=2", "blocks.right=1", "blocks.stagger=1"],
     "diagonal": ["blocks.size=4"],
     "buffer": ["blocks.size=2", "blocks.left=2"],
     "forcing": ["blocks.size=2", "blocks.left=2", "blocks.stagger=2", "blocks.window=8"],
-    "rolling": [*FEW, "blocks.size=2", "blocks.left=2", "blocks.sink=1"],
-    "causal": [*FEW, "blocks.size=3", "blocks.left=3", "blocks.sink=2"],
+    "rolling": [*FEW, CAUSAL, "blocks.size=2", "blocks.left=2", "blocks.sink=1"],
+    "causal": [*FEW, CAUSAL, "blocks.size=3", "blocks.left=3", "blocks.sink=2"],
 }
 
 
 @pytest.fixture(autouse=True)
 def _arch(monkeypatch):
     monkeypatch.setitem(archs.ARCHS, "test-blocks", ARCH)
+    monkeypatch.setitem(archs.ARCHS, "test-causal", replace(ARCH, causal_latents=3))
 
 
 def latents(policy, *overrides, frames=33, num_stages=1):
@@ -88,3 +92,13 @@ def test_guidance_in_an_interval_of_levels_keeps_both_branches_fed():
 @pytest.mark.parametrize("frames", [1, 5, 17])
 def test_short_videos_are_made_too(policy, frames):
     assert latents(policy, frames=frames).shape[2] == 1 + (frames - 1) // 4
+
+
+@pytest.mark.parametrize(
+    ("policy", "overrides"),
+    [("dualparal-grouped", ["blocks.depth=1"]), ("dualparal-staggered", ["blocks.stagger=2"])],
+)
+def test_several_bursts_and_wider_staggers_are_cut_without_a_trace_too(policy, overrides):
+    expected = latents(policy, *overrides)
+    assert torch.equal(latents(policy, *overrides, num_stages=2), expected)
+    assert not torch.equal(latents(policy), expected)

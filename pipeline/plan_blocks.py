@@ -1,0 +1,83 @@
+"""The schedule of a render, checked against its model and the stages it is to run on."""
+
+from itertools import islice
+
+from ..configs.schema import Config
+from ..models.arch import ModelArch
+from ..parallel.split import split_layers
+from .policies import make_schedule
+from .schedule import BlockSchedule
+
+_LOOKED_AT = 10_000  # tasks: windows are as wide as they get long before
+
+
+def plan_schedule(
+    config: Config, arch: ModelArch, steps: int, num_latents: int | None
+) -> BlockSchedule:
+    """ValueError where the policy cannot run on this model or on so many stages."""
+    schedule = make_schedule(config.blocks, steps, num_latents)
+    _check_model(config, arch, schedule)
+    _check_stages(config, arch, schedule)
+    _check_positions(config, arch, schedule)
+    return schedule
+
+
+def widest_window(schedule: BlockSchedule) -> int:
+    """Latents that the largest forward reads, cached ones included."""
+    return max(
+        task.num_latents + sum(entry.num_latents for entry in task.reads)
+        for task in islice(schedule.tasks(), _LOOKED_AT)
+    )
+
+
+def _check_model(config: Config, arch: ModelArch, schedule: BlockSchedule) -> None:
+    policy, name = config.blocks.policy, config.model.arch
+    if schedule.per_latent and not arch.per_latent_timestep:
+        raise ValueError(
+            f"blocks.policy={policy} gives latents of one window different levels, and "
+            f"model.arch={name} was trained with one, so it would make noise; use "
+            "blocks.policy=dualparal-grouped, or a model with a timestep per latent "
+            "(skyreels-v2-df-1.3b, wan2.2-ti2v-5b)"
+        )
+    if schedule.commits and not arch.causal_latents:
+        raise ValueError(
+            f"blocks.policy={policy} lets blocks see only what is before them, and "
+            f"model.arch={name} was trained to see both sides; use "
+            "blocks.policy=dualparal-grouped, or a causal model (self-forcing-1.3b)"
+        )
+
+
+def _check_stages(config: Config, arch: ModelArch, schedule: BlockSchedule) -> None:
+    stages, policy = config.parallel.num_stages, config.blocks.policy
+    split_layers(arch.dit.num_layers, stages)
+    if schedule.joint != 1 or policy in ("whole", "causal"):
+        return  # one window at a time by nature: stages then share memory, not time
+    inflight = schedule.burst or schedule.max_inflight
+    if inflight >= stages:
+        return
+    way_out = {
+        "dualparal": f"set sampling.steps to at least {stages}",
+        "dualparal-grouped": f"set blocks.depth to at least {stages - 1}",
+        "dualparal-staggered": f"set blocks.stagger to at most {max(1, schedule.steps // stages)}",
+    }[policy]
+    raise ValueError(
+        f"parallel.num_stages={stages} would leave {stages - inflight} stages idle at any time, as "
+        f"blocks.policy={policy} keeps {inflight} blocks in flight; {way_out}, or use fewer stages"
+    )
+
+
+def _check_positions(config: Config, arch: ModelArch, schedule: BlockSchedule) -> None:
+    widest = widest_window(schedule) + schedule.keep_first
+    if widest <= arch.dit.max_position:
+        return
+    most = arch.dit.max_position
+    if config.blocks.policy == "whole":
+        frames = 1 + (most - 1) * arch.vae.time_stride
+        raise ValueError(
+            f"video.frames={config.video.frames} needs {widest} positions in one window and the "
+            f"model has {most}; use at most {frames} frames, or blocks.policy=dualparal-grouped"
+        )
+    raise ValueError(
+        f"blocks.size, left and right make windows of {widest} latents and the model has {most} "
+        "positions; make them smaller"
+    )
