@@ -176,12 +176,13 @@ class BlocksConfig:
     stagger: int | None = None  # steps that a block is behind its left neighbour
     window: int = 25  # latents that one forward may hold (forcing)
     depth: int = 8  # stages that the order of service is made for, however many there are
-    noise: str = "independent"  # pool: blocks share one set of frames
+    noise: str | None = None  # independent, or pool: blocks share one set of frames
     prefix_level: float = 0.02  # noise on a clean prefix (forcing)
 
     def __post_init__(self) -> None:
         check_name("blocks.policy", self.policy, POLICIES)
-        check_name("blocks.noise", self.noise, NOISE)
+        if self.noise is not None:
+            check_name("blocks.noise", self.noise, NOISE)
         for name in ("size", "window", "depth"):
             value = getattr(self, name)
             if value is not None:

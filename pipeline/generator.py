@@ -23,6 +23,7 @@ from .condition import Condition
 from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
 from .overlap import run_ahead
+from .noise_pool import NoisePool
 from .parts import Experts, check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan
 from .solver import make_solver
@@ -105,6 +106,7 @@ class Generator:
             levels=levels,
             guidance=guidance,
             boundary=plan.config.model.boundary,
+            pool=NoisePool(plan.request.seed, plan.schedule) if plan.shares_noise else None,
             texts={0: self._text(guidance)},
             condition=encode_condition(plan, self._vae) if plan.pictures else Condition(),
             causal_latents=plan.arch.causal_latents if plan.config.blocks.policy == "whole" else 0,

@@ -16,6 +16,7 @@ from ..models.wan_load import count_bytes
 from .levels import Levels, make_levels
 from .noise import check_seed
 from .plan_blocks import plan_schedule, widest_window
+from .policies import default_noise
 from .schedule import BlockSchedule
 
 DTYPES = {
@@ -54,6 +55,11 @@ class Plan:
     @property
     def config(self) -> Config:
         return self.request.config
+
+    @property
+    def shares_noise(self) -> bool:
+        blocks = self.config.blocks
+        return (blocks.noise or default_noise(blocks.policy)) == "pool"
 
 
 def make_plan(request: Request) -> Plan:

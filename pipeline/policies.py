@@ -20,6 +20,12 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
             f"blocks.stagger={blocks.stagger} keeps a block waiting for steps that its neighbour "
             f"never takes; set it to at most sampling.steps={steps}"
         )
+    size, right = _or(blocks.size, 8), blocks.right or 0
+    if blocks.policy.startswith("dualparal") and right > size:
+        raise ValueError(
+            f"blocks.right={right} reaches past the next block, which has {size} latents and alone "
+            f"hands its keys and values over; set it to at most {size}, or blocks.size={right}"
+        )
     return _POLICIES[blocks.policy](blocks, steps, num_latents)
 
 
@@ -33,6 +39,11 @@ def _check_fields(blocks: BlocksConfig) -> None:
                 f"blocks.policy={blocks.policy} has no such number; leave it out"
                 + (f" (it has {', '.join(known)})" if known else "")
             )
+
+
+def default_noise(policy: str) -> str:
+    """The rule of the policy's authors."""
+    return "pool" if policy.startswith("dualparal") else "independent"
 
 
 def _whole(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:

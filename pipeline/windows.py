@@ -14,6 +14,7 @@ from .condition import Condition
 from .guidance import GuidancePlan
 from .levels import Levels
 from .noise import window_noise
+from .noise_pool import NoisePool
 from .schedule import BlockSchedule
 
 _PREFIX_STREAM = 1_000_000  # a step no solver reaches: the noise on clean prefixes is its own
@@ -37,6 +38,7 @@ class Sampling:
     levels: Levels
     guidance: GuidancePlan
     boundary: float
+    pool: NoisePool | None  # none: every latent has noise of its own
     texts: dict[int, Text]  # by the first block that reads them
     condition: Condition
     causal_latents: int
@@ -47,7 +49,10 @@ class Sampling:
     def noise(self, block: int, step: int | None = None) -> Tensor:
         """What a block starts from, or the fresh noise a few-step solver adds to it at a step."""
         start, stop = self.schedule.bounds(block)
-        return self.noise_of(start, stop - start, step)
+        if self.pool is None or step is not None:
+            return self.noise_of(start, stop - start, step)
+        frames = [self.noise_of(frame, 1, None) for frame in self.pool.frames(block)]
+        return torch.cat(frames, dim=2)
 
     def noise_of(self, start: int, count: int, step: int | None) -> Tensor:
         noise_BCTHW = window_noise(self.seed, start, count, self.frame_shape, step)
