@@ -13,6 +13,7 @@ SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
 GUIDANCE = ("sequential", "batched", "none")
 DTYPES = ("float32", "bfloat16", "float16")
 POLICIES = (
+    "auto",
     "whole",
     "dualparal",
     "dualparal-grouped",
@@ -24,7 +25,7 @@ POLICIES = (
     "causal",
 )
 NOISE = ("independent", "pool")
-BACKENDS = ("local", "ray")
+BACKENDS = ("auto", "local", "ray")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
 ENCODER_PRESETS = (
@@ -86,13 +87,14 @@ class VideoConfig:
 
     height: int = 64
     width: int = 96
-    frames: int = 17
+    frames: int = 17  # 0: until somebody stops, for streams
     fps: int = 16
     last_image: str = ""  # file that the last frame should show, for models that take one
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "frames"):
+        for name in ("height", "width"):
             check_range(f"video.{name}", getattr(self, name), 1, math.inf, "leaves nothing to show")
+        check_range("video.frames", self.frames, 0, math.inf, "leaves nothing to show")
         check_range("video.fps", self.fps, 1, 240, "is no frame rate that players keep up with")
 
 
@@ -168,7 +170,7 @@ class SamplingConfig:
 class BlocksConfig:
     """How a long video is cut into blocks, and what each can see. None: the policy's own."""
 
-    policy: str = "whole"
+    policy: str = "auto"  # whole while the video fits the model's window, then its kind of queue
     size: int | None = None  # latents of a block (of a window: diagonal)
     left: int | None = None  # latents of context before a block
     right: int | None = None  # latents of context after it
@@ -199,7 +201,7 @@ class ParallelConfig:
     """How one render is spread over devices."""
 
     num_stages: int = 1  # consecutive slices of the DiT's layers
-    backend: str = "local"  # stages in this process, or ray actors
+    backend: str = "auto"  # local: stages in this process; ray: actors; auto: by their number
     address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
     place_timeout_s: float = 60.0  # how long to wait for the devices
     transfer_timeout_s: float = 60.0  # how long a stage may wait for another

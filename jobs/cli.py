@@ -8,14 +8,29 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
 from ..pipeline.errors import RenderError
 
+class _Commands(TyperGroup):
+    """typer knows no repeatable option of two values: `--prompt-at 12.5 TEXT` becomes one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined, words = [], iter(args)
+        for word in words:
+            joined.append(word)
+            if word == "--prompt-at":
+                pair = [next(words, ""), next(words, "")]
+                joined.append(" ".join(pair).strip())
+        return super().parse_args(ctx, joined)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,6 +82,13 @@ def render(
     frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another video.")] = 0,
     image: Annotated[Path | None, typer.Option(help="Picture the video starts from.")] = None,
+    prompt_at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECONDS PROMPT", help="Another prompt from then on; repeatable."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="The same from a YAML file of `seconds: prompt` lines.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would happen, load nothing.")
     ] = False,
@@ -76,11 +98,21 @@ def render(
         from ..configs.load import to_yaml
         from ..pipeline.plan import describe
         from .progress import progress
+        from .prompt_file import read_prompts, split_prompt
         from .render import check_file, plan_render, render_file
 
         _check_words(prompt, overrides or ())
         plan = plan_render(
-            prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides or ()
+            prompt,
+            preset=preset,
+            frames=frames,
+            seed=seed,
+            image=image,
+            prompt_at=[
+                *map(split_prompt, prompt_at or ()),
+                *(read_prompts(prompts) if prompts else ()),
+            ],
+            overrides=overrides or (),
         )
         if dry_run:
             if output:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -17,13 +17,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..pipeline.generator import Report
+
 _NAMES = {"prompt": "reading the prompt", "denoise": "denoising", "decode": "decoding"}
 _UNITS = {"denoise": "steps", "decode": "frames"}
 _DAY_S = 86400.0
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Report]:
     """A report function that draws on stderr: bars on a terminal, a line per phase elsewhere."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -35,16 +37,18 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         _Speed(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),  # blocks in flight and the steps they have taken
         console=console,
         speed_estimate_period=_DAY_S,  # the default, 30 s, is shorter than a step of a large model
     )
     tasks = {}
     with bars:
 
-        def report(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int, note: str = "") -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(_NAMES[what], total=total, unit=_UNITS.get(what, ""))
-            bars.update(tasks[what], completed=done)
+                unit = _UNITS.get(what, "")
+                tasks[what] = bars.add_task(_NAMES[what], total=total or None, unit=unit, note="")
+            bars.update(tasks[what], completed=done, note=note)
 
         yield report
 
@@ -57,10 +61,10 @@ class _Speed(ProgressColumn):
         return Text(f"{speed:.2f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit[:-1]}")
 
 
-def _lines() -> Callable[[str, int, int], None]:
+def _lines() -> Report:
     started: dict[str, float] = {}
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int, note: str = "") -> None:
         start = started.setdefault(what, time.monotonic())
         if done == total:
             seconds = time.monotonic() - start

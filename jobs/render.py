@@ -1,6 +1,5 @@
 """One request to one file, to a stream of frames, or to latents: what every entry point calls."""
 
-from collections.abc import Generator as Stream
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -8,15 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ..configs.load import load_config, to_yaml
-from ..pipeline.generator import Chunk, Generator, Report
+from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.plan import Plan, Request, expand, make_plan
+from .stream import FrameStream
 from .target import check_output
 from .video import Video
 from .writer import open_writer
-
-
-def _quiet(what: str, done: int, total: int) -> None:
-    pass
 
 
 def plan_render(
@@ -26,6 +22,7 @@ def plan_render(
     frames: int | None = None,
     seed: int = 0,
     image: str | Path | None = None,
+    prompt_at: Sequence[tuple[float, str]] = (),
     overrides: Sequence[str] = (),
 ) -> Plan:
     """A request in the words people use, checked; nothing is loaded."""
@@ -34,12 +31,15 @@ def plan_render(
         overrides = [*overrides, f"video.frames={frames}"]
     config = load_config(preset, overrides)
     path = None if image is None else expand(image)
-    return make_plan(Request(prompt=prompt, config=config, seed=seed, image=path))
+    return make_plan(
+        Request(prompt=prompt, config=config, seed=seed, image=path, prompt_at=tuple(prompt_at))
+    )
 
 
 def check_file(plan: Plan, output: str | Path) -> None:
     """ValueError unless the video of this plan can be written there."""
     config, video = plan.config, plan.config.video
+    _check_end(plan)
     check_output(
         expand(output),
         config.output,
@@ -49,7 +49,7 @@ def check_file(plan: Plan, output: str | Path) -> None:
     )
 
 
-def render_file(plan: Plan, output: str | Path, report: Report = _quiet) -> Video:
+def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video:
     """Render to a file (or a folder of pictures), which appears when it is complete."""
     check_file(plan, output)
     config, path = plan.config, expand(output)
@@ -70,13 +70,22 @@ def render_file(plan: Plan, output: str | Path, report: Report = _quiet) -> Vide
     return Video(path=path, config=config, num_frames=video.frames, fps=video.fps)
 
 
-def stream_chunks(plan: Plan, report: Report = _quiet) -> Stream[Chunk]:
+def stream_chunks(plan: Plan, report: Report = quiet) -> FrameStream:
     """Frames as they become final; the checkpoint is checked before this returns."""
-    return Generator(plan, report).chunks()
+    return FrameStream(Generator(plan, report))
 
 
-def render_latents(plan: Plan, report: Report = _quiet) -> Tensor:
+def render_latents(plan: Plan, report: Report = quiet) -> Tensor:
+    _check_end(plan)
     return Generator(plan, report).latents().cpu()
+
+
+def _check_end(plan: Plan) -> None:
+    if not plan.config.video.frames:
+        raise ValueError(
+            "video.frames=0 never ends, and what is asked for is complete at the end; give a "
+            "number of frames, or take them as they come with longreel.stream()"
+        )
 
 
 def _check_once(frames: int, overrides: Sequence[str]) -> None:
@@ -94,6 +103,7 @@ def _metadata(plan: Plan) -> dict[str, str]:
 
     return {
         "prompt": plan.request.prompt,
+        "prompt_at": "\n".join(f"{second:g} {text}" for second, text in plan.request.prompt_at),
         "seed": str(plan.request.seed),
         "image": plan.request.image.name if plan.request.image else "",
         "config": to_yaml(plan.config),

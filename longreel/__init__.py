@@ -3,15 +3,15 @@
 Everything heavy is imported when a function is called, so that importing this takes no time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .jobs.stream import FrameStream
     from .jobs.video import Video
-    from .pipeline.generator import Chunk
 
 __version__ = "0.1.0"
 __all__ = ["generate_latents", "render", "stream"]
@@ -25,18 +25,26 @@ def render(
     frames: int | None = None,
     seed: int = 0,
     image: str | Path | None = None,
+    prompt_at: Sequence[tuple[float, str]] = (),
     overrides: Sequence[str] = (),
 ) -> "Video":
     """Render a prompt to `output`, which appears when it is complete.
 
     `preset` is a name out of `longreel presets`; `overrides` are "key=value" strings as on the
-    command line, for example "sampling.steps=20". ValueError says what a request cannot have,
+    command line, for example "sampling.steps=20"; `prompt_at` are seconds, and the prompt of the
+    blocks from then on. ValueError says what a request cannot have,
     before anything is loaded.
     """
     from .jobs.render import plan_render, render_file
 
     plan = plan_render(
-        prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides
+        prompt,
+        preset=preset,
+        frames=frames,
+        seed=seed,
+        image=image,
+        prompt_at=prompt_at,
+        overrides=overrides,
     )
     return render_file(plan, output)
 
@@ -48,13 +56,23 @@ def stream(
     frames: int | None = None,
     seed: int = 0,
     image: str | Path | None = None,
+    prompt_at: Sequence[tuple[float, str]] = (),
     overrides: Sequence[str] = (),
-) -> "Iterator[Chunk]":
-    """The frames of a render as they become final; the request is checked before this returns."""
+) -> "FrameStream":
+    """The frames of a render as they become final; the request is checked before this returns.
+
+    `frames=0` goes on until `stop()`; `set_prompt()` changes what blocks to come show.
+    """
     from .jobs.render import plan_render, stream_chunks
 
     plan = plan_render(
-        prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides
+        prompt,
+        preset=preset,
+        frames=frames,
+        seed=seed,
+        image=image,
+        prompt_at=prompt_at,
+        overrides=overrides,
     )
     return stream_chunks(plan)
 
@@ -66,6 +84,7 @@ def generate_latents(
     frames: int | None = None,
     seed: int = 0,
     image: str | Path | None = None,
+    prompt_at: Sequence[tuple[float, str]] = (),
     overrides: Sequence[str] = (),
 ) -> "Tensor":
     """The clean latents of a render, for people who decode elsewhere.
@@ -76,6 +95,12 @@ def generate_latents(
     from .jobs.render import plan_render, render_latents
 
     plan = plan_render(
-        prompt, preset=preset, frames=frames, seed=seed, image=image, overrides=overrides
+        prompt,
+        preset=preset,
+        frames=frames,
+        seed=seed,
+        image=image,
+        prompt_at=prompt_at,
+        overrides=overrides,
     )
     return render_latents(plan)

@@ -58,6 +58,7 @@ class ModelArch:
     num_experts: int = 1
     text_len: int = 512
     per_latent_timestep: bool = False  # trained with a timestep per latent
+    window: int = 21  # latents of the videos it was trained on
     causal_latents: int = 0  # trained so that runs of this many latents see no later run
     text_parameters: int = 5_680_910_336  # UMT5-XXL
     image_parameters: int = 0
@@ -108,14 +109,18 @@ ARCHS: dict[str, ModelArch] = {
         vae=_VAE_2_2,
         image="first-latent",
         per_latent_timestep=True,
+        window=31,
         vae_parameters=704_688_668,
     ),
     "skyreels-v2-df-1.3b": ModelArch(
         dit=WanArch(num_layers=30, num_heads=12, ffn_dim=8960, fps_embedding=True),
         vae=_VAE_2_1,
         per_latent_timestep=True,
+        window=25,
     ),
-    "skyreels-v2-df-14b": ModelArch(dit=_WAN_14B, vae=_VAE_2_1, per_latent_timestep=True),
+    "skyreels-v2-df-14b": ModelArch(
+        dit=_WAN_14B, vae=_VAE_2_1, per_latent_timestep=True, window=25
+    ),
     "self-forcing-1.3b": ModelArch(
         dit=_WAN_1_3B, vae=_VAE_2_1, per_latent_timestep=True, causal_latents=3
     ),

@@ -1,6 +1,7 @@
 """Stages in order, whatever runs them, and the two ends that turn latents into windows and back."""
 
-from collections.abc import Generator, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ class Windows(Protocol):
     def ready(self, task: Task) -> bool: ...
     def inputs(self, task: Task) -> Inputs: ...
     def put(self, moved: Moved) -> None: ...
+    def change_text(self, text: object) -> None: ...
 
 
 class Stepper(Protocol):
@@ -35,7 +37,7 @@ class Done:
 class Schedule(Protocol):
     """Where the tasks come from: the same stream at every call, also in another process."""
 
-    def tasks(self) -> Iterator[Task]: ...
+    def tasks(self, stopped: Callable[[], bool] = ...) -> Iterator[Task]: ...
 
 
 class Chain(Protocol):
@@ -47,6 +49,12 @@ class Chain(Protocol):
         Blocks that nobody takes hold back the admission of new ones, so nothing grows.
         """
 
+    def stop(self) -> None:
+        """Admit no more blocks: those in flight are finished, and `run` ends."""
+
+    def change_text(self, text: object) -> None:
+        """What `Windows.change_text` takes: the prompt of blocks that are yet to be admitted."""
+
 
 class LocalChain:
     """All stages in this process, one task at a time."""
@@ -55,9 +63,10 @@ class LocalChain:
         self._stages = stages
         self._windows = windows
         self._stepper = stepper
+        self._stopped = threading.Event()
 
     def run(self, schedule: Schedule) -> Generator[Done]:
-        for task in schedule.tasks():
+        for task in schedule.tasks(self._stopped.is_set):
             assert self._windows.ready(task), f"task {task.number} comes before what it reads"
             x = self._stages[0].embed(task, self._windows.inputs(task))
             for stage in self._stages:
@@ -69,3 +78,9 @@ class LocalChain:
                     self._windows.put(version)
             finished = tuple(m for m in moved if m.block in task.finishes)
             yield Done(task=task, finished=finished)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def change_text(self, text: object) -> None:
+        self._windows.change_text(text)

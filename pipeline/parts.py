@@ -120,7 +120,7 @@ class Experts:
     def __init__(self, plan: Plan, layers: range) -> None:
         self._plan = plan
         self._layers = layers
-        self._keep = plan.config.blocks.policy != "whole"
+        self._keep = plan.policy != "whole"
         self._models: dict[int, WanDiT] = {}
 
     def get(self, expert: int) -> WanDiT:

@@ -15,8 +15,9 @@ from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
 from .levels import Levels, make_levels
 from .noise import check_seed
-from .plan_blocks import plan_schedule, widest_window
+from .plan_blocks import find_policy, plan_schedule, widest_window
 from .policies import default_noise
+from .prompts import prompts_by_block
 from .schedule import BlockSchedule
 
 DTYPES = {
@@ -35,6 +36,7 @@ class Request:
     config: Config
     seed: int = 0
     image: Path | None = None
+    prompt_at: tuple[tuple[float, str], ...] = ()  # seconds, and the prompt from then on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,9 @@ class Plan:
     request: Request
     arch: ModelArch
     device: torch.device
-    latents_shape: tuple[int, int, int, int]  # channels, latents, height, width
+    latents_shape: tuple[int, int, int, int]  # channels, latents (0: no end), height, width
     schedule: BlockSchedule
+    prompts: dict[int, str]  # by the first block that reads them
     num_tokens: int  # of the widest window
     levels: Levels
     pictures: tuple[Image.Image, ...]  # the first frame's, then the last frame's
@@ -57,9 +60,21 @@ class Plan:
         return self.request.config
 
     @property
+    def policy(self) -> str:
+        """The queue, where the configuration leaves it to the model and the length."""
+        return find_policy(self.config, self.arch, self.latents_shape[1] or None)
+
+    @property
+    def backend(self) -> str:
+        """What runs the stages: actors as soon as there are several, unless it is said."""
+        parallel = self.config.parallel
+        if parallel.backend != "auto":
+            return parallel.backend
+        return "ray" if parallel.num_stages > 1 else "local"
+
+    @property
     def shares_noise(self) -> bool:
-        blocks = self.config.blocks
-        return (blocks.noise or default_noise(blocks.policy)) == "pool"
+        return (self.config.blocks.noise or default_noise(self.policy)) == "pool"
 
 
 def make_plan(request: Request) -> Plan:
@@ -73,7 +88,7 @@ def make_plan(request: Request) -> Plan:
     _check_experts(config, arch)
     dtype = DTYPES[config.model.dtype]
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
-    schedule = plan_schedule(config, arch, levels.steps, shape[1])
+    schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
     _, patch_height, patch_width = arch.dit.patch
     tokens = (shape[2] // patch_height) * (shape[3] // patch_width)
     return Plan(
@@ -82,6 +97,13 @@ def make_plan(request: Request) -> Plan:
         device=find_device(config.model.device),
         latents_shape=shape,
         schedule=schedule,
+        prompts=prompts_by_block(
+            request.prompt,
+            request.prompt_at,
+            schedule,
+            fps=config.video.fps,
+            frames_per_latent=arch.vae.time_stride,
+        ),
         num_tokens=widest_window(schedule) * tokens,
         levels=levels,
         pictures=_open_images(request),
@@ -96,8 +118,11 @@ def describe(plan: Plan) -> str:
     video, sampling = config.video, config.sampling
     weights = ", ".join(f"{name} {_size(n)}" for name, n in plan.weights_bytes.items())
     lines = {
-        "video": f"{video.frames} frames of {video.width} x {video.height} at {video.fps} a second",
+        "video": f"{video.frames or 'endless'} frames of {video.width} x {video.height} at "
+        f"{video.fps} a second",
         "latents": f"{channels} x {latents} x {height} x {width}, {_size(plan.latents_bytes)}",
+        "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
+        f"{config.parallel.num_stages} stages ({plan.backend})",
         "window": f"{plan.num_tokens} tokens",
         "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
         f"guidance {sampling.guidance:g} ({sampling.guidance_mode})",
@@ -148,13 +173,13 @@ def _find_arch(name: str) -> ModelArch:
 def _latents_shape(config: Config, arch: ModelArch) -> tuple[int, int, int, int]:
     video, vae = config.video, arch.vae
     extra = (video.frames - 1) % vae.time_stride
-    if extra:
+    if video.frames and extra:
         below = video.frames - extra
         raise ValueError(
             f"video.frames={video.frames} comes from no whole number of latents (the first is one "
             f"frame, every other {vae.time_stride}); use {below} or {below + vae.time_stride}"
         )
-    num_latents = 1 + (video.frames - 1) // vae.time_stride
+    num_latents = 1 + (video.frames - 1) // vae.time_stride if video.frames else 0
     for axis, name in enumerate(("height", "width"), start=1):
         _check_side(name, getattr(video, name), vae.space_stride * arch.dit.patch[axis], arch)
     return (
@@ -203,6 +228,11 @@ def _check_images(request: Request, arch: ModelArch) -> None:
         raise ValueError(
             f"video.last_image is missing, and model.arch={name} ends on one; "
             "give video.last_image=FILE"
+        )
+    if request.config.video.frames == 0 and arch.image == "channels":
+        raise ValueError(
+            f"video.frames=0 has no end, and model.arch={name} reads a picture for every latent to "
+            "come; give a number of frames"
         )
     if request.config.video.frames == 1 and last:
         raise ValueError(

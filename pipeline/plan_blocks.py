@@ -1,5 +1,6 @@
 """The schedule of a render, checked against its model and the stages it is to run on."""
 
+from dataclasses import replace
 from itertools import islice
 
 from ..configs.schema import Config
@@ -15,11 +16,23 @@ def plan_schedule(
     config: Config, arch: ModelArch, steps: int, num_latents: int | None
 ) -> BlockSchedule:
     """ValueError where the policy cannot run on this model or on so many stages."""
-    schedule = make_schedule(config.blocks, steps, num_latents)
-    _check_model(config, arch, schedule)
-    _check_stages(config, arch, schedule)
-    _check_positions(config, arch, schedule)
+    policy = find_policy(config, arch, num_latents)
+    schedule = make_schedule(replace(config.blocks, policy=policy), steps, num_latents)
+    _check_model(config, arch, policy, schedule)
+    _check_stages(config, arch, policy, schedule)
+    _check_positions(config, arch, policy, schedule)
     return schedule
+
+
+def find_policy(config: Config, arch: ModelArch, num_latents: int | None) -> str:
+    """The policy that is named; auto: one window while it is no longer than the model's own."""
+    if config.blocks.policy != "auto":
+        return config.blocks.policy
+    if arch.causal_latents:
+        return "causal"
+    if num_latents is not None and num_latents <= arch.window:
+        return "whole"
+    return "dualparal-grouped"
 
 
 def widest_window(schedule: BlockSchedule) -> int:
@@ -30,8 +43,8 @@ def widest_window(schedule: BlockSchedule) -> int:
     )
 
 
-def _check_model(config: Config, arch: ModelArch, schedule: BlockSchedule) -> None:
-    policy, name = config.blocks.policy, config.model.arch
+def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSchedule) -> None:
+    name = config.model.arch
     if schedule.per_latent and not arch.per_latent_timestep:
         raise ValueError(
             f"blocks.policy={policy} gives latents of one window different levels, and "
@@ -47,8 +60,8 @@ def _check_model(config: Config, arch: ModelArch, schedule: BlockSchedule) -> No
         )
 
 
-def _check_stages(config: Config, arch: ModelArch, schedule: BlockSchedule) -> None:
-    stages, policy = config.parallel.num_stages, config.blocks.policy
+def _check_stages(config: Config, arch: ModelArch, policy: str, schedule: BlockSchedule) -> None:
+    stages = config.parallel.num_stages
     split_layers(arch.dit.num_layers, stages)
     if schedule.joint != 1 or policy in ("whole", "causal"):
         return  # one window at a time by nature: stages then share memory, not time
@@ -66,12 +79,12 @@ def _check_stages(config: Config, arch: ModelArch, schedule: BlockSchedule) -> N
     )
 
 
-def _check_positions(config: Config, arch: ModelArch, schedule: BlockSchedule) -> None:
+def _check_positions(config: Config, arch: ModelArch, policy: str, schedule: BlockSchedule) -> None:
     widest = widest_window(schedule) + schedule.keep_first
     if widest <= arch.dit.max_position:
         return
     most = arch.dit.max_position
-    if config.blocks.policy == "whole":
+    if policy == "whole":
         frames = 1 + (most - 1) * arch.vae.time_stride
         raise ValueError(
             f"video.frames={config.video.frames} needs {widest} positions in one window and the "

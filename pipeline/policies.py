@@ -8,7 +8,7 @@ from .schedule import BlockSchedule
 
 
 def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
-    """The schedule that `blocks.policy` names, with the fields that are given put in their place."""
+    """The schedule that `blocks.policy` names, with the fields that are given in their place."""
     if blocks.policy == "whole" and num_latents is None:
         raise ValueError(
             "blocks.policy=whole has no end to wait for in an open-ended video, so that no frame "
@@ -131,7 +131,7 @@ def _buffer(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockS
 
 
 def _forcing(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
-    """SkyReels-V2: neighbours `stagger` rows apart in a window that a noised clean prefix begins."""
+    """SkyReels-V2: neighbours `stagger` rows apart, in a window that a noised prefix begins."""
     size, left = _or(blocks.size, 5), _or(blocks.left, 5)
     most = size if num_latents is None else size + size // 2  # the last block may be longer
     if left + most > blocks.window:

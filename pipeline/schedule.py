@@ -4,7 +4,7 @@ A pure function of its fields: the same fields give the same stream of tasks, wh
 Every queue of the field is one setting of these fields (policies.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ..parallel.tasks import Entry, Part, Task
@@ -68,9 +68,13 @@ class BlockSchedule:
             return self.stagger
         return self.steps if self._begins_burst(block) else 0
 
-    def tasks(self) -> Iterator[Task]:
-        """Every task, in the order that all stages keep."""
-        return _Run(self).tasks()
+    def block_at(self, latent: int) -> int:
+        block = latent // self.size
+        return block if self.num_blocks is None else min(block, self.num_blocks - 1)
+
+    def tasks(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Task]:
+        """Every task, in the order all stages keep; no block is admitted once it is stopped."""
+        return _Run(self, stopped).tasks()
 
     def _begins_burst(self, block: int) -> bool:
         """Bursts of a finite video differ by at most one block, and the larger come first."""
@@ -84,8 +88,9 @@ class BlockSchedule:
 class _Run:
     """The state of one walk through a schedule: how far every block in flight is."""
 
-    def __init__(self, schedule: BlockSchedule) -> None:
+    def __init__(self, schedule: BlockSchedule, stopped: Callable[[], bool]) -> None:
         self._s = schedule
+        self._stopped = stopped
         self._done: dict[int, int] = {}  # steps taken by blocks in flight
         self._next = 0  # block to admit
         self._number = 0
@@ -113,6 +118,7 @@ class _Run:
         s, before = self._s, self._next
         while (
             self._next != s.num_blocks
+            and not self._stopped()
             and len(self._done) < s.max_inflight
             and self._fits(self._next)
             and self._steps_of(self._next - 1) >= s.gap(self._next)
@@ -211,7 +217,7 @@ class _Run:
         s, parts = self._s, []
         start = max(0, first - count)
         while start < first:
-            block = self._block_at(start)
+            block = s.block_at(start)
             stop = min(first, s.bounds(block)[1])
             step = self._steps_of(block)
             noised = s.left_noised and step == s.steps
@@ -259,10 +265,6 @@ class _Run:
         while self._kept < self._next and self._s.bounds(self._kept)[1] <= latent:
             self._kept += 1
         return tuple(range(first, self._kept))
-
-    def _block_at(self, latent: int) -> int:
-        block = latent // self._s.size
-        return block if self._s.num_blocks is None else min(block, self._s.num_blocks - 1)
 
     def _task(self, **fields: object) -> Task:
         task = Task(number=self._number, tick=self._tick, **fields)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 B batch, C channels, T latents, H height, W width, S text tokens.
 """
 
+import threading
 from dataclasses import dataclass, field
 
 import torch
@@ -80,6 +81,8 @@ class Windows:
     sampling: Sampling
     _held: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # block: version, latents
     _dropped: int = 0  # blocks before this one are read by nobody any more
+    _admitted: int = 0  # blocks before this one have begun
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # between admission and change
 
     def put(self, moved: Moved) -> None:
         """A new version of a block; one that is repeated, or read by nobody, is ignored."""
@@ -98,6 +101,8 @@ class Windows:
     def inputs(self, task: Task) -> Inputs:
         """The task's window; latents that no later one reads are let go."""
         s = self.sampling
+        with self._lock:
+            self._admitted = max((block + 1 for block in task.admits), default=self._admitted)
         latents_BCTHW = torch.cat([self._latents(part) for part in task.parts], dim=2)
         spans = [(part.start, part.stop) for part in task.parts]
         step = min((part.step for part in task.written), default=s.levels.steps - 1)
@@ -113,6 +118,12 @@ class Windows:
             causal_latents=s.causal_latents,
             fps=s.fps,
         )
+
+    def change_text(self, text: object) -> None:
+        """Blocks that are yet to be admitted read this prompt; those in flight keep theirs."""
+        assert isinstance(text, Text)
+        with self._lock:
+            self.sampling.texts[self._admitted] = text
 
     def num_bytes(self) -> int:
         return sum(latents.nbytes for _, latents in self._held.values())

@@ -1,0 +1,43 @@
+"""Frames of a render as they become final, and what can be said to it meanwhile."""
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from ..pipeline.generator import Chunk, Generator
+
+
+class FrameStream(Iterator[Chunk]):
+    """An iterator over chunks. Closing it, or leaving its `with` block, ends the render.
+
+    Rendering begins with the first chunk asked for; at most a block is made ahead of the reader.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._chunks = generator.chunks()
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def set_prompt(self, prompt: str) -> None:
+        """Another prompt for the blocks that are yet to begin. From any thread."""
+        self._generator.set_prompt(prompt)
+
+    def stop(self) -> None:
+        """Begin no more blocks: those in flight still come. From any thread."""
+        self._generator.stop()
+
+    def close(self) -> None:
+        """End at once and free everything; frames that were not taken are lost."""
+        self._chunks.close()
+
+    def __enter__(self) -> "FrameStream":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,111 @@
+"""Prompts that change within a video, by plan and live, and videos without an end."""
+
+import time
+
+import pytest
+import torch
+from tiny_blocks import ARCHS, overrides
+
+from longreel.jobs.render import plan_render, render_file, render_latents, stream_chunks
+from longreel.models import arch as archs
+from longreel.pipeline.generator import Generator
+
+FRAMES = 57  # 15 latents: five blocks of three
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+def plan(policy, *more, frames=FRAMES, **request):
+    return plan_render(
+        "a cat", frames=frames, seed=3, overrides=overrides(policy, *more), **request
+    )
+
+
+def blocks_that_changed(policy, second):
+    before = render_latents(plan(policy))
+    after = render_latents(plan(policy, prompt_at=[(second, "a dog")]))
+    pairs = zip(torch.split(before, 3, dim=2), torch.split(after, 3, dim=2), strict=True)
+    return [i for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
+
+
+def test_a_change_leaves_blocks_alone_that_share_no_window_with_it():
+    # second 1.6 is frame 26, latent 7, block 2; context is one block to each side
+    assert blocks_that_changed("causal", 1.6) == [2, 3, 4]
+    changed = blocks_that_changed("dualparal", 1.6)
+    assert changed[-3:] == [2, 3, 4]
+    assert blocks_that_changed("dualparal-grouped-pairs", 2.1) == [3, 4]  # the second burst
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([(100.0, "a dog")], r"prompt_at=100 is after the last of 57 frames"),
+        ([(-1.0, "a dog")], r"prompt_at=-1.0 is no time in the video"),
+        ([(float("nan"), "a dog")], r"prompt_at=nan is no time"),
+        ([(1.0, " ")], r"prompt_at=1 has an empty prompt"),
+        ([(0.1, "a dog")], r"prompt_at=0.1 falls into the first block.*0\.5[0-9] s or later"),
+        ([(1.6, "a dog"), (1.7, "a bird")], r"prompt_at=1.7 falls into block 2, as another"),
+    ],
+)
+def test_a_change_that_cannot_be_seen_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan("dualparal", prompt_at=changes)
+
+
+def test_a_live_change_equals_a_planned_one():
+    """Said after the first chunk, it is for the first block that has not begun by then."""
+    stream = stream_chunks(plan("causal"))
+    first = next(stream)
+    stream.set_prompt("a dog")
+    frames = torch.cat([torch.from_numpy(c.frames) for c in (first, *stream)])
+    assert len(frames) == FRAMES
+
+    def planned(second):
+        chunks = stream_chunks(plan("causal", prompt_at=[(second, "a dog")]))
+        return torch.cat([torch.from_numpy(chunk.frames) for chunk in chunks])
+
+    # at most one finished block waits while another is being made
+    starts = (9 / 16, 21 / 16, 33 / 16, 45 / 16)
+    assert any(torch.equal(frames, planned(second)) for second in starts)
+
+
+@pytest.mark.parametrize("policy", ["causal", "dualparal", "dualparal-grouped-pairs", "buffer"])
+def test_an_endless_video_ends_when_it_is_stopped(policy):
+    with stream_chunks(plan(policy, frames=0)) as stream:
+        seen = [next(stream) for _ in range(7)]
+        stream.stop()
+        seen += list(stream)
+    starts = [chunk.start for chunk in seen]
+    assert starts == [0, *range(1, 1 + 4 * (len(seen) - 1), 4)]
+    assert len(seen) % 3 == 0 or policy == "buffer"  # whole blocks
+
+
+def test_an_endless_video_begins_like_one_with_an_end():
+    finite = [chunk.frames for chunk in stream_chunks(plan("causal"))]
+    with stream_chunks(plan("causal", frames=0)) as endless:
+        for frames in finite[:12]:
+            assert (next(endless).frames == frames).all()
+
+
+def test_what_is_complete_at_the_end_needs_one(tmp_path):
+    for ask in (render_latents, lambda p: render_file(p, tmp_path / "a.mp4")):
+        with pytest.raises(ValueError, match=r"video.frames=0 never ends.*longreel.stream"):
+            ask(plan("causal", frames=0))
+    with pytest.raises(ValueError, match=r"blocks.policy=whole has no end to wait for"):
+        plan("whole", frames=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_that_nobody_reads_stands_still():
+    generator = Generator(plan("causal", frames=0))
+    chunks = generator.chunks()
+    next(chunks)
+    windows = generator._chain._windows  # of the local chain
+    admitted = windows._admitted
+    time.sleep(1.0)
+    assert windows._admitted <= admitted + 2  # one is ready, one is being made
+    chunks.close()

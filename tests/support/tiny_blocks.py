@@ -1,0 +1,55 @@
+"""Tiny random models for tests of block schedules, and settings of every policy for them."""
+
+from dataclasses import replace
+
+from longreel.models.arch import ModelArch, VaeArch, WanArch
+
+_ARCH = ModelArch(
+    dit=WanArch(num_layers=5, num_heads=2, head_dim=16, ffn_dim=24, text_dim=16),
+    vae=VaeArch(base_dim=4, num_res_blocks=1),
+    text_len=8,
+    per_latent_timestep=True,
+)
+ARCHS = {"test-blocks": _ARCH, "test-causal": replace(_ARCH, causal_latents=3)}
+
+_FEW = [
+    "sampling.solver=renoise",
+    "sampling.timesteps=[1000,750,500,250]",
+    "sampling.steps=4",
+    "sampling.guidance_mode=none",
+    "model.arch=test-causal",
+]
+_SIDES = ["blocks.size=3", "blocks.left=2"]
+POLICIES = {
+    "whole": [],
+    "dualparal": [*_SIDES, "blocks.right=2"],
+    "dualparal-grouped": ["blocks.size=2", "blocks.left=2", "blocks.right=1", "blocks.depth=4"],
+    "dualparal-staggered": [*_SIDES, "blocks.right=1", "blocks.stagger=1"],
+    "diagonal": ["blocks.size=4"],
+    "buffer": ["blocks.size=2", "blocks.left=2"],
+    "forcing": ["blocks.size=2", "blocks.left=2", "blocks.stagger=2", "blocks.window=8"],
+    "rolling": [*_FEW, "blocks.size=2", "blocks.left=2", "blocks.sink=1"],
+    "causal": [*_FEW, "blocks.size=3", "blocks.left=3", "blocks.sink=2"],
+}
+# other settings, under names of their own
+_VARIANTS = {
+    "dualparal-grouped-pairs": [*_SIDES, "blocks.right=1", "blocks.depth=1"],
+    "dualparal-staggered-wide": [*_SIDES, "blocks.right=1", "blocks.stagger=2"],
+}
+
+
+def overrides(policy: str, *more: str) -> list[str]:
+    """Of a policy, or of a variant of one."""
+    name = next(known for known in sorted(POLICIES, reverse=True) if policy.startswith(known))
+    return [
+        "model.arch=test-blocks",
+        "model.text_cache=",
+        "video.height=16",
+        "video.width=32",
+        "sampling.steps=5",
+        "sampling.negative_prompt=a dog",
+        f"blocks.policy={name}",
+        *(POLICIES | _VARIANTS)[policy],
+        "parallel.backend=local",
+        *more,
+    ]
