@@ -1,5 +1,6 @@
 """One request to one file, to a stream of frames, or to latents: what every entry point calls."""
 
+import os
 from collections.abc import Generator as Stream
 from collections.abc import Sequence
 from contextlib import closing
@@ -92,10 +93,12 @@ def _check_once(frames: int, overrides: Sequence[str]) -> None:
 def _metadata(plan: Plan) -> dict[str, str]:
     from .. import __version__
 
+    image = plan.request.image
     return {
         "prompt": plan.request.prompt,
         "seed": str(plan.request.seed),
-        "image": plan.request.image.name if plan.request.image else "",
+        # a file's name may be any bytes; metadata is UTF-8
+        "image": os.fsencode(image.name).decode(errors="replace") if image else "",
         "config": to_yaml(plan.config),
         "longreel": __version__,
     }
