@@ -5,6 +5,7 @@ read `${...}` and `???` as its own, and `${oc.env:NAME}` would let the environme
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -66,7 +67,7 @@ def to_yaml(config: Config) -> str:
 def _read_preset(preset: str) -> dict[str, Any]:
     if not preset.endswith(".yaml"):
         return _read_shipped(preset)
-    settings = read_settings(Path(preset).expanduser())
+    settings = read_settings(Path(os.path.expanduser(preset)))  # Path's refuses ~name of nobody
     base = settings.get("preset")
     return {**_read_shipped(str(base)), **settings} if base else settings
 

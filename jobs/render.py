@@ -1,5 +1,6 @@
 """One request to one file, to a stream of frames, or to latents: what every entry point calls."""
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -101,11 +102,13 @@ def _check_once(frames: int, overrides: Sequence[str]) -> None:
 def _metadata(plan: Plan) -> dict[str, str]:
     from .. import __version__
 
+    image = plan.request.image
     return {
         "prompt": plan.request.prompt,
         "prompt_at": "\n".join(f"{second:g} {text}" for second, text in plan.request.prompt_at),
         "seed": str(plan.request.seed),
-        "image": plan.request.image.name if plan.request.image else "",
+        # a file's name may be any bytes; metadata is UTF-8
+        "image": os.fsencode(image.name).decode(errors="replace") if image else "",
         "config": to_yaml(plan.config),
         "longreel": __version__,
     }

@@ -1,5 +1,6 @@
 """Where each part of a checkpoint is: a local folder or file, or the hub, in either layout."""
 
+import os
 import re
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
     file, which means that CLIP's usual figures apply. `field` is whose value `reference` is.
     """
     assert part in _PLACES, part
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))  # Path's refuses ~name of nobody
     if not path.exists():
         hub = _HUB_ID.fullmatch(reference)
         if hub is None:

@@ -1,5 +1,6 @@
 """The parts of a plan's model: checked together, loaded one by one when their turn comes."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from ..models.wan import WanDiT
 from ..models.wan_load import load_dit
 from .condition import Condition, encode_pictures
 from .plan import DTYPES, Plan, expand
+
+_log = logging.getLogger("longreel")
 
 RANDOM = "random"  # the value of model.checkpoint that means untrained weights
 
@@ -52,10 +55,25 @@ def encode_texts(plan: Plan, prompts: Sequence[str]) -> Tensor:
         text_len=plan.arch.text_len,
         text_dim=plan.arch.dit.text_dim,
     )
-    cache = expand(model.text_cache) if model.text_cache else None
     return encode_prompts(
-        prompts, source, device=plan.device, dtype=DTYPES[model.dtype], cache=cache
+        prompts,
+        source,
+        device=plan.device,
+        dtype=DTYPES[model.dtype],
+        cache=_text_cache(model.text_cache),
     )
+
+
+def _text_cache(setting: str) -> Path | None:
+    folder = expand(setting) if setting else None
+    if folder and folder.parts[0] == "~":  # a container's user may have no home
+        _log.warning(
+            "model.text_cache=%s lies in a home folder, which this user has not, so prompts are "
+            "not kept; set it to another folder",
+            setting,
+        )
+        return None
+    return folder
 
 
 def load_plan_vae(plan: Plan) -> "AutoencoderKLWan":

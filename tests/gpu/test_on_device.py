@@ -1,0 +1,131 @@
+"""What is true on the CPU, again on a CUDA device: float32 without TF32, so sums alone differ."""
+
+import numpy as np
+import pytest
+import tiny_vae
+import torch
+from tiny_wan import T2V, TEXT_DIM, diffusers_model, our_model, run
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import longreel
+from longreel.kernels.attention import attend, attend_reference
+from longreel.models.vae import StreamingDecoder
+from longreel.models.wan import cast
+from longreel.pipeline.condition import Condition
+from longreel.pipeline.denoise import Window
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA = torch.device("cuda")
+BF16_ROUNDING = 2**-8  # of a value, at most
+
+
+@pytest.fixture(autouse=True)
+def _full_float32():
+    """Convolutions would use TF32, which keeps 10 bits of a factor."""
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    yield
+    convolutions.fp32_precision = before
+
+
+def _inputs():
+    t = torch.tensor([[0.0, 417.0, 988.0]])
+    return torch.randn(1, 16, 3, 6, 4), t, torch.randn(1, 7, TEXT_DIM)
+
+
+def test_the_dit_on_the_device_equals_that_on_the_cpu():
+    model = our_model(T2V, diffusers_model(T2V))
+    latents, t, text = _inputs()
+    expected = run(model, latents, t, text)
+    model.to(CUDA)
+    ours = run(model, latents.to(CUDA), t, text.to(CUDA)).cpu()
+    # float32 in two orders: 1e-6 between two CPU implementations (test_wan), ten times that here
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_in_bfloat16_we_are_as_near_to_float32_as_diffusers_is():
+    reference = diffusers_model(T2V)
+    latents, _, text = _inputs()
+    t = torch.tensor([417.0])
+    exact = reference(latents, t, text, return_dict=False)[0]
+    ours = cast(our_model(T2V, reference), torch.bfloat16).to(CUDA)
+    for name, parameter in reference.named_parameters():
+        if not any(part in name for part in reference._keep_in_fp32_modules):
+            parameter.data = parameter.data.bfloat16()
+    reference.to(CUDA)
+    latents, text = latents.to(CUDA, torch.bfloat16), text.to(CUDA, torch.bfloat16)
+    theirs = reference(latents, t.to(CUDA), text, return_dict=False)[0]
+
+    def error(velocity):
+        return (velocity.float().cpu() - exact).square().mean().sqrt().item()
+
+    # the same roundings but for order: half as much again would be another kind of arithmetic
+    assert error(run(ours, latents, t[:, None], text)) <= 1.5 * error(theirs)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(777, 777), (1560, 512), (64, 1)])
+def test_attention_equals_its_definition(queries, keys):
+    q, k, v = (
+        torch.randn(2, tokens, 3, 128, device=CUDA, dtype=torch.bfloat16)
+        for tokens in (queries, keys, keys)
+    )
+    expected = attend_reference(q.double(), k.double(), v.double())
+    # weights are rounded once before they meet the values, and so is the result
+    largest = BF16_ROUNDING * v.abs().max().item()
+    torch.testing.assert_close(attend(q, k, v).double(), expected, atol=largest, rtol=BF16_ROUNDING)
+
+
+def test_attention_in_bfloat16_is_cudnns():
+    q, k, v = (torch.randn(1, 1040, 4, 128, device=CUDA, dtype=torch.bfloat16) for _ in range(3))
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        ).transpose(1, 2)
+    assert torch.equal(attend(q, k, v), expected)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_decoding_one_latent_at_a_time_equals_decoding_all(kind):
+    vae = tiny_vae.random_vae(tiny_vae.ARCHS[kind], seed=3, device=CUDA, dtype=torch.float32)
+    z_BCTHW = torch.randn(1, vae.config.z_dim, 4, 6, 4, device=CUDA)
+    decoder = StreamingDecoder(vae)
+    frames = torch.cat([decoder.decode(z) for z in z_BCTHW.split(1, dim=2)], dim=2)
+    with CUDA:  # where the VAE's statistics are made
+        expected = tiny_vae.decode_at_once(vae, z_BCTHW)
+    # all at once the first convolution sees every latent, and may sum in another order
+    torch.testing.assert_close(frames, expected, atol=1e-5, rtol=0.0)
+
+
+def _noise(device, step):
+    window = Window(
+        seed=11,
+        shape=(16, 3, 8, 12),
+        text_BSD=torch.zeros(1, 1, 1),
+        negative_BSD=None,
+        condition=Condition(),
+        causal_latents=0,
+        fps=16,
+        device=device,
+    )
+    return window.noise(step).cpu()
+
+
+@pytest.mark.parametrize("step", [None, 2])
+def test_noise_has_the_bits_of_the_cpu(step):
+    assert torch.equal(_noise(CUDA, step), _noise(torch.device("cpu"), step))
+
+
+def _frames(device):
+    overrides = [f"model.device={device}", "model.text_cache="]
+    chunks = longreel.stream("a red circle drifts to the right", frames=9, overrides=overrides)
+    return np.concatenate([chunk.frames for chunk in chunks]).astype(int)
+
+
+def test_a_whole_render_equals_that_of_the_cpu():
+    on_cpu = _frames("cpu")
+    assert on_cpu.std() > 5  # pictures, not one grey
+    # eight steps of guidance 5 multiply float32's last bits; a grey level is 1 / 255
+    assert np.abs(_frames("cuda") - on_cpu).max() <= 2

@@ -1,0 +1,139 @@
+"""The loop over steps: what it asks of the model, what it yields, and when it gives up."""
+
+import pytest
+import torch
+
+from longreel.pipeline.condition import Condition
+from longreel.pipeline.denoise import Window, denoise
+from longreel.pipeline.errors import RenderError
+from longreel.pipeline.guidance import GuidancePlan
+from longreel.pipeline.levels import make_levels
+from longreel.pipeline.solver import make_solver
+
+STEPS = 5
+
+
+class StandIn:
+    """A DiT that remembers what it was asked; its velocity is what it is told to be."""
+
+    num_layers = 2
+
+    def __init__(self, velocity=lambda x, call: 0.1 * x):
+        self.velocity, self.asked = velocity, []
+
+    def embed(self, latents, timesteps, text, image=None, **window):
+        self.asked.append({"latents": latents, "timesteps": timesteps, "text": text, **window})
+        return latents
+
+    def run_layers(self, state, layers):
+        assert layers == range(self.num_layers)
+        return state
+
+    def head(self, state):
+        return self.velocity(state, len(self.asked))
+
+
+def window(*, latents=3, condition=None, negative=False, seed=4):
+    text = torch.ones(1, 2, 6)
+    return Window(
+        seed=seed,
+        shape=(2, latents, 4, 6),
+        text_BSD=text,
+        negative_BSD=-text if negative else None,
+        condition=condition or Condition(),
+        causal_latents=3,
+        fps=24,
+        device=torch.device("cpu"),
+    )
+
+
+def run(model, window, *, solver="euler", model_at=None, mode="none"):
+    timesteps = (1000, 800, 600, 400, 200) if solver == "renoise" else ()
+    levels = make_levels(solver, STEPS, 3.0, timesteps)
+    scales = (None if mode == "none" else 5.0,) * STEPS
+    guidance = GuidancePlan(mode=mode, scales=scales)
+    return denoise(window, model_at or (lambda k: model), make_solver(solver, levels), guidance)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [1, 3, STEPS])
+def test_latents_that_are_not_finite_end_the_render_at_their_step(step, bad):
+    def velocity(x, call):
+        y = 0.1 * x
+        if call == step:
+            y[0, 1, 2, 3, 4] = bad  # one value of all
+        return y
+
+    seen = 0
+    steps = run(StandIn(velocity), window())
+    message = rf"after step {step} of {STEPS} \(level [01]\.\d+\).*black; try model\.dtype"
+    with pytest.raises(RenderError, match=message):
+        for seen, _ in enumerate(steps, start=1):  # noqa: B007
+            pass
+    assert seen == step - 1
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc2", "dpm++3m", "renoise"])
+def test_every_step_yields_latents_and_is_asked_its_level(solver):
+    model = StandIn()
+    yielded = list(run(model, window(), solver=solver))
+    levels = make_levels(solver, STEPS, 3.0, (1000, 800, 600, 400, 200) * (solver == "renoise"))
+    assert len(yielded) == STEPS
+    assert [float(asked["timesteps"]) for asked in model.asked] == list(levels.timesteps)
+    for before, asked in zip(yielded, model.asked[1:], strict=False):
+        assert torch.equal(asked["latents"], before)
+    assert {(asked["fps"], asked["causal_latents"]) for asked in model.asked} == {(24, 3)}
+    assert all(latents.dtype == torch.float32 for latents in yielded)
+
+
+def test_each_step_takes_the_model_that_is_meant_for_it():
+    first, second = StandIn(), StandIn()
+    list(run(None, window(), model_at=lambda k: first if k < 2 else second))
+    assert (len(first.asked), len(second.asked)) == (2, STEPS - 2)
+
+
+@pytest.mark.parametrize("solver", ["euler", "renoise"])
+def test_a_given_latent_stays_as_it_is_and_is_at_level_zero(solver):
+    given = torch.randn(1, 2, 1, 4, 6)
+    model = StandIn()
+    for latents in run(model, window(condition=Condition(first_BCTHW=given)), solver=solver):
+        assert torch.equal(latents[:, :, :1], given)
+    for asked in model.asked:
+        assert torch.equal(asked["latents"][:, :, :1], given)
+        level, *rest = asked["timesteps"][0].tolist()
+        assert level == 0.0
+        assert len(set(rest)) == 1
+        assert rest[0] > 0
+
+
+def test_channels_of_a_picture_are_read_and_never_denoised():
+    channels = torch.randn(1, 3, 3, 4, 6)
+    model = StandIn(lambda x, call: 0.1 * x[:, :2])
+    latents = list(run(model, window(condition=Condition(channels_BCTHW=channels))))[-1]
+    assert latents.shape == (1, 2, 3, 4, 6)
+    assert all(torch.equal(asked["latents"][:, 2:], channels) for asked in model.asked)
+
+
+def test_guidance_in_one_batch_reads_both_prompts_and_the_same_latents():
+    model = StandIn()
+    list(run(model, window(negative=True), mode="batched"))
+    for asked in model.asked:
+        assert len(asked["latents"]) == len(asked["text"]) == 2
+        assert torch.equal(*asked["latents"])
+        assert not torch.equal(*asked["text"])
+
+
+def test_the_noise_of_a_longer_video_begins_with_that_of_a_shorter_one():
+    short, long = window(latents=3), window(latents=7)
+    for step in (None, 0, 2):
+        assert torch.equal(long.noise(step)[:, :, :3], short.noise(step))
+    assert not torch.equal(short.noise(), window(seed=5).noise())
+
+
+def test_closing_the_loop_stops_the_model():
+    model = StandIn()
+    steps = run(model, window())
+    next(steps)
+    steps.close()
+    assert len(model.asked) == 1
+    assert list(steps) == []

@@ -1,0 +1,220 @@
+"""A plan says what a render will do, and refuses one that cannot be, before anything is loaded."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+from longreel.configs.load import load_config, preset_names
+from longreel.models.arch import ARCHS
+from longreel.models.text_encoder import load_encoder
+from longreel.models.vae_build import build_vae
+from longreel.models.wan import WanDiT
+from longreel.pipeline.plan import Request, describe, find_device, make_plan
+
+
+def plan(*overrides, prompt="a cat", seed=0, image=None, preset="tiny"):
+    config = load_config(preset, overrides)
+    return make_plan(Request(prompt=prompt, config=config, seed=seed, image=image))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "first.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["video.frames=18"], ["video.frames=18", "no whole number of latents", "use 17 or 21"]),
+        (["video.frames=3"], ["video.frames=3", "use 1 or 5"]),
+        (["video.frames=4097"], ["video.frames=4097", "1025 positions", "1024", "at most 4093"]),
+        (["video.height=70"], ["video.height=70", "grid of 16 pixels", "use 64 or 80"]),
+        (["video.width=8"], ["video.width=8", "would not cover the picture", "use 16"]),
+        (["video.height=16400"], ["video.height=16400", "1025 positions", "at most 16384"]),
+        (["video.width=1000000002"], ["video.width=1000000002", "at most 16384"]),
+        (["model.arch=wan2.1-t2v-14"], ["model.arch=wan2.1-t2v-14", "mean wan2.1-t2v-14b?"]),
+        (["model.arch=sora"], ["model.arch=sora is no model", "one of tiny, wan2.1-t2v-1.3b"]),
+        (["model.device=cuda:99"], ["model.device=cuda:99 is not there", "model.device=cpu"]),
+        # torch.device wraps these round to -56 and 0
+        (["model.device=cuda:200"], ["model.device=cuda:200 is not there", "model.device=auto"]),
+        (["model.device=cuda:256"], ["model.device=cuda:256 is not there", "model.device=auto"]),
+        (["sampling.shift=1e9"], ["sampling.shift=1000000000.0", "same level", "1 to 20"]),
+        (["model.boundary=0.5"], ["model.boundary=0.5", "1 expert;", "set 0"]),
+        (
+            ["model.arch=wan2.2-t2v-a14b"],
+            ["model.boundary=0 does not fit model.arch=wan2.2-t2v-a14b", "2 experts", "0.875"],
+        ),
+        (["model.arch=wan2.1-i2v-14b"], ["image is missing", "starts from one", "--image FILE"]),
+        (
+            ["video.last_image=last.png"],
+            ["video.last_image=last.png would be ignored", "model.arch=tiny", "leave it out"],
+        ),
+        (
+            ["model.arch=wan2.2-ti2v-5b", "video.last_image=last.png"],
+            ["video.last_image=last.png would be ignored", "first image only", "flf2v-14b"],
+        ),
+    ],
+)
+def test_what_cannot_be_rendered_names_field_value_consequence_and_way_out(overrides, words):
+    with pytest.raises(ValueError, match=r"^[\w.]+[= ]") as error:
+        plan(*overrides)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", "&nbsp;", "&amp;nbsp; "])
+def test_a_prompt_of_which_nothing_is_left_is_refused(prompt):
+    with pytest.raises(ValueError, match=r"^prompt='.*is empty, so there is nothing to.*describe"):
+        plan(prompt=prompt)
+
+
+@pytest.mark.parametrize("field", ["prompt", "sampling.negative_prompt"])
+def test_bytes_that_are_no_text_are_refused_in_either_prompt(field):
+    text = b"caf\xe9".decode(errors="surrogateescape")  # as the command line hands them over
+    with pytest.raises(ValueError, match=r"not UTF-8.*set the terminal"):
+        plan(prompt=text) if field == "prompt" else plan(f"{field}={text}")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_keys_no_noise_is_refused(seed):
+    with pytest.raises(ValueError, match=rf"^seed={seed} .*takes 0 to {2**63 - 1}; choose"):
+        plan(seed=seed)
+
+
+def test_an_image_is_refused_by_a_model_that_reads_none(picture):
+    with pytest.raises(ValueError, match=r"^image=.*first\.png would be ignored.*i.*leave it out"):
+        plan(image=picture)
+
+
+def test_one_frame_has_no_room_for_a_first_and_a_last_image(picture):
+    overrides = ["model.arch=wan2.1-flf2v-14b", f"video.last_image={picture}", "video.frames=1"]
+    with pytest.raises(ValueError, match=r"^video\.frames=1 leaves no frame.*use at least 5"):
+        plan(*overrides, image=picture)
+
+
+def test_a_model_that_ends_on_a_picture_asks_for_it(picture):
+    with pytest.raises(ValueError, match=r"^video\.last_image is missing.*ends on one.*=FILE"):
+        plan("model.arch=wan2.1-flf2v-14b", image=picture)
+
+
+@pytest.mark.parametrize("field", ["image", "video.last_image"])
+def test_a_picture_that_cannot_be_read_is_found_by_the_plan(picture, field):
+    broken = picture.with_name("broken.png")
+    broken.write_bytes(picture.read_bytes()[:-300])  # its header is whole
+    image, last = (broken, picture) if field == "image" else (picture, broken)
+    with pytest.raises(ValueError, match=rf"^{field}=.*broken\.png cannot be read.*save it again"):
+        plan("model.arch=wan2.1-flf2v-14b", f"video.last_image={last}", image=image)
+
+
+def test_a_picture_of_another_ratio_is_no_error(picture):
+    (opened,) = plan("model.arch=wan2.1-i2v-14b", image=picture).pictures
+    assert opened.size == (60, 40)
+
+
+def test_a_name_that_only_looks_like_a_home_folder_is_a_name(tmp_path, monkeypatch, picture):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~draft.png").write_bytes(picture.read_bytes())
+    made = plan("model.arch=wan2.1-flf2v-14b", "video.last_image=~draft.png", image=picture)
+    assert len(made.pictures) == 2
+
+
+@pytest.mark.parametrize(
+    ("preset", "latents", "tokens"),
+    # 832 x 480 are 60 x 104 latents, two by two a token, in 21 latents of 81 frames
+    [
+        ("wan2.1-t2v-1.3b", (16, 21, 60, 104), 32_760),
+        ("wan2.1-t2v-14b", (16, 21, 90, 160), 75_600),
+        ("wan2.2-ti2v-5b", (48, 31, 44, 80), 27_280),
+        ("skyreels-v2-df-14b", (16, 25, 68, 120), 51_000),
+        ("tiny", (16, 5, 8, 12), 120),
+    ],
+)
+def test_latents_and_tokens_are_those_of_the_published_sizes(preset, latents, tokens):
+    made = plan(preset=preset)
+    assert (made.latents_shape, made.num_tokens) == (latents, tokens)
+    assert made.latents_bytes == 4 * np.prod(latents)
+
+
+def _parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _text_parameters(arch):
+    if arch is ARCHS["tiny"]:
+        return _parameters(load_encoder(None, 32, device="meta", dtype=torch.float32))
+    config = UMT5Config(
+        vocab_size=256_384, d_model=4096, d_kv=64, d_ff=10_240, num_layers=24, num_heads=64
+    )
+    with torch.device("meta"):
+        return _parameters(UMT5EncoderModel(config))
+
+
+def _image_parameters(arch):
+    if arch.dit.image_dim is None:
+        return 0
+    config = CLIPVisionConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+    )
+    with torch.device("meta"):
+        return _parameters(CLIPVisionModel(config))
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_the_weights_of_every_part_are_counted_right(name):
+    arch = ARCHS[name]
+    with torch.device("meta"):
+        assert arch.vae_parameters == _parameters(build_vae(arch.vae))
+    assert arch.text_parameters == _text_parameters(arch)
+    assert arch.image_parameters == _image_parameters(arch)
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if "i2v-14b" not in name])
+def test_bytes_are_weights_times_the_size_of_their_type(preset):
+    made = plan(preset=preset)
+    arch, wide = made.arch, preset == "tiny"  # the one preset in float32
+    with torch.device("meta"):
+        parameters = dict(WanDiT(arch.dit).named_parameters())
+    # norms, modulation and the embedding of levels stay float32: under a hundredth of the weights
+    transformer = arch.num_experts * sum(p.numel() for p in parameters.values()) * (2 + 2 * wide)
+    assert transformer <= made.weights_bytes["transformer"] <= 1.03 * transformer
+    assert made.weights_bytes["text encoder"] == arch.text_parameters * (2 + 2 * wide)
+    assert made.weights_bytes["VAE"] == arch.vae_parameters * 4
+
+
+def test_the_image_encoder_counts_in_float32_which_it_is_run_in(picture):
+    made = plan(preset="wan2.1-i2v-14b", image=picture)
+    assert made.weights_bytes["image encoder"] == 630_766_080 * 4
+
+
+def test_the_description_tells_size_steps_weights_and_device():
+    described = describe(plan(preset="wan2.1-t2v-14b"))
+    lines = dict(line.split(maxsplit=1) for line in described.splitlines())
+    assert lines["video"] == "81 frames of 1280 x 720 at 16 a second"
+    assert lines["latents"] == "16 x 21 x 90 x 160, 18.5 MiB"
+    assert lines["window"] == "75600 tokens"
+    assert lines["steps"].startswith("50 (unipc2, shift 5), guidance 5")
+    # 14.29e9, 5.68e9 and 0.127e9 weights
+    assert lines["weights"] == "transformer 27.0 GiB, text encoder 10.6 GiB, VAE 484.1 MiB"
+    assert lines["device"].endswith("bfloat16")
+
+
+def test_the_cpu_is_always_there_and_auto_takes_what_is():
+    assert find_device("cpu") == torch.device("cpu")
+    expected = "cuda" if torch.cuda.device_count() else "cpu"
+    assert find_device("auto") == torch.device(expected)
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan().num_tokens = 1
