@@ -1,0 +1,313 @@
+"""What always holds of a block schedule, whatever its numbers (invariants 1 to 8 of the design).
+
+Every test walks the stream of tasks with books of its own, and asks the schedule for fields only.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import groupby, islice
+
+from any_schedule import first_tasks, schedules
+from hypothesis import assume, given, settings
+
+from longreel.parallel.tasks import Entry, Part, Task
+from longreel.pipeline.schedule import BlockSchedule
+
+SETTINGS = settings(max_examples=40, deadline=None)
+CLASSIC = ("dualparal", "dualparal-grouped", "dualparal-staggered")
+
+
+def is_finite(schedule: BlockSchedule) -> bool:
+    return schedule.num_latents is not None
+
+
+def ticks(tasks: list[Task]) -> list[list[Task]]:
+    return [list(group) for _, group in groupby(tasks, key=lambda task: task.tick)]
+
+
+@SETTINGS
+@given(schedules())
+def test_every_block_takes_every_step_once_in_order_and_as_a_whole(schedule):
+    done = Counter()
+    latents = Counter()
+    for task in first_tasks(schedule):
+        assert task.commit == (not task.written)
+        for part in task.written:
+            assert part.step == done[part.block], "a step is repeated or left out"
+            assert (part.start, part.stop) == schedule.bounds(part.block)
+            done[part.block] += 1
+            latents.update(range(part.start, part.stop))
+    assert max(done.values()) <= schedule.steps
+    if is_finite(schedule):
+        assert latents == dict.fromkeys(range(schedule.num_latents), schedule.steps)
+
+
+@SETTINGS
+@given(schedules(open_ended=False))
+def test_blocks_cover_the_video_and_none_is_under_half_or_over_one_and_a_half(schedule):
+    spans = [schedule.bounds(block) for block in range(schedule.num_blocks)]
+    assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+    assert spans[-1][1] == schedule.num_latents
+    assert all(stop - start == schedule.size for start, stop in spans[:-1])
+    last = spans[-1][1] - spans[-1][0]
+    assert 2 * last <= 3 * schedule.size
+    assert 2 * last >= schedule.size or len(spans) == 1
+
+
+@SETTINGS
+@given(schedules())
+def test_a_window_reads_the_newest_version_and_an_earlier_task_made_it(schedule):
+    newest = Counter()
+    for task in first_tasks(schedule):
+        for part in task.parts:
+            assert part.step == newest[part.block]
+            start, stop = schedule.bounds(part.block)
+            assert start <= part.start < part.stop <= stop
+            assert not part.noised or (part.step == schedule.steps and not part.write)
+        newest.update(part.block for part in task.written)
+
+
+@SETTINGS
+@given(schedules())
+def test_tasks_are_numbered_in_order_and_walked_alike_every_time(schedule):
+    tasks = first_tasks(schedule)
+    assert [task.number for task in tasks] == list(range(len(tasks)))
+    numbers = [task.tick for task in tasks]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(numbers[-1] + 1))
+    assert tasks == first_tasks(schedule)
+
+
+@SETTINGS
+@given(schedules())
+def test_blocks_in_flight_are_neighbours_and_no_more_than_allowed(schedule):
+    active: set[int] = set()
+    begun = finished = 0
+    for tick in ticks(first_tasks(schedule)):
+        new = sorted(block for task in tick for block in task.admits)
+        assert new == list(range(begun, begun + len(new)))
+        begun += len(new)
+        active.update(new)
+        assert active == set(range(finished, begun))
+        assert len(active) <= schedule.max_inflight
+        moved = {part.block for task in tick for part in task.written}
+        assert moved <= active
+        gone = {block for task in tick for block in task.finishes}
+        active -= gone
+        finished += len(gone)
+
+
+@SETTINGS
+@given(schedules())
+def test_a_block_steps_only_when_its_left_neighbour_is_far_enough(schedule):
+    starts = burst_starts(schedule) if schedule.burst else []
+    done = Counter()
+    for tick in ticks(first_tasks(schedule)):
+        before = done.copy()
+        for part in (part for task in tick for part in task.written):
+            gap = schedule.stagger
+            if schedule.burst:
+                gap = schedule.steps if part.block in starts else 0
+            needed = min(schedule.steps, part.step + gap)
+            assert part.block == 0 or before[part.block - 1] >= needed
+            done[part.block] += 1
+
+
+def burst_starts(schedule: BlockSchedule) -> list[int]:
+    """First blocks of bursts: as many as have `burst` blocks, sizes equal, larger ones first."""
+    if schedule.num_blocks is None:
+        return list(range(0, 1000, schedule.burst))
+    rest, bursts, starts = schedule.num_blocks, max(1, schedule.num_blocks // schedule.burst), [0]
+    for left in range(bursts, 1, -1):
+        share = -(-rest // left)
+        starts.append(starts[-1] + share)
+        rest -= share
+    return starts
+
+
+@SETTINGS
+@given(schedules())
+def test_blocks_finish_in_order_once(schedule):
+    seen: list[int] = []
+    for tick in ticks(first_tasks(schedule)):
+        now = []
+        for task in tick:
+            # on its last step, not before and not after
+            last = {part.block for part in task.written if part.step + 1 == schedule.steps}
+            assert set(task.finishes) == last
+            now += task.finishes
+        seen += sorted(now)  # a burst's last sweep, too, is served newest first
+    if not is_finite(schedule):
+        seen = seen[: -schedule.max_inflight]  # the walk ends inside a sweep
+    assert seen == list(range(len(seen)))
+    assert not is_finite(schedule) or len(seen) == schedule.num_blocks
+
+
+@SETTINGS
+@given(schedules())
+def test_cached_context_was_stored_by_an_earlier_task_and_is_not_yet_freed(schedule):
+    held: dict[tuple[int, int], Entry] = {}
+    for task in first_tasks(schedule):
+        for entry in task.reads:
+            assert held[entry.key].start <= entry.start < entry.stop <= held[entry.key].stop
+        for entry in task.stores:
+            assert entry.key not in held
+            made = [part for part in task.parts if (part.block, part.step) == entry.key]
+            assert any(p.start <= entry.start and entry.stop <= p.stop for p in made)
+            held[entry.key] = entry
+        for key in task.frees:
+            del held[key]
+        near = schedule.sink + schedule.clean + (schedule.right if not schedule.commits else 0)
+        assert sum(entry.num_latents for entry in held.values()) <= near + 3 * schedule.size
+    if is_finite(schedule) and not schedule.commits:
+        assert not held
+
+
+@SETTINGS
+@given(schedules())
+def test_what_is_stored_is_read_later(schedule):
+    assume(schedule.right or schedule.clean >= 1)
+    tasks = first_tasks(schedule)
+    read = {entry.key for task in tasks for entry in task.reads}
+    stored = [entry.key for task in tasks for entry in task.stores]
+    if not is_finite(schedule):
+        stored = stored[: -schedule.max_inflight - 1]
+    assert set(stored) <= read
+
+
+@SETTINGS
+@given(schedules())
+def test_latents_are_dropped_once_after_their_last_reader_and_soon(schedule):
+    reach = schedule.left + (schedule.right if schedule.extend_left else 0)
+    bound = schedule.max_inflight + -(-reach // schedule.size) + 1
+    begun, dropped = 0, 0
+    for task in first_tasks(schedule):
+        begun += len(task.admits)
+        assert all(part.block >= dropped for part in task.parts), "read after it was dropped"
+        assert task.drops == tuple(range(dropped, dropped + len(task.drops)))
+        dropped += len(task.drops)
+        assert begun - dropped <= bound
+    if is_finite(schedule):
+        assert dropped == schedule.num_blocks
+
+
+@SETTINGS
+@given(schedules())
+def test_positions_count_up_within_the_window(schedule):
+    most = 0
+    for task in first_tasks(schedule):
+        own = [i for part in task.parts for i in range(part.start, part.stop)]
+        context = [i for entry in task.reads for i in range(entry.start, entry.stop)]
+        latents = own + context
+        places = [*task.positions, *task.context_positions]
+        assert len(set(latents)) == len(latents) == len(places)
+        in_time = [place for _, place in sorted(zip(latents, places, strict=True))]
+        shifted = int(schedule.keep_first and min(latents) > 0)
+        assert in_time == list(range(shifted, shifted + len(latents)))
+        assert list(task.positions) == sorted(task.positions)
+        most = max(most, in_time[-1])
+    own = schedule.size + schedule.size // 2
+    if schedule.joint != 1:
+        own = schedule.max_inflight * schedule.size + schedule.size // 2
+    context = schedule.left + schedule.right + schedule.clean + schedule.sink
+    assert most <= own + context + schedule.size
+
+
+@SETTINGS
+@given(schedules(policies=("forcing",)))
+def test_a_joint_window_is_never_longer_than_it_may_be(schedule):
+    assert all(task.num_latents <= schedule.window for task in first_tasks(schedule))
+
+
+@settings(max_examples=25, deadline=None)
+@given(schedules(open_ended=True))
+def test_an_endless_video_repeats_itself_up_to_a_shift(schedule):
+    assume(not is_finite(schedule))
+    reach = schedule.left + schedule.right + schedule.clean + schedule.sink
+    settled = schedule.max_inflight + -(-reach // schedule.size) + 2
+    sweeps = ticks(list(islice(schedule.tasks(), 700)))[:-1]
+    seen: dict[tuple[int, ...], tuple[int, int]] = {}  # steps done in the queue: tick, first block
+    done, first = Counter(), 0
+    for i, sweep in enumerate(sweeps):
+        for task in sweep:
+            done.update(part.block for part in task.written)
+            first += len(task.finishes)
+        state = tuple(done[block] for block in range(first, max(done) + 1))
+        if first < settled:
+            continue
+        if state in seen:
+            break
+        seen[state] = i + 1, first
+    earlier, blocks = seen[state][0], first - seen[state][1]
+    assert blocks <= max(schedule.max_inflight, schedule.burst)
+    assert len(sweeps) - i > schedule.steps
+    for before, after in zip(sweeps[earlier:], sweeps[i + 1 :], strict=False):
+        assert [shift(task, schedule, blocks) for task in before] == [
+            shift(task, schedule, 0) for task in after
+        ]
+
+
+def shift(task: Task, schedule: BlockSchedule, blocks: int) -> Task:
+    """The task with every block renamed, but for the sink's."""
+    latents = blocks * schedule.size
+
+    def move(run: Part | Entry) -> Part | Entry:
+        if run.start < schedule.sink:
+            return run
+        start, stop = run.start + latents, run.stop + latents
+        return replace(run, block=run.block + blocks, start=start, stop=stop)
+
+    return replace(
+        task,
+        number=0,
+        tick=0,
+        parts=tuple(map(move, task.parts)),
+        reads=tuple(map(move, task.reads)),
+        stores=tuple(map(move, task.stores)),
+        frees=tuple((block + blocks, step) for block, step in task.frees),
+        admits=tuple(block + blocks for block in task.admits),
+        finishes=tuple(block + blocks for block in task.finishes),
+        drops=tuple(block + blocks for block in task.drops),
+    )
+
+
+@SETTINGS
+@given(schedules(open_ended=False))
+def test_the_last_block_sees_as_much_of_the_past_as_any_other(schedule):
+    assume(schedule.num_blocks > 1)
+    seen = Counter()  # fewest latents before any window that a block is written in
+    for task in first_tasks(schedule):
+        if task.written:
+            runs = [*task.parts, *task.reads]
+            for part in task.written:
+                latents = sum(run.num_latents for run in runs if run.stop <= part.start)
+                seen[part.block] = min(seen.get(part.block, latents), latents)
+    start = schedule.bounds(schedule.num_blocks - 1)[0]
+    most = schedule.left + schedule.clean + (schedule.right if schedule.extend_left else 0)
+    assert seen[schedule.num_blocks - 1] >= min(start, most)
+
+
+@SETTINGS
+@given(schedules(policies=("dualparal-grouped",)))
+def test_a_window_of_a_burst_has_one_level(schedule):
+    starts = burst_starts(schedule)
+    for task in first_tasks(schedule):
+        (own,) = task.written
+        first = max(start for start in starts if start <= own.block)
+        for run in (*task.parts, *task.reads):
+            assert run.step == (own.step if run.block >= first else schedule.steps)
+
+
+@SETTINGS
+@given(schedules(policies=CLASSIC))
+def test_every_block_has_its_neighbour_to_the_right_while_that_is_in_flight(schedule):
+    assume(schedule.right)
+    for tick in ticks(first_tasks(schedule)):
+        moving = {part.block for task in tick for part in task.written}
+        for task in tick:
+            (own,) = task.written
+            right = [entry for entry in task.reads if entry.block == own.block + 1]
+            assert len(right) == (own.block + 1 in moving) == len(task.reads)
+            left = sum(part.num_latents for part in task.parts if not part.write)
+            extra = schedule.right if schedule.extend_left and not right else 0
+            assert left == min(own.start, schedule.left + extra)

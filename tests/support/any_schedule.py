@@ -1,0 +1,49 @@
+"""Schedules of every policy in sizes that are small and odd, for property tests."""
+
+from itertools import islice
+
+from hypothesis import strategies as st
+
+from longreel.configs.schema import BlocksConfig
+from longreel.parallel.tasks import Task
+from longreel.pipeline.policies import make_schedule
+from longreel.pipeline.schedule import BlockSchedule
+
+MANY = 300  # tasks of a video without an end
+
+NUMBERS = {
+    "whole": (),
+    "dualparal": ("size", "left", "right"),
+    "dualparal-grouped": ("size", "left", "right"),
+    "dualparal-staggered": ("size", "left", "right", "stagger"),
+    "diagonal": ("size", "left"),
+    "buffer": ("size", "left", "stagger"),
+    "forcing": ("size", "left", "stagger"),
+    "rolling": ("size", "left", "sink"),
+    "causal": ("size", "left", "sink"),
+}
+QUEUES = tuple(NUMBERS)
+
+
+@st.composite
+def schedules(
+    draw: st.DrawFn, policies: tuple[str, ...] = QUEUES, open_ended: bool | None = None
+) -> BlockSchedule:
+    """`open_ended`: whether the video has no end; none: either."""
+    policy = draw(st.sampled_from(policies))
+    steps = draw(st.integers(1, 8))
+    size = draw(st.integers(1, 6))
+    left = draw(st.integers(0, 9))
+    most = {"size": (size, size), "left": (left, left), "right": (0, size)}
+    most |= {"sink": (0, 7), "stagger": (0, steps)}
+    numbers = {name: draw(st.integers(*most[name])) for name in NUMBERS[policy]}
+    window = left + size + size // 2 + draw(st.integers(0, 12))
+    blocks = BlocksConfig(policy=policy, window=window, depth=draw(st.integers(1, 4)), **numbers)
+    endless = draw(st.booleans()) if open_ended is None else open_ended
+    num_latents = None if endless and policy != "whole" else draw(st.integers(1, 40))
+    return make_schedule(blocks, steps, num_latents)
+
+
+def first_tasks(schedule: BlockSchedule) -> list[Task]:
+    """All tasks of a video that ends, the first many of one that does not."""
+    return list(islice(schedule.tasks(), None if schedule.num_latents is not None else MANY))
