@@ -62,22 +62,28 @@ def _dualparal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Blo
         stagger=1,
         max_inflight=steps,
         left=_or(blocks.left, 8),
-        right=_right(blocks, size),
+        right=_or(blocks.right, min(8, size)),
     )
 
 
 def _grouped(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """The same context, served in bursts of blocks that share their level and fill the ring."""
     size = _or(blocks.size, 8)
+    left, right = _or(blocks.left, 8), _or(blocks.right, min(8, size))
+    # a task waits for the blocks it reads to come round: with so many, none has to. Without an end
+    # nothing is lost by a few more, and every window without a right neighbour has its full width.
+    reach = left if num_latents is not None else left + right
+    burst = blocks.depth + max(1, ceil(reach / size))
     return BlockSchedule(
         size=size,
         steps=steps,
         num_latents=num_latents,
-        burst=blocks.depth + 1,
-        max_inflight=2 * blocks.depth + 1,  # sizes of bursts differ when blocks do not divide
-        left=_or(blocks.left, 8),
-        right=_right(blocks, size),
+        burst=burst,
+        max_inflight=2 * burst - 1,  # sizes of bursts differ when blocks do not divide
+        left=left,
+        right=right,
         extend_left=True,
+        depth=blocks.depth,
         keep_first=True,
     )
 
@@ -93,7 +99,7 @@ def _staggered(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Blo
         stagger=stagger,
         max_inflight=ceil(steps / max(1, stagger)),
         left=_or(blocks.left, 8),
-        right=_right(blocks, size),
+        right=_or(blocks.right, min(8, size)),
         keep_first=True,
     )
 
@@ -183,16 +189,6 @@ def _causal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockS
         sink=_or(blocks.sink, 3),
         keep_first=True,
     )
-
-
-def _right(blocks: BlocksConfig, size: int) -> int:
-    """Context after a block, of which its right neighbour has one block's worth."""
-    if blocks.right is not None and blocks.right > size:
-        raise ValueError(
-            f"blocks.right={blocks.right} asks for more latents than the one block after it has; "
-            f"set it to at most blocks.size={size}"
-        )
-    return _or(blocks.right, min(8, size))
 
 
 def _or(given: int | None, default: int) -> int:

@@ -31,6 +31,7 @@ class BlockSchedule:
     clean: int = 0  # latents before them: keys and values of their clean version
     sink: int = 0  # first latents of the video: the same, kept for ever
     extend_left: bool = False  # a window without a right neighbour sees that much more to the left
+    depth: int = 0  # stages that a burst is made for: it extends no window so far that they wait
     keep_first: bool = False  # position 0 is the video's first latent's, and nobody else's
     per_latent: bool = False  # a timestep per latent; otherwise all have the written block's
 
@@ -66,7 +67,7 @@ class BlockSchedule:
         """How many steps the block to the left must be ahead of this one."""
         if not self.burst:
             return self.stagger
-        return self.steps if self._begins_burst(block) else 0
+        return self.steps if block == self.burst_of(block).start else 0
 
     def block_at(self, latent: int) -> int:
         block = latent // self.size
@@ -76,13 +77,31 @@ class BlockSchedule:
         """Every task, in the order all stages keep; no block is admitted once it is stopped."""
         return _Run(self, stopped).tasks()
 
-    def _begins_burst(self, block: int) -> bool:
+    def burst_of(self, block: int) -> range:
         """Bursts of a finite video differ by at most one block, and the larger come first."""
         if self.num_blocks is None:
-            return block % self.burst == 0
+            first = block - block % self.burst
+            return range(first, first + self.burst)
         small, num_larger = divmod(self.num_blocks, max(1, self.num_blocks // self.burst))
-        rest = block - num_larger * (small + 1)
-        return rest % small == 0 if rest >= 0 else block % (small + 1) == 0
+        cut = num_larger * (small + 1)
+        size, origin = (small + 1, 0) if block < cut else (small, cut)
+        first = block - (block - origin) % size
+        return range(first, first + size)
+
+    def first_seen(self, block: int, *, has_right: bool) -> int:
+        """The first latent recomputed as left context of a block's window."""
+        start = self.bounds(block)[0]
+        first = max(0, start - self.left)
+        if has_right or not self.extend_left:
+            return first
+        extended = max(0, first - self.right)
+        size = len(self.burst_of(block)) if self.burst else 0
+        if size > self.depth:
+            # a round ago the n-th block to the left was served n - 1 tasks after this one, and its
+            # result takes `depth` tasks to come round
+            free = self.bounds(max(0, block - (size - self.depth)))[0]
+            return min(first, max(extended, free))
+        return extended
 
 
 class _Run:
@@ -167,8 +186,8 @@ class _Run:
         ]
         first, last = own[0].start, group[-1]
         right = self._right(last) if last + 1 in moving else ()
-        left = s.left + (s.right if s.extend_left and s.right and not right else 0)
-        parts = (*self._left(first, left), *own)
+        seen = s.first_seen(group[0], has_right=bool(right))
+        parts = (*self._left(seen, first), *own)
         reads = (*self._clean(first), *right)
         stores = (self._entry(group[0], s.right),) if group[0] - 1 in moving and s.right else ()
         finishes = tuple(b for b in group if self._done[b] + 1 == s.steps)
@@ -212,13 +231,12 @@ class _Run:
             commit=True,
         )
 
-    def _left(self, first: int, count: int) -> tuple[Part, ...]:
-        """The latents before `first`, block by block, each in its version of this moment."""
+    def _left(self, start: int, end: int) -> tuple[Part, ...]:
+        """These latents, block by block, each in its version of this moment."""
         s, parts = self._s, []
-        start = max(0, first - count)
-        while start < first:
+        while start < end:
             block = s.block_at(start)
-            stop = min(first, s.bounds(block)[1])
+            stop = min(end, s.bounds(block)[1])
             step = self._steps_of(block)
             noised = s.left_noised and step == s.steps
             parts.append(

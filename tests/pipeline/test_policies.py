@@ -59,9 +59,17 @@ def test_grouped_blocks_see_what_the_classic_queue_shows_them_at_one_level():
     assert [[p.step for p in (*task.parts, *task.reads)] for task in middle] == [
         [step] * 3 for step in range(10)
     ]
-    # the last block has nobody to its right: those latents are given to it on the left
-    assert {sum(p.num_latents for p in task.parts) for task in windows_of(tasks, 19)} == {24}
     assert {task.positions[0] for task in middle} == {1}
+
+
+@pytest.mark.parametrize(("num_blocks", "num_latents"), [(20, 16), (24, 24), (3, 24)])
+def test_the_last_block_of_a_burst_sees_more_to_its_left_where_none_has_to_wait(
+    num_blocks, num_latents
+):
+    """Bursts of 5 fill a ring of 4 to the last slot, bursts of 6 have one to spare."""
+    tasks = walk("dualparal-grouped", 10, 8 * num_blocks, depth=4)
+    last = windows_of(tasks, num_blocks - 1)
+    assert {sum(part.num_latents for part in task.parts) for task in last} == {num_latents}
 
 
 def test_bursts_differ_by_one_block_and_the_larger_come_first():
