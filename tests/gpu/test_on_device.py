@@ -11,8 +11,7 @@ import longreel
 from longreel.kernels.attention import attend, attend_reference
 from longreel.models.vae import StreamingDecoder
 from longreel.models.wan import cast
-from longreel.pipeline.condition import Condition
-from longreel.pipeline.denoise import Window
+from longreel.pipeline.noise import window_noise
 
 pytestmark = [
     pytest.mark.gpu,
@@ -100,17 +99,8 @@ def test_decoding_one_latent_at_a_time_equals_decoding_all(kind):
 
 
 def _noise(device, step):
-    window = Window(
-        seed=11,
-        shape=(16, 3, 8, 12),
-        text_BSD=torch.zeros(1, 1, 1),
-        negative_BSD=None,
-        condition=Condition(),
-        causal_latents=0,
-        fps=16,
-        device=device,
-    )
-    return window.noise(step).cpu()
+    noise_BCTHW = window_noise(11, 0, 3, (16, 8, 12), step)
+    return noise_BCTHW.to(device).cpu()
 
 
 @pytest.mark.parametrize("step", [None, 2])

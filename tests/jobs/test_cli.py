@@ -49,9 +49,12 @@ def folder(tmp_path, monkeypatch):
         (["--preset", "no.yaml"], ["preset=no.yaml cannot be read", "give the path"]),
         (["sampling.step=3"], ["sampling.step=3 sets no field", "mean sampling.steps?"]),
         (["--frames", "18"], ["video.frames=18", "no whole number of latents", "use 17 or 21"]),
-        (["--frames", "0"], ["video.frames=0 leaves nothing to show", "1 or more"]),
-        (["--frames", "-4"], ["video.frames=-4 leaves nothing to show", "1 or more"]),
-        (["--frames", "100001"], ["video.frames=100001 needs", "at most 4093"]),
+        (["--frames", "0"], ["video.frames=0 never ends", "longreel.stream()"]),
+        (["--frames", "-4"], ["video.frames=-4 leaves nothing to show", "0 or more"]),
+        (
+            ["--frames", "100001", "blocks.policy=whole"],
+            ["video.frames=100001 needs", "at most 4093", "dualparal-grouped"],
+        ),
         (["--frames", "9", "video.frames=5"], ["frames=9 and video.frames=5", "leave one out"]),
         (["video.height=70"], ["video.height=70 is off", "use 64 or 80"]),
         (["video.width=1000000000"], ["video.width=1000000000 needs", "at most 16384"]),
@@ -62,6 +65,25 @@ def folder(tmp_path, monkeypatch):
         (["sampling.shift=1e9"], ["sampling.shift=1000000000.0", "same level", "1 to 20"]),
         (["sampling.guidance=nan"], ["sampling.guidance=nan", "NaN", "finite number"]),
         (["sampling.solver=unipc"], ["sampling.solver=unipc", "mean unipc2?", "one of"]),
+        (["blocks.policy=dualparallel"], ["blocks.policy=dualparallel", "mean dualparal?"]),
+        (["blocks.policy=causal"], ["blocks.policy=causal", "see both sides", "self-forcing"]),
+        (
+            ["blocks.policy=buffer", "model.arch=wan2.1-t2v-1.3b"],
+            ["blocks.policy=buffer", "different levels", "skyreels-v2-df-1.3b"],
+        ),
+        (["parallel.num_stages=0"], ["parallel.num_stages=0 leaves no stage", "1 or more"]),
+        (["parallel.num_stages=9"], ["parallel.num_stages=9 leaves 5 stages", "at most 4"]),
+        (
+            ["parallel.num_stages=4", "blocks.policy=dualparal", "sampling.steps=3"],
+            ["would leave 1 stage", "keeps 3 blocks in flight", "sampling.steps to at least 4"],
+        ),
+        (
+            ["--frames", "129", "--prompt-at", "99", "a dog"],
+            ["prompt_at=99 is after the last", "earlier"],
+        ),
+        (["--prompt-at", "soon", "a dog"], ["prompt_at='soon a dog'", "give seconds"]),
+        (["--prompts", "notes.png"], ["prompts=notes.png is no list", "12.5: a dog runs"]),
+        (["--prompts", "no.yaml"], ["prompts=no.yaml cannot be read", "YAML"]),
         (["output.crf=99"], ["output.crf=99", "from 0 to 51"]),
         (["--seed", "-1"], ["seed=-1 cannot key the noise", "0 to 9223372036854775807"]),
         (["--seed", str(2**63)], ["seed=9223372036854775808 cannot", "choose one in that range"]),
@@ -239,7 +261,7 @@ def test_a_second_stop_does_not_cut_the_clean_up_short(folder, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         remove(part)
 
-    def denoise(what, done, total):
+    def denoise(what, done, total, note=""):
         if (what, done) == ("denoise", 2):
             os.kill(os.getpid(), signal.SIGINT)
 

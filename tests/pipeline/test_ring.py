@@ -1,14 +1,19 @@
-"""The loop over steps: what it asks of the model, what it yields, and when it gives up."""
+"""The ring of one window: what it asks of the model, what it gives, and when it gives up."""
 
 import pytest
 import torch
 
+from longreel.models.protocol import DiTState, Modulation, WindowShape
+from longreel.parallel.chain import LocalChain
+from longreel.parallel.stage import Stage
 from longreel.pipeline.condition import Condition
-from longreel.pipeline.denoise import Window, denoise
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.guidance import GuidancePlan
 from longreel.pipeline.levels import make_levels
+from longreel.pipeline.schedule import BlockSchedule
 from longreel.pipeline.solver import make_solver
+from longreel.pipeline.stepper import Stepper
+from longreel.pipeline.windows import Sampling, Text, Windows
 
 STEPS = 5
 
@@ -23,36 +28,57 @@ class StandIn:
 
     def embed(self, latents, timesteps, text, image=None, **window):
         self.asked.append({"latents": latents, "timesteps": timesteps, "text": text, **window})
-        return latents
+        shape = WindowShape(times=(), context_times=(), height=1, width=1, causal_latents=0)
+        level = Modulation(embedding_RD=text, rows_R6D=text, index_BF=None)
+        return DiTState(
+            tokens_BLD=latents, modulation=level, text_BSD=text, image_BND=None, window=shape
+        )
 
-    def run_layers(self, state, layers):
+    def run_layers(self, state, layers, cache=None):
         assert layers == range(self.num_layers)
         return state
 
     def head(self, state):
-        return self.velocity(state, len(self.asked))
+        return self.velocity(state.tokens_BLD, len(self.asked))
 
 
-def window(*, latents=3, condition=None, negative=False, seed=4):
+def window(*, latents=3, condition=None, negative=False, seed=4, solver="euler", mode="none"):
+    timesteps = (1000, 800, 600, 400, 200) if solver == "renoise" else ()
     text = torch.ones(1, 2, 6)
-    return Window(
+    scales = (None if mode == "none" else 5.0,) * STEPS
+    return Sampling(
         seed=seed,
-        shape=(2, latents, 4, 6),
-        text_BSD=text,
-        negative_BSD=-text if negative else None,
+        frame_shape=(2, 4, 6),
+        schedule=BlockSchedule(size=latents, steps=STEPS, num_latents=latents, max_inflight=1),
+        levels=make_levels(solver, STEPS, 3.0, timesteps),
+        guidance=GuidancePlan(mode=mode, scales=scales),
+        boundary=0.0,
+        pool=None,
+        texts={0: Text(prompt_BSD=text, negative_BSD=-text if negative else None)},
         condition=condition or Condition(),
         causal_latents=3,
         fps=24,
+        prefix_level=0.0,
         device=torch.device("cpu"),
     )
 
 
-def run(model, window, *, solver="euler", model_at=None, mode="none"):
-    timesteps = (1000, 800, 600, 400, 200) if solver == "renoise" else ()
-    levels = make_levels(solver, STEPS, 3.0, timesteps)
-    scales = (None if mode == "none" else 5.0,) * STEPS
-    guidance = GuidancePlan(mode=mode, scales=scales)
-    return denoise(window, model_at or (lambda k: model), make_solver(solver, levels), guidance)
+class Recording(Stepper):
+    """Keeps the latents of every step."""
+
+    def step(self, task, velocities):
+        moved = super().step(task, velocities)
+        self.seen = [*getattr(self, "seen", []), moved[0].latents_BCTHW]
+        return moved
+
+
+def run(model, sampling, *, solver="euler"):
+    """The latents after each step."""
+    stepper = Recording(sampling=sampling, solver=make_solver(solver, sampling.levels))
+    stage = Stage(lambda expert: model, range(StandIn.num_layers))
+    for done in LocalChain([stage], Windows(sampling=sampling), stepper).run(sampling.schedule):
+        assert bool(done.finished) == (done.task.number == STEPS - 1)
+        yield stepper.seen[-1]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -76,7 +102,7 @@ def test_latents_that_are_not_finite_end_the_render_at_their_step(step, bad):
 @pytest.mark.parametrize("solver", ["euler", "unipc2", "dpm++3m", "renoise"])
 def test_every_step_yields_latents_and_is_asked_its_level(solver):
     model = StandIn()
-    yielded = list(run(model, window(), solver=solver))
+    yielded = list(run(model, window(solver=solver), solver=solver))
     levels = make_levels(solver, STEPS, 3.0, (1000, 800, 600, 400, 200) * (solver == "renoise"))
     assert len(yielded) == STEPS
     assert [float(asked["timesteps"]) for asked in model.asked] == list(levels.timesteps)
@@ -86,17 +112,12 @@ def test_every_step_yields_latents_and_is_asked_its_level(solver):
     assert all(latents.dtype == torch.float32 for latents in yielded)
 
 
-def test_each_step_takes_the_model_that_is_meant_for_it():
-    first, second = StandIn(), StandIn()
-    list(run(None, window(), model_at=lambda k: first if k < 2 else second))
-    assert (len(first.asked), len(second.asked)) == (2, STEPS - 2)
-
-
 @pytest.mark.parametrize("solver", ["euler", "renoise"])
 def test_a_given_latent_stays_as_it_is_and_is_at_level_zero(solver):
     given = torch.randn(1, 2, 1, 4, 6)
     model = StandIn()
-    for latents in run(model, window(condition=Condition(first_BCTHW=given)), solver=solver):
+    sampling = window(condition=Condition(first_BCTHW=given), solver=solver)
+    for latents in run(model, sampling, solver=solver):
         assert torch.equal(latents[:, :, :1], given)
     for asked in model.asked:
         assert torch.equal(asked["latents"][:, :, :1], given)
@@ -116,7 +137,7 @@ def test_channels_of_a_picture_are_read_and_never_denoised():
 
 def test_guidance_in_one_batch_reads_both_prompts_and_the_same_latents():
     model = StandIn()
-    list(run(model, window(negative=True), mode="batched"))
+    list(run(model, window(negative=True, mode="batched")))
     for asked in model.asked:
         assert len(asked["latents"]) == len(asked["text"]) == 2
         assert torch.equal(*asked["latents"])
@@ -126,8 +147,8 @@ def test_guidance_in_one_batch_reads_both_prompts_and_the_same_latents():
 def test_the_noise_of_a_longer_video_begins_with_that_of_a_shorter_one():
     short, long = window(latents=3), window(latents=7)
     for step in (None, 0, 2):
-        assert torch.equal(long.noise(step)[:, :, :3], short.noise(step))
-    assert not torch.equal(short.noise(), window(seed=5).noise())
+        assert torch.equal(long.noise(0, step)[:, :, :3], short.noise(0, step))
+    assert not torch.equal(short.noise(0), window(seed=5).noise(0))
 
 
 def test_closing_the_loop_stops_the_model():
