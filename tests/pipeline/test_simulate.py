@@ -1,0 +1,284 @@
+"""The simulator: figures derived by hand, a second event loop, and the model's own sizes."""
+
+from dataclasses import replace
+from math import ceil
+
+import pytest
+import torch
+from any_schedule import schedules
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from longreel.configs.schema import BlocksConfig
+from longreel.models.arch import ARCHS
+from longreel.models.wan import WanDiT
+from longreel.parallel.tasks import Task
+from longreel.pipeline.cost import (
+    Bytes,
+    Cost,
+    Seconds,
+    Speed,
+    embed_parameters,
+    estimate_seconds,
+    head_parameters,
+    layer_parameters,
+    model_cost,
+)
+from longreel.pipeline.policies import make_schedule
+from longreel.pipeline.schedule import BlockSchedule
+from longreel.pipeline.simulate import count_slots, simulate
+from longreel.pipeline.timeline import play
+
+SETTINGS = settings(max_examples=30, deadline=None)
+
+
+def blocks_of(policy: str, num_blocks: int, steps: int, **numbers: int) -> BlockSchedule:
+    blocks = BlocksConfig(policy=policy, **numbers)
+    return make_schedule(blocks, steps, num_blocks * (blocks.size or 8))
+
+
+def plain_slots(tasks: list[Task], num_stages: int) -> list[int]:
+    """When each task is over, by looking at every stage in every slot."""
+    ready = {}  # block, version: slot from which the first stage may read it
+    over = [[-1] * num_stages for _ in tasks]
+    turn = [0] * num_stages
+    slot = 0
+    while turn[-1] < len(tasks):
+        for stage in range(num_stages):
+            if turn[stage] == len(tasks):
+                continue
+            task = tasks[turn[stage]]
+            if stage:
+                may_run = 0 <= over[turn[stage]][stage - 1] <= slot
+            else:
+                reads = [(part.block, part.step) for part in task.parts if part.step]
+                may_run = all(key in ready and ready[key] <= slot for key in reads)
+            if may_run:
+                over[turn[stage]][stage] = slot + 1
+                turn[stage] += 1
+                if stage + 1 == num_stages:
+                    ready.update({(p.block, p.step + 1): slot + 1 for p in task.written})
+        slot += 1
+    return [row[-1] for row in over]
+
+
+@SETTINGS
+@given(schedules(open_ended=False), st.integers(1, 5))
+def test_times_are_those_of_a_loop_over_slots(schedule, num_stages):
+    tasks = list(schedule.tasks())
+    ends = plain_slots(tasks, num_stages)
+    timeline = play(schedule, num_stages, Cost(num_layers=num_stages))
+    assert [stops[-1] for stops in timeline.stops] == ends
+    slots = count_slots(schedule, num_stages)
+    assert slots.total_slots == ends[-1]
+    assert slots.idle_slots == ends[-1] - len(tasks)
+    assert slots.stall_slots == slots.idle_slots - (num_stages - 1)
+    first = next(end for end, task in zip(ends, tasks, strict=True) if 0 in task.finishes)
+    assert slots.first_block_slots == first
+
+
+@pytest.mark.parametrize("num_stages", range(2, 9))
+def test_the_classic_queue_idles_as_derived(num_stages):
+    """(N-1)^2 where the left neighbour may be read as it happens to be; N^2-1 where it may not."""
+    slots = count_slots(blocks_of("dualparal", 33, 50), num_stages)
+    assert slots.total_slots == 33 * 50 + num_stages**2 - 1
+    assert slots.idle_slots == num_stages**2 - 1
+
+
+@pytest.mark.parametrize("num_stages", range(2, 9))
+@pytest.mark.parametrize("num_blocks", [33, 36])
+def test_grouped_blocks_never_let_the_ring_wait(num_stages, num_blocks):
+    for depth in {num_stages, 8}:
+        schedule = blocks_of("dualparal-grouped", num_blocks, 50, depth=depth)
+        slots = count_slots(schedule, num_stages)
+        assert slots.total_slots == num_blocks * 50 + num_stages - 1
+        assert (slots.idle_slots, slots.stall_slots) == (num_stages - 1, 0)
+        assert slots.late_slots == 0
+
+
+@SETTINGS
+@given(st.data())
+def test_grouped_blocks_never_wait_whatever_their_context(data):
+    size, depth = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 5))
+    left, right = data.draw(st.integers(0, 14)), data.draw(st.integers(0, size))
+    enough = depth + max(1, ceil(left / size))
+    schedule = blocks_of(
+        "dualparal-grouped",
+        data.draw(st.integers(enough, 3 * enough)),
+        data.draw(st.integers(1, 6)),
+        size=size,
+        left=left,
+        right=right,
+        depth=depth,
+    )
+    slots = count_slots(schedule, data.draw(st.integers(1, depth)))
+    assert (slots.stall_slots, slots.late_slots) == (0, 0)
+
+
+def test_the_figures_that_were_promised_for_eight_stages_and_fifty_steps():
+    classic = count_slots(blocks_of("dualparal", 33, 50), 8)
+    assert (classic.total_slots, classic.idle_slots) == (1713, 63)
+    grouped = count_slots(blocks_of("dualparal-grouped", 33, 50), 8)
+    assert (grouped.total_slots, grouped.first_block_slots) == (1657, 557)
+    even = count_slots(blocks_of("dualparal-grouped", 36, 50), 8)
+    assert (even.total_slots, even.first_block_slots) == (1807, 457)
+
+
+@pytest.mark.parametrize("num_blocks", [33, 36])
+def test_no_block_of_a_burst_comes_late_when_played_at_a_block_per_fifty_slots(num_blocks):
+    schedule = blocks_of("dualparal-grouped", num_blocks, 50)
+    tasks = list(schedule.tasks())
+    ends = plain_slots(tasks, 8)
+    there = {task.finishes[0]: end for end, task in zip(ends, tasks, strict=True) if task.finishes}
+    assert all(there[block] <= there[0] + 50 * block for block in range(num_blocks))
+
+
+@pytest.mark.parametrize("num_blocks", [33, 36])
+def test_at_most_two_bursts_are_in_flight(num_blocks):
+    schedule = blocks_of("dualparal-grouped", num_blocks, 50)
+    timeline = play(schedule, 8, Cost(num_layers=8))
+    burst = {block: schedule.burst_of(block).start for block in range(num_blocks)}
+    begins, ends = {}, {}
+    for task, starts, home in zip(timeline.tasks, timeline.starts, timeline.home, strict=True):
+        begins.setdefault(burst[task.written[0].block], starts[0])
+        ends[burst[task.written[0].block]] = home
+    at_once = [sum(begins[b] <= at < ends[b] for b in begins) for at in begins.values()]
+    assert max(at_once) == 2
+
+
+def test_a_slow_decoder_and_not_the_stages_sets_the_pace():
+    seconds = Seconds(task=1.0, decode_latent=10.0)
+    report = simulate(blocks_of("causal", 20, 2, size=3), 1, Cost(num_layers=4, seconds=seconds))
+    assert report.first_block_s == 2
+    assert report.first_frame_s == 12
+    assert report.total_s == 2 + 60 * 10
+    assert report.steady_frames_per_s == pytest.approx(0.4)
+    assert report.frames_per_s == pytest.approx((1 + 59 * 4) / 602)
+    assert report.late_s == 0
+
+
+def test_one_stage_takes_the_sum_of_its_tasks():
+    """Two latents in one block: the window is two latents, each token sees both."""
+    seconds = Seconds(task=0.5, token=0.01, pair=0.001, embed_token=0.02, head_token=0.03)
+    cost = Cost(num_layers=3, tokens_per_latent=5, passes=2, seconds=seconds)
+    report = simulate(make_schedule(BlocksConfig(policy="whole"), 4, 2), 1, cost)
+    layer = 2 * 10 * (0.01 + 10 * 0.001)
+    assert report.total_s == pytest.approx(4 * (0.5 + 3 * layer + 2 * 10 * (0.02 + 0.03)))
+    assert report.idle_share == (pytest.approx(0.0),)
+    assert (report.hop_bytes, report.sent_bytes) == (0, 0)
+
+
+def test_cached_context_costs_pairs_and_no_tokens():
+    cost = Cost(num_layers=1, tokens_per_latent=10, seconds=Seconds(token=0.0, pair=1.0))
+    schedule = blocks_of("dualparal", 2, 2, size=4, left=0, right=4)
+    full = [task for task in schedule.tasks() if task.reads]
+    assert {cost.layer_seconds(task) for task in full} == {40 * 80}
+
+
+def test_links_carry_one_window_at_a_time_beside_the_computing():
+    """Two stages: a task takes 1 s, a window 2 s on the link, latents 3 s, and 1 s passes by."""
+    cost = Cost(
+        num_layers=2,
+        seconds=Seconds(task=1.0, hop=1.0, byte=1.0),
+        sizes=Bytes(token=2, latent=3),
+    )
+    timeline = play(blocks_of("buffer", 1, 2, size=1, stagger=0), 2, cost)
+    assert timeline.starts == ((0.0, 4.0), (9.0, 13.0))
+    assert timeline.home == (9.0, 18.0)
+    timeline = play(blocks_of("dualparal", 2, 1, size=1, left=0, right=0), 2, cost)
+    assert timeline.starts == ((0.0, 4.0), (1.0, 6.0))
+    assert timeline.arrivals[1] == (0.0, 6.0)
+
+
+def test_stages_that_embed_or_apply_the_head_get_fewer_layers():
+    seconds = Seconds(token=1.0, embed_token=3.0, head_token=2.0)
+    timeline = play(blocks_of("causal", 2, 2), 3, Cost(num_layers=13, seconds=seconds))
+    assert [len(layers) for layers in timeline.layers] == [3, 6, 4]
+    first = [b - a for a, b in zip(timeline.starts[0], timeline.stops[0], strict=True)]
+    assert first == [18.0, 18.0, 18.0]
+
+
+def test_memory_adds_up_to_what_was_counted_by_hand():
+    """Causal, one latent a block, one of context, no sink: while block 1 commits, its entry and
+    block 0's are held, its window, and its latent."""
+    sizes = Bytes(token=1, cached_token=10, latent=100, solver=1000, layer=10**5, embed=7, head=9)
+    cost = Cost(num_layers=2, sizes=sizes)
+    report = simulate(blocks_of("causal", 3, 1, size=1, left=1, sink=0), 1, cost)
+    # the solver's memory is gone once the block is clean, before it commits
+    stepping = 10 + 1 + 100 + 1000
+    assert report.peak_bytes == (2 * 10**5 + 16 + 10 + stepping,)
+    two = simulate(blocks_of("causal", 3, 1, size=1, left=1, sink=0), 2, cost)
+    first = 10 + 10 + 1 + 100  # in the first stage, when block 1 commits
+    assert two.peak_bytes[0] == 10**5 + 7 + first
+    assert (two.hop_bytes, two.sent_bytes) == (1, 5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(schedules(open_ended=True), st.integers(1, 4))
+def test_no_stage_needs_more_for_a_longer_video(schedule, num_stages):
+    if schedule.num_latents is not None:
+        return  # whole: a window of everything
+    sizes = Bytes(token=3, cached_token=5, latent=7, solver=11)
+    cost = Cost(num_layers=4, sizes=sizes)
+    reach = schedule.left + schedule.right + schedule.clean + schedule.sink
+    settled = 4 * (schedule.max_inflight + ceil(reach / schedule.size) + 2)
+    step = schedule.burst or schedule.max_inflight
+    peaks = set()
+    for num_bursts in (ceil(settled / step), 2 * ceil(settled / step)):
+        finite = cut(schedule, num_bursts * step * schedule.size)
+        peaks.add(simulate(finite, num_stages, cost).peak_bytes)
+    assert len(peaks) == 1
+
+
+def cut(schedule: BlockSchedule, num_latents: int) -> BlockSchedule:
+    return replace(schedule, num_latents=num_latents)
+
+
+@pytest.mark.parametrize("name", ["tiny", "wan2.1-t2v-1.3b", "wan2.1-i2v-14b"])
+def test_weights_are_as_many_as_the_model_has(name):
+    arch = ARCHS[name].dit
+    with torch.device("meta"):
+        layer = WanDiT(arch, range(1), with_embed=False, with_head=False)
+        head = WanDiT(arch, range(0), with_embed=False)
+        embed = WanDiT(arch, range(0), with_head=False)
+    assert layer_parameters(arch) == count(layer)
+    assert head_parameters(arch) == count(head)
+    pictures = sum(p.numel() for n, p in embed.named_parameters() if "image_embedder" in n)
+    assert embed_parameters(arch) == count(embed) - pictures
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_window_of_wan_on_its_way_is_as_large_as_was_worked_out():
+    """8 + 8 latents of 832 x 480 with guidance: 153 MB for 1.3B, 511 MB for 14B."""
+    schedule = blocks_of("dualparal", 12, 4)
+    for name, megabytes in (("wan2.1-t2v-1.3b", 153), ("wan2.1-t2v-14b", 511)):
+        cost = model_cost(
+            ARCHS[name],
+            height=480,
+            width=832,
+            dtype="bfloat16",
+            passes=2,
+            seconds=Seconds(task=1.0),
+        )
+        report = simulate(schedule, 4, cost)
+        assert round(report.hop_bytes / 1e6) == megabytes
+
+
+def test_an_estimate_counts_what_torch_counts():
+    """The products of one layer over one window, less the prompt's own keys and values."""
+    arch = ARCHS["tiny"].dit
+    seconds = estimate_seconds(arch, 64, Speed(flops=1.0, bytes_per_s=1.0))
+    model = WanDiT(arch)
+    latents, text = torch.zeros(1, 16, 4, 16, 16), torch.zeros(1, 64, 32)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        state = model.embed(latents, torch.tensor([[1.0]]), text)
+        with FlopCounterMode(display=False) as counter:
+            model.run_layers(state, range(1))
+    tokens, prompt = 4 * 8 * 8, 2 * 2 * 64 * arch.dim**2
+    estimate = tokens * (seconds.token + tokens * seconds.pair)
+    assert estimate == counter.get_total_flops() - prompt
