@@ -1,8 +1,8 @@
 """How messages with tensors go from one stage to the next: what every link promises.
 
-A link joins one sender and one receiver, each used by one thread and closed from any. Either end may
-be opened first, and opening does not wait for the other; they have `timeout_s` to meet. The first
-`LinkClosed` is the end of the link, on both sides: to go on, open another under another name.
+A link joins one sender and one receiver, each used by one thread and closed from any. Either end
+may be opened first, and opening does not wait for the other; they have `timeout_s` to meet. The
+first `LinkClosed` is the end of the link, on both sides: to go on, open another of another name.
 """
 
 import socket
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stubs hide it
 
 KINDS = ("local", "gloo", "shm")
 
@@ -25,8 +25,8 @@ class LinkClosed(RuntimeError):  # noqa: N818 -- an end that callers expect, not
 class Message:
     """Tensors under way, with the sender's own words about them.
 
-    Received tensors belong to the receiver, who may write to them. gloo and shm deliver to CPU memory
-    wherever the tensor came from; local hands over the very tensor, so its sender must let go of it.
+    Received tensors belong to the receiver, who may write to them. gloo and shm deliver copies in
+    CPU memory wherever the tensor was; local hands over the very tensor, so its sender lets go.
     """
 
     header: bytes  # small, for instance a pickled dataclass

@@ -1,6 +1,8 @@
 """How a message is laid out once it leaves its process: a few words, then the tensors' bytes."""
 
+import contextlib
 import json
+import mmap
 import struct
 from dataclasses import dataclass
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from .link import Message
 
 ALIGN_BYTES = 64  # a cache line; enough for every dtype
+_HUGE_BYTES = 4 << 20  # two huge pages: less would waste much of them
 _LENGTH = struct.Struct("<I")
 
 
@@ -61,4 +64,13 @@ def parse(words: bytes) -> tuple[bytes, tuple[Place, ...]]:
 
 
 def empty(at: Place) -> Tensor:
-    return torch.empty(at.shape, dtype=at.dtype)
+    """New memory for a received tensor.
+
+    To fill 64 MB took 31 ms in new small pages, 10 ms in huge ones, 7 ms in memory in use.
+    """
+    if at.num_bytes < _HUGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(at.shape, dtype=at.dtype)
+    memory = mmap.mmap(-1, at.num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=at.dtype).view(at.shape)

@@ -1,0 +1,381 @@
+"""Every link keeps the same promises; the other end is a process of its own where it can be."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+
+import link_peer
+import pytest
+import torch
+from link_peer import Peer
+
+from longreel.parallel.link import (
+    LinkClosed,
+    LinkSpec,
+    Message,
+    Rendezvous,
+    open_receiver,
+    open_sender,
+)
+
+KINDS = ["local", "gloo", "shm"]
+BETWEEN_PROCESSES = ["gloo", "shm"]
+CASES = ["dtypes", "shapes", "no tensors", "large header", "64 MB", "many small", "growing"]
+SIDES = ["sender", "receiver"]
+names = count()
+
+
+@pytest.fixture(scope="module")
+def rendezvous() -> Iterator[Rendezvous]:
+    with Rendezvous("127.0.0.1") as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def peers() -> Iterator[dict[bool, Peer]]:
+    peers = {local: Peer(local) for local in (True, False)}
+    peers[False].call(link_peer.num_sent, "")  # it has imported torch
+    yield peers
+    for peer in peers.values():
+        peer.stop()
+
+
+@pytest.fixture
+def spec(kind: str, rendezvous: Rendezvous) -> LinkSpec:
+    return make_spec(kind, rendezvous)
+
+
+def make_spec(
+    kind: str, rendezvous: Rendezvous, timeout_s: float = 20, credits: int = 2
+) -> LinkSpec:
+    return LinkSpec(
+        kind=kind,
+        name=f"render/0/{next(names)}",
+        host=rendezvous.host,
+        port=rendezvous.port,
+        credits=credits,
+        timeout_s=timeout_s,
+    )
+
+
+@pytest.fixture
+def peer(kind: str, peers: dict[bool, Peer]) -> Iterator[Peer]:
+    peer = peers[kind == "local"]
+    yield peer
+    link_peer.close_all()
+    peer.call(link_peer.close_all)
+
+
+@pytest.fixture
+def mortal() -> Iterator[Peer]:
+    peer = Peer(local=False)
+    peer.call(link_peer.num_sent, "")
+    yield peer
+    link_peer.close_all()
+    peer.stop()
+
+
+def join(peer: Peer, spec: LinkSpec, side: str) -> str:
+    """Opens `side` here and the other over there; the name of the other."""
+    other = SIDES[1 - SIDES.index(side)]
+    link_peer.open_end(spec, side)
+    peer.call(link_peer.open_end, spec, other)
+    return other
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    end_s = time.monotonic() + 10
+    while not condition() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return condition()
+
+
+def seconds(since: float) -> float:
+    return time.monotonic() - since
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_messages_come_in_order_and_to_the_bit(spec, peer, case):
+    join(peer, spec, "sender")
+    checked = peer.start(link_peer.check, spec.name, case)
+    link_peer.send(spec.name, case)
+    assert checked.result(30) == len(link_peer.make(case))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_received_tensors_are_writable_and_the_next_message_does_not_touch_them(spec, peer):
+    join(peer, spec, "receiver")
+    peer.start(link_peer.send, spec.name, "4 MB")
+    got = [link_peer.ends[spec.name + "receiver"].recv().tensors[0] for _ in range(8)]
+    for i, tensor in enumerate(got):
+        assert torch.equal(tensor, torch.full((1 << 20,), float(i)))
+        tensor.add_(1)
+    assert [int(tensor[-1]) for tensor in got] == [i + 1 for i in range(8)]
+
+
+@pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
+def test_a_sender_may_overwrite_what_it_sent(spec, peer):
+    join(peer, spec, "sender")
+    for message in link_peer.make("4 MB")[:2]:
+        link_peer.ends[spec.name + "sender"].send(message)
+        message.tensors[0].fill_(-1)
+    assert peer.start(link_peer.check_first, spec.name, "4 MB", 2).result(20) == 2
+
+
+@pytest.mark.parametrize("kind", ["local"])
+def test_in_one_process_the_very_tensor_changes_hands(spec):
+    tensor = torch.zeros(3)
+    sender, receiver = open_sender(spec), open_receiver(spec)
+    sender.send(Message(b"", (tensor,)))
+    assert receiver.recv().tensors[0] is tensor
+    sender.close()
+    receiver.close()
+
+
+@pytest.mark.parametrize("credits", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sender_is_never_more_than_its_credits_ahead(kind, peer, rendezvous, credits):
+    spec = make_spec(kind, rendezvous, credits=credits)
+    join(peer, spec, "receiver")
+    running = peer.start(link_peer.send_for_ever, spec.name)
+    receiver = link_peer.ends[spec.name + "receiver"]
+    for received in range(6):
+        assert eventually(
+            lambda n=received: peer.call(link_peer.num_sent, spec.name) >= n + credits
+        )
+        time.sleep(0.02)  # whatever else it could send, it would have by now
+        assert peer.call(link_peer.num_sent, spec.name) == received + credits
+        receiver.recv()
+    receiver.close()
+    assert "LinkClosed" in running.result(5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_directions_at_once(kind, peer, rendezvous):
+    there, back = make_spec(kind, rendezvous), make_spec(kind, rendezvous)
+    join(peer, there, "sender")
+    join(peer, back, "receiver")
+    checked = peer.start(link_peer.check, there.name, "4 MB")
+    peer.start(link_peer.send, back.name, "4 MB")
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(link_peer.send, there.name, "4 MB")
+        assert link_peer.check(back.name, "4 MB") == 8
+        assert checked.result(20) == 8
+        sent.result(20)
+
+
+@pytest.mark.parametrize("first", SIDES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_either_end_may_be_opened_first_and_a_message_may_be_long_in_coming(
+    kind, peer, rendezvous, first
+):
+    spec = make_spec(kind, rendezvous, timeout_s=0.5)
+    if first == "receiver":
+        peer.call(link_peer.open_end, spec, "receiver")
+        link_peer.open_end(spec, "sender")
+    else:
+        join(peer, spec, "sender")
+    waiting = peer.start(link_peer.recv_error, spec.name, 20)
+    time.sleep(0.9)  # idle for more than the timeout, before the first message
+    link_peer.ends[spec.name + "sender"].send(Message(b""))
+    assert waiting.result(5) == "a message"
+    waiting = peer.start(link_peer.recv_error, spec.name, 20)
+    time.sleep(0.9)  # and between two
+    link_peer.ends[spec.name + "sender"].send(Message(b""))
+    assert waiting.result(5) == "a message"
+
+
+@pytest.mark.parametrize("closer", ["here", "there"])
+@pytest.mark.parametrize("blocked", SIDES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_close_releases_whoever_is_blocked_on_either_side_at_once(spec, peer, blocked, closer):
+    other = join(peer, spec, blocked)
+    function = {"sender": link_peer.send_for_ever, "receiver": link_peer.recv_error}[blocked]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(function, spec.name)
+        time.sleep(0.3)
+        assert not waiting.done()
+        start_s = time.monotonic()
+        if closer == "here":
+            link_peer.close(spec.name, blocked)
+        else:
+            peer.call(link_peer.close, spec.name, other)
+        error = waiting.result(5)
+        assert seconds(start_s) < 1
+    assert error.startswith(f"LinkClosed: link {spec.name}: ")
+    assert ("closed here" in error) == (closer == "here")
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_closed_link_stays_closed(spec, peer, side):
+    join(peer, spec, side)
+    end = link_peer.ends[spec.name + side]
+    end.close()
+    end.close()
+    for _ in range(2):
+        with pytest.raises(LinkClosed, match="closed here"):
+            end.send(Message(b"")) if side == "sender" else end.recv()
+
+
+@pytest.mark.parametrize("kind", ["local", "shm"])  # over TCP, arrival is not the sender's to see
+def test_what_arrived_before_the_sender_closed_is_delivered(spec, peer):
+    join(peer, spec, "receiver")
+    receiver = link_peer.ends[spec.name + "receiver"]
+    peer.call(link_peer.send, spec.name, "no tensors")
+    peer.call(link_peer.close, spec.name, "sender")
+    assert [receiver.recv().header for _ in range(2)] == [b"only words", b""]
+    with pytest.raises(LinkClosed, match="the other side"):
+        receiver.recv()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_message_in_time_closes_the_link_on_both_sides(kind, peer, rendezvous):
+    spec = make_spec(kind, rendezvous, timeout_s=20)
+    join(peer, spec, "receiver")
+    link_peer.ends[spec.name + "receiver"]
+    start_s = time.monotonic()
+    error = link_peer.recv_error(spec.name, 0.4)
+    assert "no message within 0.4 s" in error
+    assert 0.4 <= seconds(start_s) < 1.4
+    assert "LinkClosed" in peer.start(link_peer.send_for_ever, spec.name).result(5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_credit_in_time_closes_the_link_on_both_sides(kind, peer, rendezvous):
+    spec = make_spec(kind, rendezvous, timeout_s=1)
+    join(peer, spec, "sender")
+    start_s = time.monotonic()
+    assert "1 s" in link_peer.send_for_ever(spec.name)
+    assert 1 <= seconds(start_s) < 2
+    errors = [peer.start(link_peer.recv_error, spec.name).result(5) for _ in range(3)]
+    assert "LinkClosed" in errors[-1]  # after at most two messages that were under way
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
+def test_a_link_that_nobody_else_opens_says_so(kind, rendezvous, side):
+    spec = make_spec(kind, rendezvous, timeout_s=0.5)
+    link_peer.open_end(spec, side)
+    start_s = time.monotonic()
+    wait = {"sender": link_peer.send_for_ever, "receiver": link_peer.recv_error}[side]
+    assert "0.5 s" in wait(spec.name)
+    assert seconds(start_s) < 1.5
+    link_peer.close_all()
+
+
+@contextmanager
+def wait_on_both(
+    peer: Peer, kind: str, rendezvous: Rendezvous, timeout_s: float
+) -> Iterator[tuple[Future[str], ...]]:
+    """A blocked send and a blocked recv on two links to one peer, some messages after they met."""
+    sends, recvs = (make_spec(kind, rendezvous, timeout_s) for _ in range(2))
+    join(peer, sends, "sender")
+    join(peer, recvs, "receiver")
+    checked = peer.start(link_peer.check, sends.name, "growing")
+    link_peer.send(sends.name, "growing")
+    assert checked.result(10) == 20
+    peer.start(link_peer.send, recvs.name, "growing")
+    assert link_peer.check(recvs.name, "growing") == 20
+    with ThreadPoolExecutor(2) as pool:
+        waiting = (
+            pool.submit(link_peer.send_for_ever, sends.name),
+            pool.submit(link_peer.recv_error, recvs.name),
+        )
+        assert eventually(lambda: link_peer.num_sent(sends.name) == 2)
+        time.sleep(0.2)
+        assert not any(call.done() for call in waiting)
+        assert link_peer.holdings()["shared memory"] == 0  # nothing with a name, whoever dies
+        yield waiting
+
+
+@pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
+def test_a_killed_peer_is_noticed_at_once_and_leaves_nothing(kind, mortal, rendezvous):
+    before = link_peer.holdings()
+    with wait_on_both(mortal, kind, rendezvous, timeout_s=20) as waiting:
+        start_s = time.monotonic()
+        os.kill(mortal.pid, signal.SIGKILL)
+        assert all("the other side" in call.result(5) for call in waiting)
+        assert seconds(start_s) < 1
+    link_peer.close_all()
+    assert eventually(lambda: no_more(link_peer.holdings(), before)), before
+
+
+@pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
+def test_a_stopped_peer_is_noticed_after_the_timeout_and_a_new_link_works(
+    kind, mortal, peers, rendezvous
+):
+    before = link_peer.holdings()
+    with wait_on_both(mortal, kind, rendezvous, timeout_s=2) as waiting:
+        start_s = time.monotonic()
+        os.kill(mortal.pid, signal.SIGSTOP)
+        assert all("LinkClosed" in call.result(5) for call in waiting)
+        assert 1 < seconds(start_s) < 3
+    start_s = time.monotonic()
+    link_peer.close_all()
+    assert seconds(start_s) < 1  # no thread still waits for the stopped one
+    os.kill(mortal.pid, signal.SIGKILL)  # the rendezvous here kept a connection to it
+    assert eventually(lambda: no_more(link_peer.holdings(), before)), before
+
+    again = make_spec(kind, rendezvous)
+    join(peers[False], again, "receiver")
+    peers[False].start(link_peer.send, again.name, "growing")
+    assert link_peer.check(again.name, "growing") == 20
+    link_peer.close_all()
+    peers[False].call(link_peer.close_all)
+
+
+def no_more(now: dict[str, int], before: dict[str, int]) -> bool:
+    return all(now[what] <= before[what] for what in before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_links_leave_no_thread_no_file_and_no_memory(kind, peer, rendezvous):
+    def use() -> None:
+        spec = make_spec(kind, rendezvous)
+        join(peer, spec, "receiver")
+        running = peer.start(link_peer.send_for_ever, spec.name)
+        link_peer.recv_error(spec.name)
+        link_peer.close(spec.name, "receiver")
+        assert "LinkClosed" in running.result(5)
+        peer.call(link_peer.close, spec.name, "sender")
+
+    use()
+    before = link_peer.holdings(), peer.call(link_peer.holdings)
+    for _ in range(10):
+        use()
+    # gloo's own threads may have been about to end when we counted first, so fewer is fine
+    assert eventually(lambda: no_more(link_peer.holdings(), before[0])), before
+    assert eventually(lambda: no_more(peer.call(link_peer.holdings), before[1])), before
+
+
+def test_a_process_ends_though_it_forgot_its_open_links(mortal, rendezvous):
+    for kind in KINDS:
+        for side in SIDES:
+            spec = make_spec(kind, rendezvous)
+            join(mortal, spec, side)
+            alone = make_spec(kind, rendezvous, timeout_s=60)
+            mortal.call(link_peer.open_end, alone, side)
+    assert mortal.leave() == 0
+
+
+def test_an_unknown_kind_names_those_there_are(rendezvous):
+    with pytest.raises(ValueError, match=re.escape("'tcp' is unknown")) as error:
+        make_spec("tcp", rendezvous)
+    assert "local, gloo, shm" in str(error.value)
+
+
+def test_a_rendezvous_that_is_gone_is_a_closed_link():
+    with Rendezvous("127.0.0.1") as gone:
+        spec = make_spec("gloo", gone, timeout_s=0.5)
+    before = threading.active_count()
+    with pytest.raises(LinkClosed, match="no rendezvous at"):
+        open_sender(spec)
+    assert threading.active_count() == before

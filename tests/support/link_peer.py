@@ -1,0 +1,214 @@
+"""The other end of a link: a process of its own, or a thread where the link is for one process.
+
+`Peer.start(function, *args)` runs one of the functions below over there and returns a future.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longreel.parallel.link import LinkSpec, Message, open_receiver, open_sender
+
+ends: dict[str, Any] = {}  # of this process, by the name of the link and the side
+sent: dict[str, int] = {}
+
+
+def make(case: str) -> list[Message]:
+    """Messages both processes can make: same case, same bits."""
+    g = torch.Generator().manual_seed(len(case))
+    raw = torch.randint(0, 256, (720,), generator=g).to(torch.uint8)
+    if case == "dtypes":  # random bits: among them infinities and many sorts of NaN
+        real = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+        others = [torch.int64, torch.int32, torch.uint8, torch.complex64]
+        return [Message(b"x", tuple(raw.view(dtype) for dtype in real + others))]
+    if case == "shapes":
+        shapes = [(), (1,), (0,), (3, 0, 5), (2, 3, 4, 5, 6), (1, 1, 1, 1, 1, 1, 720)]
+        tensors = [raw[: torch.Size(s).numel()].reshape(s).to(torch.float32) for s in shapes]
+        strided = raw.reshape(20, 36).t()[::3]
+        conjugate = raw.view(torch.complex64).conj()
+        return [Message(b"", (*tensors, strided, conjugate, raw.expand(3, 720)))]
+    if case == "no tensors":
+        return [Message(b"only words"), Message(b"")]
+    if case == "large header":
+        return [Message(bytes(raw.tolist()) * 700, (raw,))]
+    if case == "64 MB":
+        return [Message(b"large", (torch.arange(1 << 24, dtype=torch.int32), raw))]
+    if case == "many small":
+        return [Message(b"%d" % i, (torch.full((i % 7,), i), raw[i:])) for i in range(300)]
+    if case == "growing":
+        return [Message(b"%d" % i, (torch.full((1 << i,), i),)) for i in range(20)]
+    if case == "4 MB":
+        return [Message(b"%d" % i, (torch.full((1 << 20,), float(i)),)) for i in range(8)]
+    raise ValueError(case)
+
+
+def contents(message: Message) -> list[tuple[object, ...]]:
+    """To the bit, where equality would find NaN unlike itself."""
+
+    def bits(tensor: Tensor) -> bytes:
+        return bytes(tensor.resolve_conj().reshape(-1).view(torch.uint8).numpy())
+
+    return [(message.header,), *((t.dtype, t.shape, bits(t)) for t in message.tensors)]
+
+
+def open_end(spec: LinkSpec, side: str) -> None:
+    ends[spec.name + side] = {"sender": open_sender, "receiver": open_receiver}[side](spec)
+
+
+def send(name: str, case: str) -> None:
+    for message in make(case):
+        ends[name + "sender"].send(message)
+
+
+def send_for_ever(name: str) -> str:
+    """The error that ends it; `num_sent` tells meanwhile how far it came."""
+    sender = ends[name + "sender"]
+    try:
+        while True:
+            sender.send(Message(b"", (torch.zeros(1),)))
+            sent[name] = num_sent(name) + 1
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def num_sent(name: str) -> int:
+    return sent.get(name, 0)
+
+
+def check(name: str, case: str) -> int:
+    """Receives the messages of a case; how many, if all were right."""
+    return check_first(name, case, len(make(case)))
+
+
+def check_first(name: str, case: str, num_messages: int) -> int:
+    messages = make(case)[:num_messages]
+    for i, expected in enumerate(messages):
+        got = ends[name + "receiver"].recv()
+        assert contents(got) == contents(expected), f"{case}: message {i} differs"
+    return len(messages)
+
+
+def recv_error(name: str, timeout_s: float | None = None) -> str:
+    try:
+        ends[name + "receiver"].recv(timeout_s)
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+    return "a message"
+
+
+def close(name: str, side: str) -> None:
+    ends.pop(name + side).close()
+
+
+def close_all() -> None:
+    for end in ends.values():
+        end.close()
+    ends.clear()
+
+
+def holdings() -> dict[str, int]:
+    """What a process may not leave behind: files and sockets, memory by others' names, threads."""
+    return {
+        "files": len(os.listdir("/proc/self/fd")),
+        "shared memory": sum(
+            name.startswith(("longreel", "psm_", "torch_")) for name in os.listdir("/dev/shm")
+        ),
+        "threads": sum(t.name.startswith(("link", "meet")) for t in threading.enumerate()),
+        "tasks": len(os.listdir("/proc/self/task")),
+        "memfd": Path("/proc/self/maps").read_text().count("memfd:longreel"),
+    }
+
+
+class Peer:
+    """Runs functions of this file in threads: here if `local`, else in another process."""
+
+    def __init__(self, local: bool) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pool = ThreadPoolExecutor(6)
+        self._answers: dict[int, Future[Any]] = {}
+        if not local:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-W", "error", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            self._pool.submit(self._read)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, function: Callable[..., Any], *args: object) -> Future[Any]:
+        if self._process is None:
+            return self._pool.submit(function, *args)
+        number = len(self._answers)
+        self._answers[number] = Future()
+        pickle.dump((number, function.__name__, args), self._process.stdin)
+        self._process.stdin.flush()
+        return self._answers[number]
+
+    def call(self, function: Callable[..., Any], *args: object) -> Any:
+        return self.start(function, *args).result(30)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                number, result, error = pickle.load(self._process.stdout)
+            except (EOFError, pickle.UnpicklingError):
+                return
+            if error:
+                self._answers[number].set_exception(AssertionError(error))
+            else:
+                self._answers[number].set_result(result)
+
+    def leave(self) -> int:
+        """Asks the process to end by itself; its exit status."""
+        self._process.stdin.close()
+        status = self._process.wait(20)
+        self.stop()
+        return status
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process.stdin.close()
+            self._process.stdout.close()
+        self._pool.shutdown()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out, lock = sys.stdout.buffer, threading.Lock()
+
+    def run(number: int, name: str, args: tuple[Any, ...]) -> None:
+        result, error = None, None
+        try:
+            result = globals()[name](*args)
+        except BaseException as e:
+            error = f"{type(e).__name__}: {e}"
+        with lock:
+            pickle.dump((number, result, error), out)
+            out.flush()
+
+    with ThreadPoolExecutor(6) as pool:
+        while True:
+            try:
+                number, name, args = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            pool.submit(run, number, name, args)
+
+
+if __name__ == "__main__":
+    main()
