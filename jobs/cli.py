@@ -15,6 +15,8 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..pipeline.errors import RenderError
+from .simulate_cli import simulate
+
 
 class _Commands(TyperGroup):
     """typer knows no repeatable option of two values: `--prompt-at 12.5 TEXT` becomes one."""
@@ -210,3 +212,6 @@ def _explain(error: BaseException) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"longreel: {message}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+app.command()(_plain_errors()(simulate))

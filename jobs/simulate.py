@@ -1,0 +1,181 @@
+"""Which schedules to simulate, from what was asked on the command line."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..configs.load import load_config
+from ..configs.schema import POLICIES, BlocksConfig, Config
+from ..configs.suggest import did_you_mean
+from ..models.arch import ARCHS, ModelArch
+from ..pipeline.cost import Cost, Seconds, Speed, estimate_seconds, model_cost
+from ..pipeline.plan_blocks import find_policy
+from ..pipeline.policies import make_schedule
+from ..pipeline.schedule import BlockSchedule
+from ..pipeline.simulate import Report, Slots, count_slots, simulate
+
+NUMBERS = ("size", "left", "right", "sink", "stagger")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One video, and the stages it is to be made on."""
+
+    blocks: BlocksConfig
+    steps: int
+    num_latents: int
+    num_stages: int
+    config: Config | None = None  # of the preset, where a model was named
+
+    @property
+    def arch(self) -> ModelArch:
+        assert self.config is not None
+        return _arch(self.config)
+
+    @property
+    def schedule(self) -> BlockSchedule:
+        return make_schedule(self.blocks, self.steps, self.num_latents)
+
+    def cost(self, seconds: Seconds) -> Cost:
+        assert self.config is not None
+        video, sampling = self.config.video, self.config.sampling
+        guided = sampling.guidance > 1 and sampling.guidance_mode != "none"
+        return model_cost(
+            self.arch,
+            height=video.height,
+            width=video.width,
+            dtype=self.config.model.dtype,
+            passes=2 if guided else 1,
+            seconds=seconds,
+        )
+
+    def estimate(self, speed: Speed) -> Cost:
+        return self.cost(estimate_seconds(self.arch.dit, self.arch.text_len, speed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What came out for one policy on a number of stages."""
+
+    policy: str
+    num_latents: int
+    num_stages: int
+    num_blocks: int
+    num_tasks: int
+    slots: Slots
+    report: Report | None  # in seconds, where a model was named
+
+    def flat(self) -> dict[str, object]:
+        """For JSON."""
+        row = {
+            "policy": self.policy,
+            "stages": self.num_stages,
+            "latents": self.num_latents,
+            "blocks": self.num_blocks,
+            "tasks": self.num_tasks,
+            **asdict(self.slots),
+        }
+        known = ("num_stages", "num_blocks", "num_tasks")
+        times = asdict(self.report) if self.report else {}
+        return row | {name: value for name, value in times.items() if name not in known}
+
+
+def make_setting(
+    *,
+    preset: str | None,
+    policy: str | None,
+    steps: int | None,
+    num_blocks: int,
+    num_latents: int | None,
+    num_stages: int | None,
+    numbers: dict[str, int | None],
+) -> Setting:
+    """ValueError where the numbers make no video, or the model has too few layers."""
+    for name, value in (("stages", num_stages), ("blocks", num_blocks), ("latents", num_latents)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}={value} leaves nothing to simulate; give at least 1")
+    config = None if preset is None else load_config(preset)
+    given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
+    if policy is not None:
+        given["policy"] = policy
+    blocks = replace(config.blocks if config else BlocksConfig(), **given)
+    if blocks.policy == "auto":
+        name = "dualparal-grouped"
+        if config is not None:
+            name = find_policy(config, _arch(config), num_latents)
+        blocks = replace(blocks, policy=name)
+    if steps is None:
+        steps = config.sampling.steps if config else 50
+    if not 1 <= steps <= 1000:
+        raise ValueError(f"--steps={steps} makes no row of noise levels; give 1 to 1000")
+    if num_latents is None:
+        num_latents = num_blocks * _size(blocks, steps)
+    return Setting(
+        blocks=blocks,
+        steps=steps,
+        num_latents=num_latents,
+        num_stages=_stages(num_stages, config),
+        config=config,
+    )
+
+
+def _arch(config: Config) -> ModelArch:
+    name = config.model.arch
+    if name not in ARCHS:
+        raise ValueError(
+            f"model.arch={name} is no model whose shape is known; {did_you_mean(name, ARCHS)}"
+            f"choose one of {', '.join(ARCHS)}"
+        )
+    return ARCHS[name]
+
+
+def _stages(given: int | None, config: Config | None) -> int:
+    if config is None:
+        return 8 if given is None else given
+    layers = _arch(config).dit.num_layers
+    if given is not None and given > layers:
+        raise ValueError(
+            f"--stages={given} leaves {given - layers} of them without a layer, as "
+            f"{config.model.arch} has {layers}; give at most {layers}"
+        )
+    return min(8, layers) if given is None else given
+
+
+def _size(blocks: BlocksConfig, steps: int) -> int:
+    if blocks.policy == "whole":
+        raise ValueError(
+            "--policy=whole makes one block of the whole video, so --blocks says nothing about its "
+            "length; give --latents"
+        )
+    return make_schedule(blocks, steps, None).size
+
+
+def run(setting: Setting, cost: Cost | None) -> Row:
+    schedule = setting.schedule
+    num_blocks = schedule.num_blocks
+    assert num_blocks is not None
+    return Row(
+        policy=setting.blocks.policy,
+        num_latents=setting.num_latents,
+        num_stages=setting.num_stages,
+        num_blocks=num_blocks,
+        num_tasks=sum(1 for _ in schedule.tasks()),
+        slots=count_slots(schedule, setting.num_stages),
+        report=None if cost is None else simulate(schedule, setting.num_stages, cost),
+    )
+
+
+def compare(setting: Setting, cost: Cost | None) -> Iterator[Row]:
+    """The same length of video by every policy with its own numbers, on 1, 2, 4, ... stages."""
+    counts = [1]
+    while counts[-1] * 2 <= setting.num_stages:
+        counts.append(counts[-1] * 2)
+    for policy in POLICIES:
+        if policy == "auto":
+            continue
+        blocks = setting.blocks
+        if policy != blocks.policy:
+            own: dict[str, Any] = dict.fromkeys(NUMBERS)
+            blocks = replace(blocks, policy=policy, **own)
+        for count in sorted({*counts, setting.num_stages}):
+            yield run(replace(setting, blocks=blocks, num_stages=count), cost)

@@ -1,0 +1,120 @@
+"""How long this machine takes for the parts of a model, measured with random weights."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ..models.arch import ModelArch
+from ..models.random_weights import fill_random
+from ..models.vae import StreamingDecoder
+from ..models.vae_build import random_vae
+from ..models.wan import WanDiT, keep_float32
+from .cost import Seconds, pair_flops, token_flops
+from .schedule import BlockSchedule
+
+_RUNS = 3
+
+
+def calibrate(
+    arch: ModelArch,
+    schedule: BlockSchedule,
+    *,
+    height: int,
+    width: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype = torch.float32,
+) -> Seconds:
+    """Seconds of a layer, embedding, head and decoder at the window the schedule has most of.
+
+    Other windows follow by their products, as one layer is one kind of work.
+    """
+    latents, context = _commonest_window(schedule)
+    dit = arch.dit
+    stride = arch.vae.space_stride
+    rows, columns = height // stride, width // stride
+    per_latent = (rows // dit.patch[1]) * (columns // dit.patch[2])
+    queries, keys = latents * per_latent, (latents + context) * per_latent
+    with torch.device("meta"):
+        model = WanDiT(dit, range(1))
+    fill_random(model, seed=0, device=device, dtype=dtype, keep_float32=keep_float32)
+    cache = _Context(torch.zeros(1, context * per_latent, dit.dim, dtype=dtype, device=device))
+    images = dit.image_positions or 257
+    embed = partial(
+        model.embed,
+        torch.randn(1, dit.in_channels, latents, rows, columns, device=device),
+        torch.full((1, 1), 500.0),
+        torch.randn(1, arch.text_len, dit.text_dim, dtype=dtype, device=device),
+        None if dit.image_dim is None else torch.randn(1, images, dit.image_dim, device=device),
+        positions=range(latents),
+        context_positions=range(latents, latents + context),
+    )
+    with torch.inference_mode():
+        state = embed()
+        embed_s = _seconds(device, embed)
+        layer_s = _seconds(device, lambda: model.run_layers(state, range(1), cache))
+        head_s = _seconds(device, lambda: model.head(state))
+        decode_s = _decode_seconds(arch, rows, columns, device, vae_dtype)
+    token, pair = token_flops(dit, arch.text_len), pair_flops(dit)
+    per_flop = layer_s / (queries * (token + keys * pair))
+    return Seconds(
+        token=per_flop * token,
+        pair=per_flop * pair,
+        embed_token=embed_s / queries,
+        head_token=head_s / queries,
+        decode_latent=decode_s,
+    )
+
+
+class _Context:
+    """As many keys and values as a window reads besides its own."""
+
+    def __init__(self, tokens_BLD: Tensor) -> None:
+        self._tokens_BLD = tokens_BLD
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        return (self._tokens_BLD, self._tokens_BLD) if self._tokens_BLD.shape[1] else None
+
+    def write(self, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
+        pass
+
+
+def _commonest_window(schedule: BlockSchedule) -> tuple[int, int]:
+    """Latents of its own, and latents that it reads from a cache."""
+    shapes = Counter(
+        (task.num_latents, sum(entry.num_latents for entry in task.reads))
+        for task in schedule.tasks()
+    )
+    return max(shapes, key=lambda shape: (shapes[shape], shape))
+
+
+def _decode_seconds(
+    arch: ModelArch, rows: int, columns: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    decoder = StreamingDecoder(random_vae(arch.vae, 0, device=device, dtype=dtype))
+    latent_BCTHW = torch.randn(1, arch.vae.z_dim, 1, rows, columns, device=device, dtype=dtype)
+    decoder.decode(latent_BCTHW)  # the first latent of a video is one frame and goes faster
+    return _seconds(device, lambda: decoder.decode(latent_BCTHW))
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """The median of a few runs after one that warms up."""
+    work()
+    times = []
+    for _ in range(_RUNS):
+        _wait_for(device)
+        start = time.perf_counter()
+        work()
+        _wait_for(device)
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,173 @@
+"""`longreel simulate`: what it prints agrees with the simulator, and errors say what to do."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from longreel.configs.schema import POLICIES, BlocksConfig
+from longreel.jobs.cli import app
+from longreel.models.arch import ARCHS
+from longreel.pipeline import calibrate as calibration
+from longreel.pipeline.cost import model_cost
+from longreel.pipeline.policies import make_schedule
+from longreel.pipeline.simulate import count_slots
+
+
+def run(options: str) -> str:
+    result = CliRunner().invoke(app, ["simulate", *options.split()])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def test_the_classic_queue_prints_its_slots_as_one_object():
+    row = json.loads(run("--policy dualparal --stages 8 --blocks 33 --steps 50 --json"))
+    assert row["total_slots"] == 33 * 50 + 8 * 8 - 1
+    assert row["idle_slots"] == 63
+    assert row["stall_slots"] == 56
+    assert (row["blocks"], row["latents"], row["tasks"]) == (33, 264, 1650)
+    assert 0 < row["first_block_slots"] < row["total_slots"]
+
+
+def test_the_default_is_a_queue_that_never_waits():
+    text = run("--blocks 36")
+    assert "dualparal-grouped, 36 blocks of 288 latents" in text
+    assert "1807 in all, first block after 457" in text
+    assert "7 slots of each stage (0.4%), 0 of them neither filling nor draining" in text
+
+
+def test_torch_stays_out_of_it():
+    code = (
+        "import sys; from longreel.jobs.cli import app\n"
+        "options = ['simulate', '--preset', 'wan2.1-t2v-14b', '--steps', '2', '--blocks', '3']\n"
+        "app(options, standalone_mode=False)\n"
+        "heavy = {'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_numbers_of_the_policy_are_passed_on():
+    options = "--policy forcing --steps 12 --latents 60 --stages 3 --size 4 --left 8 --stagger 2"
+    row = json.loads(run(f"{options} --window 30 --json"))
+    blocks = BlocksConfig(policy="forcing", size=4, left=8, stagger=2, window=30)
+    slots = count_slots(make_schedule(blocks, 12, 60), 3)
+    assert {name: row[name] for name in ("total_slots", "idle_slots", "late_slots")} == {
+        "total_slots": slots.total_slots,
+        "idle_slots": slots.idle_slots,
+        "late_slots": slots.late_slots,
+    }
+
+
+def test_comparing_shows_every_queue_on_every_number_of_stages():
+    options = "--steps 4 --blocks 5 --stages 6 --compare"
+    rows = json.loads(run(f"{options} --json"))["rows"]
+    assert [(row["policy"], row["stages"]) for row in rows] == [
+        (policy, stages) for policy in POLICIES if policy != "auto" for stages in (1, 2, 4, 6)
+    ]
+    assert {row["latents"] for row in rows} == {40}
+    lines = run(options).splitlines()
+    assert lines[0].split()[:5] == ["policy", "stages", "blocks", "tasks", "slots"]
+    for line, row in zip(lines[1:], rows, strict=True):
+        shown = [row[name] for name in ("policy", "stages", "blocks", "tasks", "total_slots")]
+        assert line.split()[:5] == list(map(str, shown))
+
+
+def test_a_model_adds_seconds_and_bytes():
+    options = "--preset wan2.1-t2v-1.3b --policy dualparal --stages 6 --blocks 12 --steps 3"
+    slow = json.loads(run(f"{options} --tflops 50 --json"))
+    fast = json.loads(run(f"{options} --tflops 200 --json"))
+    assert slow["total_s"] == pytest.approx(4 * fast["total_s"], rel=0.05)
+    assert round(fast["hop_bytes"] / 1e6) == 153
+    assert len(fast["peak_bytes"]) == len(fast["idle_share"]) == 6
+    weights = 2 * 1_418_996_800  # the published 1.3B model's parameters in bfloat16
+    assert weights * 0.9 / 6 < min(fast["peak_bytes"]) < weights
+    assert "MB a window" in run(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--blocks 0", "--blocks=0 leaves nothing to simulate; give at least 1"),
+        ("--latents 0", "--latents=0 leaves nothing"),
+        ("--stages 0", "--stages=0 leaves nothing"),
+        ("--steps 0", "--steps=0 makes no row of noise levels"),
+        ("--policy dualparal-group", "did you mean dualparal-grouped?"),
+        ("--policy whole", "give --latents"),
+        ("--policy causal --right 3", "blocks.right=3 would be ignored"),
+        ("--preset tiny --stages 5", "--stages=5 leaves 1 of them without a layer, as tiny has 4"),
+        ("--preset tony", "did you mean tiny?"),
+        ("--calibrate", "--calibrate has no model to measure; name one with --preset"),
+        ("--preset tiny --tflops 0", "--tflops=0 is no speed"),
+        ("--preset tiny --gbytes nan", "--gbytes=nan is no speed"),
+        ("--plot here.jpg", "--plot=here.jpg is written as PNG"),
+        ("--steps 1 --plot no/such/folder.png", "no/such/folder.png"),
+    ],
+)
+def test_errors_are_a_sentence_with_a_way_out(options, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["simulate", *options.split()])
+    assert result.exit_code in (1, 2)
+    assert result.stderr.startswith("longreel: ")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_picture_shows_who_is_idle_when(tmp_path):
+    options = "--policy dualparal --steps 4 --blocks 5 --stages 3"
+    text = run(f"{options} --plot {tmp_path}/a.png")
+    total = json.loads(run(f"{options} --json"))["total_slots"]
+    assert str(total) in text
+    schedule = make_schedule(BlocksConfig(policy="dualparal"), 4, 40)
+    busy = play_slots(schedule, 3)
+    with Image.open(tmp_path / "a.png") as image:
+        width = (image.width - 84 - 24) / total
+        for stage in range(3):
+            for slot in range(total):
+                at = (round(84 + (slot + 0.5) * width), 64 + 44 * stage + 18)
+                grey = len(set(image.getpixel(at))) == 1
+                assert grey == ((stage, slot) not in busy)
+
+
+def play_slots(schedule, num_stages):
+    """(stage, slot) of every task, each as early as its order and what it reads allow."""
+    free, home, busy = [0] * num_stages, {}, set()
+    for task in schedule.tasks():
+        at = max(home.get(part.block, 0) for part in task.parts)
+        for stage in range(num_stages):
+            at = max(at, free[stage])
+            busy.add((stage, at))
+            at += 1
+            free[stage] = at
+        home.update((part.block, at) for part in task.written)
+    return busy
+
+
+def test_calibrating_measures_a_model_on_this_machine():
+    row = json.loads(run("--preset tiny --blocks 2 --steps 1 --calibrate --json"))
+    assert row["stages"] == 4  # as many as the model has layers
+    assert row["total_s"] > row["first_frame_s"] > row["first_block_s"] > 0
+
+
+def test_what_was_measured_is_what_the_commonest_window_costs(monkeypatch):
+    monkeypatch.setattr(calibration, "_seconds", lambda device, work: (work(), 2.0)[1])
+    schedule = make_schedule(BlocksConfig(policy="dualparal", size=2, left=2, right=2), 3, 20)
+    seconds = calibration.calibrate(
+        ARCHS["tiny"],
+        schedule,
+        height=32,
+        width=48,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    cost = model_cost(
+        ARCHS["tiny"], height=32, width=48, dtype="float32", passes=1, seconds=seconds
+    )
+    (task,) = [task for task in schedule.tasks() if task.reads and task.written[0].block == 4][:1]
+    assert cost.layer_seconds(task) == pytest.approx(2.0)
+    assert cost.stage_seconds(task, range(4)) == pytest.approx(4 * 2.0 + 2.0 + 2.0)
+    assert seconds.decode_latent == 2.0
