@@ -68,6 +68,7 @@ class _Pair:
         self._threads: list[threading.Thread] = []
 
     def start(self, *loops: Callable[[], None]) -> None:
+        """Runs each in a thread, beside one that waits for the other side."""
         spec = self.spec
         try:
             store = TCPStore(
@@ -91,6 +92,9 @@ class _Pair:
             pass  # ended by somebody who said why
         except RuntimeError as error:  # what gloo and the store raise
             self.end(f"the other side is gone or stopped ({_in_short(error)})")
+        except BaseException as error:
+            self.end(f"failed here ({error!r})")
+            raise
 
     def _meet(self, store: PrefixStore) -> None:
         """Polls for the other side, as a wait inside the store could not be interrupted."""
