@@ -45,5 +45,8 @@ def schedules(
 
 
 def first_tasks(schedule: BlockSchedule) -> list[Task]:
-    """All tasks of a video that ends, the first many of one that does not."""
-    return list(islice(schedule.tasks(), None if schedule.num_latents is not None else MANY))
+    """All tasks of a video that ends, the first whole sweeps of one that does not."""
+    if schedule.num_latents is not None:
+        return list(schedule.tasks())
+    tasks = list(islice(schedule.tasks(), MANY))
+    return [task for task in tasks if task.tick < tasks[-1].tick]
