@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         if x_BLD.is_cuda or x_BLD.dtype != torch.float32 or torch.is_grad_enabled():
             return self._both(x_BLD)
-        # on a CPU, float32 intermediates of all tokens are fresh memory in every layer: 5% of a pass
+        # on a CPU, float32 intermediates of all tokens are fresh memory in every layer: 5%
         runs = torch.split(x_BLD, _TOKENS_AT_ONCE, dim=-2)
         return torch.cat([self._both(run_BLD) for run_BLD in runs], dim=-2)
 
