@@ -7,10 +7,19 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import signal
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# a job in the background has Ctrl-C ignored, and so would every process the tests start and stop
+for _stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_stop) is signal.SIG_IGN:
+        signal.signal(
+            _stop, signal.default_int_handler if _stop == signal.SIGINT else signal.SIG_DFL
+        )
 
 
 @pytest.fixture(autouse=True)
