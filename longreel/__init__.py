@@ -4,6 +4,7 @@ Everything heavy is imported when a function is called, so that importing this t
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,31 @@ if TYPE_CHECKING:
 
     from .jobs.stream import FrameStream
     from .jobs.video import Video
+    from .pipeline.errors import RenderError
+    from .pipeline.generator import Chunk
 
 __version__ = "0.1.0"
-__all__ = ["generate_latents", "render", "stream"]
+__all__ = [
+    "Chunk",
+    "FrameStream",
+    "RenderError",
+    "Video",
+    "generate_latents",
+    "render",
+    "stream",
+]
+_HOMES = {
+    "Chunk": "pipeline.generator",
+    "FrameStream": "jobs.stream",
+    "RenderError": "pipeline.errors",
+    "Video": "jobs.video",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def render(
