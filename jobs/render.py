@@ -10,6 +10,7 @@ from torch import Tensor
 from ..configs.load import load_config, to_yaml
 from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.plan import Plan, Request, expand, make_plan
+from .cluster import open_backend
 from .stream import FrameStream
 from .target import check_output
 from .video import Video
@@ -73,12 +74,12 @@ def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video
 
 def stream_chunks(plan: Plan, report: Report = quiet) -> FrameStream:
     """Frames as they become final; the checkpoint is checked before this returns."""
-    return FrameStream(Generator(plan, report))
+    return FrameStream(Generator(plan, report, open_backend))
 
 
 def render_latents(plan: Plan, report: Report = quiet) -> Tensor:
     _check_end(plan)
-    return Generator(plan, report).latents().cpu()
+    return Generator(plan, report, open_backend).latents()
 
 
 def _check_end(plan: Plan) -> None:

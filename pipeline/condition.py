@@ -25,6 +25,16 @@ class Condition:
     tokens_BND: Tensor | None = None  # CLIP's, attended to beside the prompt
     first_BCTHW: Tensor | None = None  # stands for the first latent, at level 0
 
+    def to(self, device: torch.device) -> "Condition":
+        def moved(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device)
+
+        return Condition(
+            channels_BCTHW=moved(self.channels_BCTHW),
+            tokens_BND=moved(self.tokens_BND),
+            first_BCTHW=moved(self.first_BCTHW),
+        )
+
     def pin(self, latents_BCTHW: Tensor, start: int) -> Tensor:
         """Latents from number `start` on, with the given ones in their place."""
         if self.first_BCTHW is None or start > 0:

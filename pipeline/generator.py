@@ -3,35 +3,30 @@
 B batch, C channels, T latents or frames, H height, W width.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Stream
-from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..models.vae import StreamingDecoder, to_uint8
-from ..parallel.chain import Chain, LocalChain
-from ..parallel.split import split_layers
-from ..parallel.stage import Moved, Stage
+from ..parallel.chain import Chain
+from ..parallel.errors import ChainBroken
+from ..parallel.stage import Moved
+from .backend import Backend, Frames, open_backend
 from .condition import Condition
 from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
 from .noise_pool import NoisePool
 from .overlap import run_ahead
-from .parts import Experts, check_parts, encode_condition, encode_texts, load_plan_vae
+from .parts import check_parts
 from .plan import Plan
-from .solver import make_solver
-from .stepper import Stepper
-from .windows import Sampling, Text, Windows
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
+from .windows import Sampling, Text
 
 
 class Report(Protocol):
@@ -56,10 +51,18 @@ class Chunk:
 class Generator:
     """Renders one plan."""
 
-    def __init__(self, plan: Plan, report: Report = quiet) -> None:
-        check_parts(plan)
+    def __init__(
+        self,
+        plan: Plan,
+        report: Report = quiet,
+        open_backend: Callable[[Plan], Backend] = open_backend,
+    ) -> None:
+        if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
+            check_parts(plan)
         self._plan = plan
         self._report = report
+        self._open_backend = open_backend
+        self._backend: Backend | None = None
         self._chain: Chain | None = None
 
     def latents(self) -> Tensor:
@@ -69,13 +72,50 @@ class Generator:
 
     def blocks(self) -> Stream[Moved]:
         """Clean blocks in order, each as soon as its last step is done."""
+        with _broken_ends_render(), closing(self._open()) as backend:
+            yield from self._denoise(backend)
+
+    def chunks(self) -> Stream[Chunk]:
+        """Frames in order, decoded while later blocks are still being made."""
+        start, total = 0, self._plan.config.video.frames
+        with (
+            _broken_ends_render(),
+            closing(self._open()) as backend,
+            closing(
+                run_ahead(self._decode(backend), most=1, on_close=backend.given_up.set)
+            ) as decoded,
+        ):
+            for block, arrays in decoded:
+                for frames_THWC in arrays:
+                    yield Chunk(block=block, start=start, frames=frames_THWC)
+                    start += len(frames_THWC)
+                    self._report("decode", start, total)
+
+    def set_prompt(self, prompt: str) -> None:
+        """Another prompt for the blocks that are yet to begin; from any thread."""
+        assert self._backend is not None, "the render has not begun"
+        assert self._chain is not None, "the render has not begun"
+        self._chain.change_text(self._texts(self._backend, [prompt])[0])
+
+    def stop(self) -> None:
+        """Begin no more blocks; those in flight are finished. From any thread."""
+        assert self._chain is not None, "the render has not begun"
+        self._chain.stop()
+
+    def _open(self) -> Backend:
+        self._backend = self._open_backend(self._plan)
+        return self._backend
+
+    def _denoise(self, backend: Backend) -> Stream[Moved]:
         schedule = self._plan.schedule
         total = 0 if schedule.num_blocks is None else sum(1 for _ in schedule.tasks())
-        self._chain = self._make_chain(self._sampling())
+        self._chain = backend.chain(self._sampling(backend))
         levels: dict[int, int] = {}  # of blocks in flight
         self._report("denoise", 0, total)
         with closing(self._chain.run(schedule)) as done:
             for one in done:
+                if backend.given_up.is_set():
+                    return
                 levels.update({part.block: part.step + 1 for part in one.task.written})
                 for block in one.task.finishes:
                     del levels[block]
@@ -83,45 +123,13 @@ class Generator:
                 self._report("denoise", one.task.number + 1, total, note)
                 yield from one.finished
 
-    def chunks(self) -> Stream[Chunk]:
-        """Frames in order, decoded while later blocks are still being made."""
-        decoder = StreamingDecoder(self._vae, self._plan.config.model.vae_tile)
-        start, total = 0, self._plan.config.video.frames
-        with closing(run_ahead(self.blocks(), most=1)) as blocks:
+    def _decode(self, backend: Backend) -> Stream[tuple[int, Iterator[Frames]]]:
+        """Every block with its frames, which a worker of its own, if there is one, begins on."""
+        with closing(self._denoise(backend)) as blocks:
             for block in blocks:
-                for latent_BCTHW in torch.split(block.latents_BCTHW, 1, dim=2):
-                    frames_BCTHW = decoder.decode(latent_BCTHW)
-                    _check_finite(frames_BCTHW, start)
-                    frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
-                    yield Chunk(block=block.block, start=start, frames=frames_THWC)
-                    start += len(frames_THWC)
-                    self._report("decode", start, total)
+                yield block.block, backend.decode(block.latents_BCTHW)
 
-    def set_prompt(self, prompt: str) -> None:
-        """Another prompt for the blocks that are yet to begin; from any thread."""
-        text = self._texts([prompt])[0]
-        assert self._chain is not None, "the render has not begun"
-        self._chain.change_text(text)
-
-    def stop(self) -> None:
-        """Begin no more blocks; those in flight are finished. From any thread."""
-        assert self._chain is not None, "the render has not begun"
-        self._chain.stop()
-
-    @cached_property
-    def _vae(self) -> "AutoencoderKLWan":
-        return load_plan_vae(self._plan)
-
-    def _make_chain(self, sampling: Sampling) -> Chain:
-        plan = self._plan
-        slices = split_layers(plan.arch.dit.num_layers, plan.config.parallel.num_stages)
-        stages = [Stage(Experts(plan, layers).get, layers) for layers in slices]
-        solver = make_solver(plan.config.sampling.solver, sampling.levels)
-        return LocalChain(
-            stages, Windows(sampling=sampling), Stepper(sampling=sampling, solver=solver)
-        )
-
-    def _sampling(self) -> Sampling:
+    def _sampling(self, backend: Backend) -> Sampling:
         plan, levels = self._plan, self._plan.levels
         channels, _, height, width = plan.latents_shape
         return Sampling(
@@ -132,20 +140,22 @@ class Generator:
             guidance=self._guidance,
             boundary=plan.config.model.boundary,
             pool=NoisePool(plan.request.seed, plan.schedule) if plan.shares_noise else None,
-            texts=dict(zip(plan.prompts, self._texts(list(plan.prompts.values())), strict=True)),
-            condition=encode_condition(plan, self._vae) if plan.pictures else Condition(),
+            texts=dict(
+                zip(plan.prompts, self._texts(backend, [*plan.prompts.values()]), strict=True)
+            ),
+            condition=backend.condition() if plan.pictures else Condition(),
             causal_latents=plan.arch.causal_latents if plan.policy == "whole" else 0,
             fps=plan.config.video.fps,
             prefix_level=plan.config.blocks.prefix_level,
-            device=plan.device,
+            device=torch.device("cpu"),  # until an end of the chain takes it to its own
         )
 
-    def _texts(self, prompts: Sequence[str]) -> list[Text]:
+    def _texts(self, backend: Backend, prompts: Sequence[str]) -> list[Text]:
         plan = self._plan
         guided = self._guidance.guided
         words = [*prompts, plan.config.sampling.negative_prompt] if guided else prompts
         self._report("prompt", 0, 1)
-        embedded = torch.split(encode_texts(plan, words), 1)
+        embedded = torch.split(backend.texts(words), 1)
         self._report("prompt", 1, 1)
         negative_BSD = embedded[-1] if guided else None
         return [
@@ -159,9 +169,9 @@ class Generator:
         return plan_guidance(plan.config.sampling, plan.levels, plan.config.model.boundary)
 
 
-def _check_finite(frames_BCTHW: Tensor, start: int) -> None:
-    if not torch.isfinite(frames_BCTHW).all():
-        raise RenderError(
-            f"the VAE made NaN or infinity of the latent that frame {start} begins, so the "
-            "video would turn black; try model.vae_dtype=bfloat16 or float32, or check its weights"
-        )
+@contextmanager
+def _broken_ends_render() -> Iterator[None]:
+    try:
+        yield
+    except ChainBroken as error:
+        raise RenderError(str(error)) from error

@@ -2,18 +2,21 @@
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
 _POLL_S = 0.05  # how soon a waiting thread notices that nobody reads any more
 
 
-def run_ahead(items: Generator[T], most: int) -> Generator[T]:
+def run_ahead(
+    items: Generator[T], most: int, on_close: Callable[[], None] = lambda: None
+) -> Generator[T]:
     """The same items, at most `most` of them made before they are asked for.
 
     Whatever `items` raises is raised here, in its place. Closing this generator closes `items` as
-    soon as it has made the item it is at, and joins the thread.
+    soon as it has made the item it is at, and joins the thread; `on_close` may make it give up
+    sooner.
     """
     ready: queue.Queue[tuple[T, ...] | BaseException] = queue.Queue(maxsize=most)
     stopped = threading.Event()
@@ -49,4 +52,5 @@ def run_ahead(items: Generator[T], most: int) -> Generator[T]:
             yield outcome[0]
     finally:
         stopped.set()
+        on_close()
         thread.join()

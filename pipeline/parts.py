@@ -141,6 +141,11 @@ class Experts:
         self._keep = plan.policy != "whole"
         self._models: dict[int, WanDiT] = {}
 
+    def load(self) -> None:
+        """What will be needed, or the first of it, before it is."""
+        for expert in range(self._plan.arch.num_experts if self._keep else 1):
+            self.get(expert)
+
     def get(self, expert: int) -> WanDiT:
         """0: the model, or the high-noise expert; 1: the low-noise expert."""
         if expert not in self._models:

@@ -66,11 +66,8 @@ class Plan:
 
     @property
     def backend(self) -> str:
-        """What runs the stages: actors as soon as there are several, unless it is said."""
-        parallel = self.config.parallel
-        if parallel.backend != "auto":
-            return parallel.backend
-        return "ray" if parallel.num_stages > 1 else "local"
+        """What runs the stages: local, or ray."""
+        return _find_backend(self.config)
 
     @property
     def shares_noise(self) -> bool:
@@ -94,7 +91,7 @@ def make_plan(request: Request) -> Plan:
     return Plan(
         request=request,
         arch=arch,
-        device=find_device(config.model.device),
+        device=_driver_device(config),
         latents_shape=shape,
         schedule=schedule,
         prompts=prompts_by_block(
@@ -116,6 +113,7 @@ def describe(plan: Plan) -> str:
     """The plan in a few lines, for --dry-run."""
     config, (channels, latents, height, width) = plan.config, plan.latents_shape
     video, sampling = config.video, config.sampling
+    device = config.model.device if plan.backend == "ray" else plan.device
     weights = ", ".join(f"{name} {_size(n)}" for name, n in plan.weights_bytes.items())
     lines = {
         "video": f"{video.frames or 'endless'} frames of {video.width} x {video.height} at "
@@ -127,7 +125,7 @@ def describe(plan: Plan) -> str:
         "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
         f"guidance {sampling.guidance:g} ({sampling.guidance_mode})",
         "weights": weights,
-        "device": f"{plan.device}, {config.model.dtype}",
+        "device": f"{device}, {config.model.dtype}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
 
@@ -135,6 +133,20 @@ def describe(plan: Plan) -> str:
 def expand(path: str | Path) -> Path:
     """With the home folder for a leading ~, which Path.expanduser refuses in names like ~draft."""
     return Path(os.path.expanduser(path))
+
+
+def _find_backend(config: Config) -> str:
+    """Actors as soon as there are several stages, unless it is said."""
+    parallel = config.parallel
+    if parallel.backend != "auto":
+        return parallel.backend
+    return "ray" if parallel.num_stages > 1 else "local"
+
+
+def _driver_device(config: Config) -> torch.device:
+    if _find_backend(config) == "ray":
+        return torch.device("cpu")  # actors find their own, on machines that have others than this
+    return find_device(config.model.device)
 
 
 def find_device(name: str) -> torch.device:

@@ -4,7 +4,7 @@ B batch, C channels, T latents, H height, W width, S text tokens.
 """
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ class Text:
     prompt_BSD: Tensor
     negative_BSD: Tensor | None
 
+    def to(self, device: torch.device) -> "Text":
+        negative_BSD = self.negative_BSD
+        return Text(
+            prompt_BSD=self.prompt_BSD.to(device),
+            negative_BSD=None if negative_BSD is None else negative_BSD.to(device),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -46,6 +53,10 @@ class Sampling:
     fps: int
     prefix_level: float
     device: torch.device
+
+    def to(self, device: torch.device) -> "Sampling":
+        texts = {block: text.to(device) for block, text in self.texts.items()}
+        return replace(self, texts=texts, condition=self.condition.to(device), device=device)
 
     def noise(self, block: int, step: int | None = None) -> Tensor:
         """What a block starts from, or the fresh noise a few-step solver adds to it at a step."""
@@ -123,7 +134,7 @@ class Windows:
         """Blocks that are yet to be admitted read this prompt; those in flight keep theirs."""
         assert isinstance(text, Text)
         with self._lock:
-            self.sampling.texts[self._admitted] = text
+            self.sampling.texts[self._admitted] = text.to(self.sampling.device)
 
     def num_bytes(self) -> int:
         return sum(latents.nbytes for _, latents in self._held.values())

@@ -169,7 +169,7 @@ def test_nan_is_an_error_of_its_own_code_and_leaves_no_file(folder, monkeypatch)
     done = longreel("render", "a cat", "-o", "cat.mp4", *SMALL)
     assert (done.code, done.out) == (1, "")
     last = done.err.splitlines()[-1]
-    assert last.startswith("longreel: latents hold NaN or infinity after step 1 of 3 (level 1.000)")
+    assert last.startswith("longreel: latents of block 0 hold NaN or infinity after step 1 of 3")
     assert files_in(folder) == before
 
 
@@ -179,7 +179,7 @@ def test_too_little_memory_is_explained(folder, monkeypatch):
 
         torch.empty(2**60)
 
-    monkeypatch.setattr("longreel.pipeline.generator.encode_texts", allocate)
+    monkeypatch.setattr("longreel.pipeline.codec.encode_texts", allocate)
     done = longreel("render", "a cat", *SMALL)
     assert done.code == 1
     assert re.search(r"memory is not enough .*make video\.height.*smaller", done.message)

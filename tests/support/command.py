@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from longreel.jobs.cli import app
-from longreel.pipeline import generator
+from longreel.pipeline import backend, codec
 
 # a render of a second: 9 frames of 32 x 48 in 3 steps, with untrained weights and no cache
 SMALL = (
@@ -47,8 +47,8 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something was loaded")
 
     for name in ("encode_texts", "load_plan_vae", "encode_condition"):
-        monkeypatch.setattr(generator, name, loaded)
-    monkeypatch.setattr(generator.Experts, "get", loaded)
+        monkeypatch.setattr(codec, name, loaded)
+    monkeypatch.setattr(backend.Experts, "get", loaded)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,131 @@
+"""What stages say to each other: each message says what it carries, and of which render and epoch.
+
+B batch, L tokens, D width, S text tokens, N image tokens, R distinct levels, F runs of tokens,
+C channels, T latents, H height, W width.
+"""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.protocol import DiTState, Modulation, WindowShape
+from .link import Message
+from .stage import Activation, Moved
+from .tasks import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Which render, and which life of its chain."""
+
+    render: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """Nothing to do, and well: said while the consumer keeps a chain waiting."""
+
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """There will be no more tasks."""
+
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """A DiTState without its tensors."""
+
+    window: WindowShape
+    has_index: bool
+    has_image: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationHeader:
+    stamp: Stamp
+    task: Task
+    expert: int
+    states: tuple[_State, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedHeader:
+    stamp: Stamp
+    task: int
+    versions: tuple[tuple[int, int], ...]  # block, step
+
+
+Header = Idle | End | ActivationHeader | MovedHeader
+
+
+def read_header(message: Message, stamp: Stamp) -> Header:
+    """What came; it must be of this render and epoch."""
+    header: Header = pickle.loads(message.header)
+    assert header.stamp == stamp, f"{header.stamp} came over a link of {stamp}"
+    return header
+
+
+def pack_note(note: Idle | End) -> Message:
+    return Message(pickle.dumps(note))
+
+
+def pack_activation(stamp: Stamp, task: Task, x: Activation) -> Message:
+    states, tensors = [], []
+    for state in x.states:
+        index_BF, image_BND = state.modulation.index_BF, state.image_BND
+        states.append(
+            _State(
+                window=state.window,
+                has_index=index_BF is not None,
+                has_image=image_BND is not None,
+            )
+        )
+        tensors += [state.tokens_BLD, state.modulation.embedding_RD, state.modulation.rows_R6D]
+        tensors += [state.text_BSD, *(t for t in (index_BF, image_BND) if t is not None)]
+    header = ActivationHeader(stamp=stamp, task=task, expert=x.expert, states=tuple(states))
+    return Message(pickle.dumps(header), tuple(tensors))
+
+
+def unpack_activation(
+    header: ActivationHeader, tensors: Sequence[Tensor], device: torch.device
+) -> Activation:
+    rest = (tensor.to(device) for tensor in tensors)
+    states = tuple(_unpack_state(state, rest) for state in header.states)
+    return Activation(states=states, expert=header.expert)
+
+
+def _unpack_state(state: _State, tensors: Iterator[Tensor]) -> DiTState:
+    tokens_BLD, embedding_RD, rows_R6D, text_BSD = (next(tensors) for _ in range(4))
+    index_BF = next(tensors) if state.has_index else None
+    image_BND = next(tensors) if state.has_image else None
+    return DiTState(
+        tokens_BLD=tokens_BLD,
+        modulation=Modulation(embedding_RD=embedding_RD, rows_R6D=rows_R6D, index_BF=index_BF),
+        text_BSD=text_BSD,
+        image_BND=image_BND,
+        window=state.window,
+    )
+
+
+def pack_moved(stamp: Stamp, task: Task, moved: Sequence[Moved]) -> Message:
+    """Every version that a task has made; none for a task that makes none."""
+    versions = tuple((m.block, m.step) for m in moved)
+    header = MovedHeader(stamp=stamp, task=task.number, versions=versions)
+    return Message(pickle.dumps(header), tuple(m.latents_BCTHW for m in moved))
+
+
+def unpack_moved(
+    header: MovedHeader, tensors: Sequence[Tensor], device: torch.device
+) -> list[Moved]:
+    return [
+        Moved(block=block, step=step, latents_BCTHW=tensor.to(device))
+        for (block, step), tensor in zip(header.versions, tensors, strict=True)
+    ]

@@ -1,0 +1,244 @@
+"""One stage of a chain in a process of its own: receive, run, send, task after task.
+
+A plain class: crew.py makes it an actor. One thread runs the data loop; control calls come from
+others and only count, take, or close. On the first stage a third thread brings the ring home.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from .chain import Schedule, Stepper, Windows
+from .front import Admitted, Front
+from .link import LinkClosed, LinkSpec, Receiver, Sender, open_receiver, open_sender
+from .messages import (
+    ActivationHeader,
+    End,
+    Idle,
+    MovedHeader,
+    Stamp,
+    pack_activation,
+    pack_moved,
+    pack_note,
+    read_header,
+    unpack_activation,
+    unpack_moved,
+)
+from .outbox import Batch, Outbox
+from .process import settle
+from .stage import Activation, Moved, Stage
+from .tasks import Task
+
+_End = TypeVar("_End", Sender, Receiver)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edges:
+    """The links of one stage in one epoch; none where it has no neighbour."""
+
+    stamp: Stamp
+    inlet: LinkSpec | None  # from the stage before
+    outlet: LinkSpec | None  # to the stage after
+    ring: LinkSpec | None  # from the last stage to the first: these two have it
+    timeout_s: float  # how long one stage may keep another waiting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """How far a stage is, for whoever watches it."""
+
+    task: int  # that it has the input of, or had last; -1: none yet
+    cache_bytes: int
+    admitted: Admitted | None  # at the first stage
+
+
+class StageActor:
+    """Nothing costly happens before `load`; then `join` and `run`, as often as need be."""
+
+    def __init__(self) -> None:
+        settle()
+        self._stage: Stage | None = None
+        self._device = torch.device("cpu")
+        self._links: list[Sender | Receiver] = []
+        self._front: Front | None = None
+        self._task = -1
+
+    def where(self) -> tuple[str, str, int]:
+        """Node, GPU, process."""
+        import ray
+
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        return context.get_node_id(), ",".join(gpus), os.getpid()
+
+    def load(self, build: Callable[[], Stage], device: str) -> None:
+        """Weights are read here, in the process that keeps them."""
+        settle()
+        self._stage = None  # before the next one takes its memory
+        self._device = torch.device(device)
+        self._stage = build()
+
+    def join(
+        self,
+        edges: Edges,
+        windows: Callable[[], Windows] | None,
+        stepper: Callable[[], Stepper] | None,
+    ) -> None:
+        """Open this epoch's links; the first stage is given windows, the last a stepper."""
+        settle()
+        self._close_links()
+        self._edges = edges
+        self._front = None if windows is None else Front(windows(), edges.timeout_s / 4)
+        self._stepper = None if stepper is None else stepper()
+        self._outbox = Outbox()
+        self._stopped = threading.Event()
+        self._task = -1
+        self._inlet = None if edges.inlet is None else self._opened(open_receiver(edges.inlet))
+        self._outlet = None if edges.outlet is None else self._opened(open_sender(edges.outlet))
+        self._home: Sender | None = None
+        self._ring: Receiver | None = None
+        if edges.ring is not None:
+            if self._front is None:
+                self._home = self._opened(open_sender(edges.ring))
+            else:
+                self._ring = self._opened(open_receiver(edges.ring))
+
+    def run(self, schedule: Schedule | None) -> None:
+        """Every task: the first stage is given them all, the others hear of them from it.
+
+        LinkClosed when a neighbour is lost or this stage is cut off. At a good end links stay open,
+        until all stages have theirs: closing loses what is under way.
+        """
+        settle()
+        try:
+            if self._front is not None:
+                assert schedule is not None
+                self._lead(schedule, self._front)
+            else:
+                self._follow()
+        except BaseException:
+            self._close_links()
+            raise
+        finally:
+            self._outbox.end()
+
+    def take(self, wait_s: float) -> Batch:
+        """Last stage: what is done since the last call."""
+        return self._outbox.take(wait_s)
+
+    def taken(self, count: int) -> None:
+        """First stage: so many finished blocks have found their reader."""
+        if self._front is not None:
+            self._front.take(count)
+
+    def stop(self) -> None:
+        """First stage: admit no more blocks; what is in flight is finished."""
+        self._stopped.set()
+
+    def change_text(self, text: object) -> None:
+        """First stage: the prompt of blocks that are yet to be admitted."""
+        assert self._front is not None
+        self._front.change_text(text)
+
+    def cut(self) -> None:
+        """`run` ends with LinkClosed, here and, as the links go, at every neighbour."""
+        if self._front is not None:
+            self._front.fail(LinkClosed("this stage was cut off"))
+        self._close_links()
+
+    def counters(self) -> Counters:
+        return Counters(
+            task=self._task,
+            cache_bytes=0 if self._stage is None else self._stage.cache_bytes(),
+            admitted=None if self._front is None else self._front.admitted(),
+        )
+
+    def _lead(self, schedule: Schedule, front: Front) -> None:
+        """The first stage's loop: it alone walks through the schedule."""
+        ring = threading.Thread(target=self._bring_home, args=(front,), name="ring", daemon=True)
+        if self._ring is not None:
+            ring.start()
+        for task in schedule.tasks(self._stopped.is_set):
+            inputs = front.enter(task, self._say_idle)
+            self._task = task.number
+            self._run_one(task, self._loaded.embed(task, inputs))
+        self._pass_on(End(stamp=self._edges.stamp))
+        if self._ring is not None:
+            ring.join()  # until the end has come round, or the link is closed
+            front.check()
+
+    def _follow(self) -> None:
+        """Every other stage's loop: the task comes with its window."""
+        assert self._inlet is not None
+        while True:
+            message = self._inlet.recv()
+            header = read_header(message, self._edges.stamp)
+            if isinstance(header, ActivationHeader):
+                self._task = header.task.number
+                x = unpack_activation(header, message.tensors, self._device)
+                del message  # its tensors, where the device has copies
+                self._run_one(header.task, x)
+                continue
+            assert isinstance(header, Idle | End), header
+            self._pass_on(header)
+            if isinstance(header, End):
+                return
+
+    def _run_one(self, task: Task, x: Activation) -> None:
+        x = self._loaded.run(task, x)
+        if self._outlet is not None:
+            self._outlet.send(pack_activation(self._edges.stamp, task, x))
+        else:
+            self._finish(task, x)
+
+    def _finish(self, task: Task, x: Activation) -> None:
+        assert self._stepper is not None
+        moved: list[Moved] = []
+        if not task.commit:
+            moved = self._stepper.step(task, self._loaded.head(x))
+        if self._home is not None:  # for every task, so that silence means a fault
+            self._home.send(pack_moved(self._edges.stamp, task, moved))
+        else:
+            assert self._front is not None, "one stage is both ends"
+            self._front.put(moved)
+        self._outbox.add(task, moved)
+
+    def _bring_home(self, front: Front) -> None:
+        assert self._ring is not None
+        try:
+            while True:
+                message = self._ring.recv()
+                header = read_header(message, self._edges.stamp)
+                if isinstance(header, MovedHeader):
+                    front.put(unpack_moved(header, message.tensors, self._device))
+                elif isinstance(header, End):
+                    return
+        except BaseException as error:  # raised where the loop waits for what was to come
+            front.fail(error)
+
+    def _say_idle(self) -> None:
+        """All along the chain, so that nobody's wait runs out."""
+        self._pass_on(Idle(stamp=self._edges.stamp))
+
+    def _pass_on(self, note: Idle | End) -> None:
+        onward = self._outlet or self._home
+        if onward is not None:
+            onward.send(pack_note(note))
+
+    @property
+    def _loaded(self) -> Stage:
+        assert self._stage is not None, "load() comes first"
+        return self._stage
+
+    def _opened(self, end: _End) -> _End:
+        self._links.append(end)
+        return end
+
+    def _close_links(self) -> None:
+        links, self._links = self._links, []
+        for end in links:
+            end.close()

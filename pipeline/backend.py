@@ -1,0 +1,170 @@
+"""Where a render's parts run: in this process, or in actors of a Ray cluster.
+
+B batch, C channels, T latents, H height, W width, S text tokens, D channels of a token.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ..parallel.chain import Chain, LocalChain
+from ..parallel.split import split_layers
+from ..parallel.stage import Stage
+from .codec import Codec, make_codec
+from .condition import Condition
+from .parts import Experts
+from .plan import Plan, find_device
+from .solver import make_solver
+from .stepper import Stepper
+from .windows import Sampling, Windows
+
+if TYPE_CHECKING:
+    from ..parallel.placement import Placement
+
+Frames = npt.NDArray[np.uint8]  # T H W C
+
+
+class Backend(Protocol):
+    """One render's: opened when it begins, closed when it is over."""
+
+    given_up: threading.Event  # set from any thread: what is waited for ends within moments
+
+    def texts(self, prompts: Sequence[str]) -> Tensor: ...
+    def condition(self) -> Condition: ...
+    def chain(self, sampling: Sampling) -> Chain: ...
+
+    def decode(self, latents_BCTHW: Tensor) -> Iterator[Frames]:
+        """Frames of the next latents; where decoding has a worker of its own, it begins with the
+        call and not with the first frame asked for."""
+
+    def close(self) -> None: ...
+
+
+def open_backend(plan: Plan) -> Backend:
+    return RayBackend(plan) if plan.backend == "ray" else LocalBackend(plan)
+
+
+class LocalBackend:
+    """Everything in this process, one part after the other."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.given_up = threading.Event()
+        codec = Codec(plan)
+        self.texts = codec.texts
+        self.condition = codec.condition
+        self.decode = codec.decode
+
+    def chain(self, sampling: Sampling) -> Chain:
+        plan, device = self._plan, str(self._plan.device)
+        return LocalChain(
+            [make_stage(plan, layers, device) for layers in slices(plan)],
+            make_windows(sampling, device),
+            make_stepper(plan, sampling, device),
+        )
+
+    def close(self) -> None:
+        pass
+
+
+class RayBackend:
+    """A worker that reads prompts and decodes, and an actor per stage, started in the meantime."""
+
+    def __init__(self, plan: Plan, at_end: Callable[[], None] = lambda: None) -> None:
+        """In a process that is connected to the cluster; `at_end` is called when all is over."""
+        from ..parallel.crew import Crew
+        from ..parallel.placement import place
+        from ..parallel.ray_worker import RayWorker
+
+        parallel = plan.config.parallel
+        self._plan = plan
+        self._at_end = at_end
+        self.given_up = threading.Event()
+        self._placement: Placement = place(
+            parallel.num_stages,
+            plan.config.model.device,
+            timeout_s=parallel.place_timeout_s,
+            may_grow=parallel.address != "local",
+            check=self._check,
+        )
+        try:
+            self._crew = Crew(self._placement, self._check)
+            build = partial(make_codec, plan, self._placement.device)
+            self._worker = RayWorker(self._placement, build, self._check)
+            if parallel.address != "local":  # the files are there, not here
+                self._worker.call("check")
+        except BaseException:
+            self.close()
+            raise
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        texts_NSD: Tensor = self._worker.call("texts", prompts)
+        return texts_NSD
+
+    def condition(self) -> Condition:
+        condition: Condition = self._worker.call("condition")
+        return condition
+
+    def chain(self, sampling: Sampling) -> Chain:
+        from ..parallel.ray_chain import ChainParts, RayChain
+
+        plan = self._plan
+        return RayChain(
+            self._crew,
+            self._placement.device,
+            ChainParts(
+                stage=partial(make_stage, plan),
+                windows=partial(make_windows, sampling),
+                stepper=partial(make_stepper, plan, sampling),
+            ),
+            slices(plan),
+            timeout_s=plan.config.parallel.transfer_timeout_s,
+            check=self._check,
+        )
+
+    def decode(self, latents_BCTHW: Tensor) -> Iterator[Frames]:
+        return self._worker.stream("decode", latents_BCTHW)
+
+    def close(self) -> None:
+        """Every process of this render ends."""
+        if hasattr(self, "_worker"):
+            self._worker.close()
+        if hasattr(self, "_crew"):
+            self._crew.close()
+        self._placement.remove()
+        self._at_end()
+
+    def _check(self) -> None:
+        if self.given_up.is_set():
+            raise GivenUp
+
+
+class GivenUp(Exception):  # noqa: N818 -- nobody's error: nobody waits for it any more
+    """The reader of a render has gone while it waited for others."""
+
+
+def slices(plan: Plan) -> list[range]:
+    """Which layers each stage has."""
+    return split_layers(plan.arch.dit.num_layers, plan.config.parallel.num_stages)
+
+
+def make_stage(plan: Plan, layers: range, device: str) -> Stage:
+    """A stage with its weights."""
+    experts = Experts(replace(plan, device=find_device(device)), layers)
+    experts.load()
+    return Stage(experts.get, layers)
+
+
+def make_windows(sampling: Sampling, device: str) -> Windows:
+    return Windows(sampling=sampling.to(find_device(device)))
+
+
+def make_stepper(plan: Plan, sampling: Sampling, device: str) -> Stepper:
+    solver = make_solver(plan.config.sampling.solver, sampling.levels)
+    return Stepper(sampling=sampling.to(find_device(device)), solver=solver)

@@ -1,0 +1,73 @@
+"""What stands before and behind the DiT: words and pictures to what it reads, latents to frames.
+
+B batch, C channels, T latents or frames, H height, W width, S text tokens, D channels of a token.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..models.vae import StreamingDecoder, to_uint8
+from .condition import Condition
+from .errors import RenderError
+from .parts import check_parts, encode_condition, encode_texts, load_plan_vae
+from .plan import Plan, find_device
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+
+class Codec:
+    """On one device, which need not be the DiT's; what it returns is on the host."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._num_frames = 0  # decoded so far
+
+    def check(self) -> None:
+        """ValueError unless every file is there, whole, and of this model."""
+        check_parts(self._plan)
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """(prompts, S, D)."""
+        return encode_texts(self._plan, prompts).cpu()
+
+    def condition(self) -> Condition:
+        """What the request's pictures become."""
+        return encode_condition(self._plan, self._vae).to(torch.device("cpu"))
+
+    def decode(self, latents_BCTHW: Tensor) -> Iterator[npt.NDArray[np.uint8]]:
+        """The frames of the next latents, T H W C, an array per latent."""
+        for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
+            frames_BCTHW = self._decoder.decode(latent_BCTHW)
+            _check_finite(frames_BCTHW, self._num_frames)
+            frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
+            self._num_frames += len(frames_THWC)
+            yield frames_THWC
+
+    @cached_property
+    def _decoder(self) -> StreamingDecoder:
+        return StreamingDecoder(self._vae, self._plan.config.model.vae_tile)
+
+    @cached_property
+    def _vae(self) -> "AutoencoderKLWan":
+        return load_plan_vae(self._plan)
+
+
+def make_codec(plan: Plan, device: str) -> Codec:
+    """In another process, on the device that it has."""
+    return Codec(replace(plan, device=find_device(device)))
+
+
+def _check_finite(frames_BCTHW: Tensor, start: int) -> None:
+    if not torch.isfinite(frames_BCTHW).all():
+        raise RenderError(
+            f"the VAE made NaN or infinity of the latent that frame {start} begins, so the "
+            "video would turn black; try model.vae_dtype=bfloat16 or float32, or check its weights"
+        )

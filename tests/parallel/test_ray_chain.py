@@ -1,0 +1,222 @@
+"""Over Ray actors a render has the bits it has in one process, and leaves nothing behind."""
+
+import os
+import signal
+import time
+from contextlib import closing
+from functools import cache, partial
+
+import numpy as np
+import poison
+import pytest
+import ray
+import torch
+from poison import make_poisoned_stage
+from ray.cluster_utils import Cluster
+from ray_cluster import Warm, all_gone
+from tiny_blocks import ARCHS, POLICIES, overrides
+
+from longreel.jobs import cluster as connecting
+from longreel.jobs.render import plan_render, stream_chunks
+from longreel.models import arch as archs
+from longreel.parallel.crew import Crew
+from longreel.parallel.placement import place
+from longreel.pipeline import backend as backends
+from longreel.pipeline.errors import RenderError
+from longreel.pipeline.generator import Generator
+
+pytestmark = pytest.mark.ray
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster():
+    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _QUIET.items():
+            patch.setenv(name, value)
+        nodes = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 3, "object_store_memory": 100 * 2**20},
+        )
+        nodes.add_node(num_cpus=3, num_gpus=2, object_store_memory=100 * 2**20)
+        ray.init(
+            address=nodes.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
+        )
+        ray.cloudpickle.register_pickle_by_value(poison)  # actors do not see this folder
+        yield
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+def make_plan(policy, *more, frames=33, num_stages=1):
+    settings = overrides(policy, "model.device=cpu", *more, f"parallel.num_stages={num_stages}")
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
+
+
+@cache
+def expected(policy, *more):
+    return Generator(make_plan(policy, *more)).latents()
+
+
+def free_cpus(want=6.0):
+    """Ray's count of them lags a little behind."""
+    deadline = time.monotonic() + 5.0
+    while (free := ray.available_resources().get("CPU", 0.0)) != want:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return free
+
+
+def pids_of(backend):
+    ask = backend._worker._actor.__ray_call__.remote(lambda host: os.getpid())
+    return [*(member.pid for member in backend._crew.members), ray.get(ask, timeout=30)]
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 5])
+def test_actors_give_the_bits_of_one_process(num_stages, monkeypatch):
+    policies = POLICIES if num_stages < 5 else ["dualparal-grouped", "rolling"]
+    wanted = [(policy, "model.dtype=float32") for policy in policies]
+    wanted += [(policy, "model.dtype=bfloat16") for policy in ("dualparal", "causal")]
+    wanted += [("dualparal", "model.dtype=float32")]  # once more
+    for one in wanted:
+        expected(*one)
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("weights were loaded in the driver")
+
+    monkeypatch.setattr(backends.Experts, "get", loaded)
+    with Warm(num_stages) as warm:
+        nodes = [member.node for member in warm.crew.members]
+        assert len(set(nodes)) == 1 + (num_stages > 3)
+        assert nodes == sorted(nodes)
+        for policy, dtype in wanted:
+            plan = make_plan(policy, dtype, num_stages=num_stages)
+            ours = Generator(plan, open_backend=warm.backend).latents()
+            assert torch.equal(ours, expected(policy, dtype)), (policy, dtype)
+    assert free_cpus() == 6
+
+
+def test_a_reader_who_stops_reading_stops_admission():
+    plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
+    with Warm(2) as warm:
+        blocks = Generator(plan, open_backend=warm.backend).blocks()
+        next(blocks)
+        first = warm.crew.members[0]
+        seen = []
+        for _ in range(15):  # until nothing moves any more
+            time.sleep(0.1)
+            seen.append(ray.get(first.control("counters"), timeout=5).admitted)
+        assert seen[-1] == seen[-5]
+        assert seen[-1].finished - seen[-1].taken == 2  # a burst of one, and one more
+        assert seen[-1].begun <= seen[-1].finished + plan.schedule.max_inflight
+        assert [block.block for block in blocks] == list(range(1, plan.schedule.num_blocks))
+
+
+def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed():
+    plan = make_plan("dualparal", "parallel.backend=ray", frames=161, num_stages=4)
+    before = set(os.listdir("/dev/shm"))
+    stream = stream_chunks(plan)
+    first = [next(stream) for _ in range(5)]
+    pids = pids_of(stream._generator._backend)
+    assert len(pids) == 5
+    start = time.monotonic()
+    stream.close()
+    assert all_gone(pids, within_s=1.0 - (time.monotonic() - start))
+    assert free_cpus() == 6
+    assert set(os.listdir("/dev/shm")) <= before
+    with closing(stream_chunks(make_plan("dualparal", frames=161))) as local:
+        for ours, theirs in zip(first, local, strict=False):
+            assert np.array_equal(ours.frames, theirs.frames)
+            assert (ours.block, ours.start) == (theirs.block, theirs.start)
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"), [(signal.SIGKILL, "ended"), (signal.SIGSTOP, "does not answer")]
+)
+def test_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
+    plan = make_plan(
+        "dualparal",
+        "parallel.backend=ray",
+        "parallel.transfer_timeout_s=1.5",
+        frames=241,
+        num_stages=3,
+    )
+    generator = Generator(plan)
+    blocks = generator.blocks()
+    next(blocks)
+    pids = pids_of(generator._backend)
+    os.kill(pids[1], sent)
+    start = time.monotonic()
+    words = rf"stage 2 of 3 \(layers 2 to 3\) was lost at block \d+, step \d+: .* {said}"
+    with pytest.raises(RenderError, match=words):
+        list(blocks)
+    assert time.monotonic() - start < 10
+    assert all_gone(pids, within_s=1.0)
+    assert free_cpus() == 6
+
+
+def test_an_error_in_a_stage_is_the_error_of_one_process(monkeypatch):
+    plan = make_plan("buffer", num_stages=3)
+    with Warm(3) as warm:
+        build = partial(warm.backend, make_stage=partial(make_poisoned_stage, plan))
+        with pytest.raises(RenderError, match="hold NaN or infinity") as ours:
+            Generator(plan, open_backend=build).latents()
+    monkeypatch.setattr(backends, "make_stage", make_poisoned_stage)
+    with pytest.raises(RenderError) as local:
+        Generator(make_plan("buffer")).latents()
+    assert str(ours.value) == str(local.value)
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "device", "may_grow", "words"),
+    [
+        (
+            4,
+            "cuda",
+            False,
+            r"asks for 4 x \{GPU: 1\}, .* has 2 GPUs on 2 nodes, 2 of them free; set",
+        ),
+        (9, "cpu", True, r"within parallel.place_timeout_s=1: .* 6 CPUs .* parallel.num_stages=6"),
+        (2, "cuda:1", False, r"model.device=cuda:1 names one GPU.*; set model.device=cuda"),
+    ],
+)
+def test_devices_that_are_not_there_are_named(num_stages, device, may_grow, words):
+    with pytest.raises(ValueError, match=words):
+        place(num_stages, device, timeout_s=1.0, may_grow=may_grow)
+    assert free_cpus() == 6
+
+
+def test_busy_devices_are_waited_for_and_then_named():
+    with Warm(5), pytest.raises(ValueError, match=r"1 of them free; wait for other renders"):
+        place(2, "cpu", timeout_s=0.5, may_grow=False)
+
+
+def test_stages_have_a_gpu_each_where_the_cluster_has_some():
+    placement = place(2, "auto", timeout_s=10.0, may_grow=False)
+    assert placement.device == "cuda"
+    crew = Crew(placement)
+    assert [member.gpu for member in crew.members] == ["0", "1"]
+    crew.close()
+    placement.remove()
+
+
+def test_a_cluster_that_cannot_be_reached_is_named_within_seconds():
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"address=127\.0\.0\.1:9 cannot be reached"):
+        connecting._reach("127.0.0.1:9")
+    with pytest.raises(ValueError, match="is no host:port of a Ray head"):
+        connecting._reach("ray://somewhere:10001")
+    assert time.monotonic() - start < 5

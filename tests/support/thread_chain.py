@@ -1,0 +1,94 @@
+"""A chain whose stages are threads of this process, over in-process links: Ray's without Ray."""
+
+import itertools
+import threading
+from functools import partial
+
+from longreel.parallel.link import LinkClosed, LinkSpec
+from longreel.parallel.messages import Stamp
+from longreel.parallel.ray_stage import Edges, StageActor
+from longreel.pipeline.backend import (
+    LocalBackend,
+    make_stage,
+    make_stepper,
+    make_windows,
+    slices,
+)
+
+_numbers = itertools.count()
+
+
+class ThreadChain:
+    def __init__(self, plan, sampling, timeout_s=20.0, make_stage=make_stage):
+        stamp = Stamp(render=f"threads-{next(_numbers)}", epoch=0)
+        cut = slices(plan)
+        last = len(cut) - 1
+
+        def link(start, stop):
+            name = f"{stamp.render}/{start}-{stop}"
+            return LinkSpec(kind="local", name=name, host="", port=0, timeout_s=timeout_s)
+
+        self.stages = [StageActor() for _ in cut]
+        for i, (stage, layers) in enumerate(zip(self.stages, cut, strict=True)):
+            stage.load(partial(make_stage, plan, layers, "cpu"), "cpu")
+            stage.join(
+                Edges(
+                    stamp=stamp,
+                    inlet=link(i - 1, i) if i else None,
+                    outlet=link(i, i + 1) if i < last else None,
+                    ring=link(last, 0) if last and i in (0, last) else None,
+                    timeout_s=timeout_s,
+                ),
+                partial(make_windows, sampling, "cpu") if i == 0 else None,
+                partial(make_stepper, plan, sampling, "cpu") if i == last else None,
+            )
+
+    def run(self, schedule):
+        errors = []
+
+        def work(stage):
+            try:
+                stage.run(schedule)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(stage,)) for stage in self.stages]
+        for thread in threads:
+            thread.start()
+        taken = 0
+        try:
+            while True:
+                batch = self.stages[-1].take(0.05)
+                for done in batch.done():
+                    yield done
+                    taken += len(done.finished)
+                    self.stages[0].taken(taken)
+                if batch.over:
+                    break
+        finally:
+            for thread in threads:
+                thread.join(0.5)  # at a good end they are there in a moment
+            for stage in self.stages:
+                stage.cut()
+            for thread in threads:
+                thread.join(5.0)
+                assert not thread.is_alive()
+        for error in sorted(errors, key=lambda error: isinstance(error, LinkClosed)):
+            raise error
+
+    def stop(self):
+        self.stages[0].stop()
+
+    def change_text(self, text):
+        self.stages[0].change_text(text)
+
+
+class ThreadBackend(LocalBackend):
+    def __init__(self, plan, **options):
+        super().__init__(plan)
+        self._options = options
+        self.chains = []
+
+    def chain(self, sampling):
+        self.chains.append(ThreadChain(self._plan, sampling, **self._options))
+        return self.chains[-1]
