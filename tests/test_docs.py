@@ -118,13 +118,11 @@ def test_examples_and_results_are_typed(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "longreel").symlink_to(ROOT / "longreel")
     (tmp_path / "promised.py").write_text(
-        "from collections.abc import Iterator\n"
         "from typing import assert_type\n"
         "import longreel\n"
         "from longreel.jobs.video import Video\n"
-        "from longreel.pipeline.generator import Chunk\n"
         "assert_type(longreel.render('a', 'b.mp4', frames=9), Video)\n"
-        "assert_type(longreel.stream('a', overrides=['model.device=cpu']), Iterator[Chunk])\n"
+        "assert_type(longreel.stream('a', overrides=['model.device=cpu']), longreel.FrameStream)\n"
         "longreel.generate_latents('a', seed='7')  # type: ignore[arg-type]\n"
         "longreel.render('a', 'b.mp4', frame=9)  # type: ignore[call-arg]\n"
     )

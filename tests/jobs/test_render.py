@@ -178,7 +178,7 @@ def test_a_render_that_is_interrupted_leaves_what_was_there(tmp_path, phase, err
     before = files_in(tmp_path)
     reports = []
 
-    def report(what, done, total):
+    def report(what, done, total, note=""):
         reports.append((what, done))
         if (what, done > 0) == (phase, True):
             raise error

@@ -82,19 +82,18 @@ def test_a_tile_as_large_as_the_picture_changes_no_bit():
 
 
 def test_without_pictures_nothing_is_added():
-    latents = torch.randn(2, 4, 3, 2, 2)
-    condition = Condition()
-    assert condition.pin(latents) is latents
-    assert condition.model_input(latents) is latents
-    assert condition.timesteps(500.0, 2, 3).tolist() == [[500.0], [500.0]]
+    latents = torch.randn(1, 4, 3, 2, 2)
+    assert Condition().pin(latents, 0) is latents
+    assert Condition().add_channels(latents, [(0, 3)]) is latents
 
 
-def test_what_is_given_is_the_same_for_every_sample_of_a_batch():
-    latents = torch.randn(2, 4, 3, 2, 2)
-    condition = Condition(
-        first_BCTHW=torch.randn(1, 4, 1, 2, 2), channels_BCTHW=torch.randn(1, 5, 3, 2, 2)
-    )
-    both = condition.model_input(latents)
-    for sample, whole in zip(latents.split(1), both.split(1), strict=True):
-        assert torch.equal(condition.model_input(sample), whole)
-    assert condition.timesteps(500.0, 2, 3).tolist() == [[0.0, 500.0, 500.0]] * 2
+def test_a_window_has_what_was_given_for_its_place_in_the_video():
+    latents = torch.randn(1, 4, 3, 2, 2)
+    given, channels = torch.randn(1, 4, 1, 2, 2), torch.randn(1, 5, 9, 2, 2)
+    condition = Condition(first_BCTHW=given, channels_BCTHW=channels)
+    assert torch.equal(condition.pin(latents, 0)[:, :, :1], given)
+    assert torch.equal(condition.pin(latents, 0)[:, :, 1:], latents[:, :, 1:])
+    assert condition.pin(latents, 3) is latents
+    window = condition.add_channels(latents, [(2, 3), (6, 8)])
+    assert torch.equal(window[:, :4], latents)
+    assert torch.equal(window[:, 4:], channels[:, :, [2, 6, 7]])

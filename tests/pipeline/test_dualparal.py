@@ -109,6 +109,7 @@ def test_the_classic_queue_equals_a_plain_loop_over_diffusers(frames, tmp_path, 
         f"blocks.left={LEFT}",
         f"blocks.right={RIGHT}",
         "parallel.num_stages=2",
+        "parallel.backend=local",
     ]
     plan = plan_render("a red cat", frames=frames, seed=SEED, overrides=overrides)
     ours = Generator(plan).latents()

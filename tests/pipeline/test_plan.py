@@ -34,7 +34,10 @@ def picture(tmp_path):
     [
         (["video.frames=18"], ["video.frames=18", "no whole number of latents", "use 17 or 21"]),
         (["video.frames=3"], ["video.frames=3", "use 1 or 5"]),
-        (["video.frames=4097"], ["video.frames=4097", "1025 positions", "1024", "at most 4093"]),
+        (
+            ["video.frames=4097", "blocks.policy=whole"],
+            ["video.frames=4097", "1025 positions", "1024", "at most 4093"],
+        ),
         (["video.height=70"], ["video.height=70", "grid of 16 pixels", "use 64 or 80"]),
         (["video.width=8"], ["video.width=8", "would not cover the picture", "use 16"]),
         (["video.height=16400"], ["video.height=16400", "1025 positions", "at most 16384"]),

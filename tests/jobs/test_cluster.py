@@ -1,0 +1,101 @@
+"""A render over Ray from the command line: a cluster of its own, and nothing left of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from command import SMALL, longreel
+
+pytestmark = pytest.mark.ray
+OVER_RAY = ("parallel.num_stages=2", "model.device=cpu", "output.format=png")
+
+
+def start(folder, *arguments):
+    command = [Path(sys.executable).parent / "longreel", "render", "a cat", *arguments]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that this one has started, and those that they have."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if parent == pid:
+                child = int(entry.name)
+                found |= {child} | descendants(child)
+    return found
+
+
+def still_there(pids: set[int], within_s: float) -> set[int]:
+    deadline = time.monotonic() + within_s
+    while left := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+    return set()
+
+
+def test_the_command_renders_over_a_cluster_of_its_own(tmp_path):
+    settings = [*SMALL, "video.frames=17", "blocks.policy=dualparal", "blocks.size=2"]
+    local = longreel("render", "a cat", "-o", tmp_path / "one", *settings, "output.format=png")
+    assert local.code == 0, local.err
+    shared = set(os.listdir("/dev/shm"))
+    ours = start(tmp_path, "-o", "two", *settings, *OVER_RAY)
+    seen: set[int] = set()
+    while ours.poll() is None:
+        seen |= descendants(ours.pid)
+        time.sleep(0.2)
+    words = ours.communicate()[1]
+    assert ours.returncode == 0, words
+    assert len(words.splitlines()) == 3, words  # one for each of prompt, denoising, decoding
+    names = sorted(os.listdir(tmp_path / "one"))
+    assert names == sorted(os.listdir(tmp_path / "two"))
+    for name in names:
+        if name.endswith(".png"):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert len(seen) > 5
+    assert still_there(seen, 5.0) == set()
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+def test_ctrl_c_frees_everything(tmp_path):
+    settings = [*SMALL, "blocks.policy=dualparal", "blocks.size=2", "video.frames=40001"]
+    ours = start(tmp_path, "-o", "endless", *settings, *OVER_RAY)
+    assert "prompt" in ours.stderr.readline()
+    time.sleep(3.0)  # somewhere between loading and the first frames
+    seen = descendants(ours.pid)
+    ours.send_signal(signal.SIGINT)
+    words = ours.communicate(timeout=20)[1]
+    assert ours.returncode == 130
+    assert words.splitlines()[-1].startswith("longreel: stopped")
+    assert len(words.splitlines()) == 1, words
+    assert still_there(seen, 5.0) == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_no_ray_head_is_named_within_seconds(tmp_path):
+    def answer(server):
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        address = f"parallel.address=127.0.0.1:{server.getsockname()[1]}"
+        begin = time.monotonic()
+        done = longreel("render", "a cat", "-o", tmp_path / "x.mp4", *SMALL, *OVER_RAY[:2], address)
+    assert done.code == 2
+    assert "answers, but not as a Ray head does" in done.message
+    assert time.monotonic() - begin < 5

@@ -1,0 +1,126 @@
+"""However long a stream goes on, no process of it grows."""
+
+import os
+from contextlib import closing
+from itertools import groupby, islice
+from pathlib import Path
+
+import pytest
+from tiny_blocks import ARCHS, overrides
+
+from longreel.configs.schema import ParallelConfig
+from longreel.jobs.cluster import connect, open_backend
+from longreel.jobs.render import plan_render
+from longreel.models import arch as archs
+from longreel.pipeline.generator import Generator
+
+MOST = 0.02
+LOOKS = 5  # blocks
+STEPS = {
+    "causal": ["sampling.timesteps=[1000,500]", "sampling.steps=2"],
+    "dualparal-grouped": ["sampling.steps=2"],
+}
+LENGTHS = pytest.mark.parametrize(
+    ("early", "late"), [(10, 60), pytest.param(30, 300, marks=pytest.mark.slow)]
+)
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)], scope="module")
+def backend(request):
+    if request.param == "local":
+        yield request.param
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        disconnect = connect(ParallelConfig(num_stages=2))
+        yield request.param
+        disconnect()
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+def endless(policy, backend, *more):
+    plan = plan_render(
+        "a cat",
+        frames=0,
+        overrides=[
+            *overrides(policy, *STEPS[policy], *more),
+            f"parallel.num_stages={1 if backend == 'local' else 2}",
+            f"parallel.backend={backend}",
+            "sampling.guidance_mode=none",
+            "model.device=cpu",
+        ],
+    )
+    return Generator(plan, open_backend=open_backend)
+
+
+def processes() -> dict[str, int]:
+    """This one, and the actors of the cluster that it has started."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            titles[int(folder.name)] = (folder / "cmdline").read_text().partition("\0")[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+        parents[int(folder.name)] = int(parent)
+    mine = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    actors = [pid for pid in mine if titles[pid].startswith(("ray::StageActor", "ray::Host"))]
+    return {"driver": os.getpid()} | {f"{titles[pid].split('.')[0]} {pid}": pid for pid in actors}
+
+
+def resident(pid: int) -> int:
+    """Bytes of its pages that are in memory, those it shares with others included."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def least(blocks) -> dict[str, int]:
+    """Of every process over a few blocks: what it takes only while it works is not counted."""
+    found = processes()
+    seen = [{name: resident(pid) for name, pid in found.items()} for _ in islice(blocks, LOOKS)]
+    assert len(seen) == LOOKS, "the stream has ended"
+    return {name: min(at[name] for at in seen) for name in found}
+
+
+def check_growth(blocks, early: int, late: int, num_processes: int) -> None:
+    for _ in islice(blocks, early - LOOKS):
+        pass
+    first = least(blocks)
+    assert len(first) == num_processes, first
+    for _ in islice(blocks, late - early - LOOKS):
+        pass
+    last = least(blocks)
+    growth = {name: last[name] / first[name] - 1 for name in first}
+    print({name: f"{first[name] / 2**20:.1f} MiB {growth[name]:+.2%}" for name in first})
+    assert max(growth.values()) < MOST, growth
+
+
+@LENGTHS
+@pytest.mark.parametrize("policy", STEPS)
+def test_denoising_for_ever_takes_no_more_memory(policy, backend, early, late):
+    # a block's latents are so large (72 KiB), and its keys and values, that 100 of them would show
+    generator = endless(policy, backend, "video.height=128", "video.width=192")
+    with closing(generator.blocks()) as blocks:
+        check_growth(blocks, early, late, 1 if backend == "local" else 4)
+
+
+@LENGTHS
+def test_decoding_for_ever_takes_no_more_memory(backend, early, late):
+    # frames of a block are 54 KiB, and what is decoded of each frame on the way is far more
+    generator = endless("dualparal-grouped", backend, "video.height=32", "video.width=48")
+    with closing(generator.chunks()) as chunks:
+        check_growth(by_block(chunks), early, late, 1 if backend == "local" else 4)
+
+
+def by_block(chunks):
+    for block, frames in groupby(chunks, key=lambda chunk: chunk.block):
+        assert sum(len(chunk.frames) for chunk in frames) > 0
+        yield block
