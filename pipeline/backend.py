@@ -14,10 +14,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ..parallel.chain import Chain, LocalChain
-from ..parallel.split import split_layers
 from ..parallel.stage import Stage
 from .codec import Codec, make_codec
 from .condition import Condition
+from .cost import Speed, estimate_seconds, model_cost
 from .parts import Experts
 from .plan import Plan, find_device
 from .solver import make_solver
@@ -150,8 +150,17 @@ class GivenUp(Exception):  # noqa: N818 -- nobody's error: nobody waits for it a
 
 
 def slices(plan: Plan) -> list[range]:
-    """Which layers each stage has."""
-    return split_layers(plan.arch.dit.num_layers, plan.config.parallel.num_stages)
+    """Which layers each stage has: even in what they multiply out, embedding and head included."""
+    anywhere = Speed(flops=1.0, bytes_per_s=1.0, task_s=0.0)  # only the ratio of the parts counts
+    cost = model_cost(
+        plan.arch,
+        height=plan.config.video.height,
+        width=plan.config.video.width,
+        dtype=plan.config.model.dtype,
+        passes=1,
+        seconds=estimate_seconds(plan.arch.dit, plan.arch.text_len, anywhere),
+    )
+    return cost.split(plan.config.parallel.num_stages, next(iter(plan.schedule.tasks())))
 
 
 def make_stage(plan: Plan, layers: range, device: str) -> Stage:
