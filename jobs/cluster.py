@@ -85,12 +85,17 @@ def _reach(address: str) -> None:
             "cluster, or as a Ray job"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
+        speaks = _speaks_grpc(host, int(port))
     except OSError as error:
         raise ValueError(
             f"parallel.address={address} cannot be reached ({error}), so no stage can be placed; "
             f"{way_out}"
         ) from error
+    if not speaks and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise ValueError(
+            f"parallel.address={address} answers, but not as a Ray head does, so no stage can be "
+            f"placed; give the address that `ray start --head` prints (its port is usually 6379)"
+        )
     try:
         ray.init(
             address=address, namespace="longreel", log_to_driver=False, logging_level=logging.ERROR
@@ -100,6 +105,18 @@ def _reach(address: str) -> None:
             f"parallel.address={address} answers, but not as a Ray cluster this process can join "
             f"({str(error).splitlines()[0]}); {way_out}"
         ) from error
+
+
+def _speaks_grpc(host: str, port: int) -> bool:
+    """Whether the first frame that comes back is HTTP/2's: Ray itself would try for minutes."""
+    settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    with socket.create_connection((host, port), timeout=_PROBE_S) as probe:
+        try:
+            probe.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+            answer = probe.recv(9)
+        except OSError:
+            return False
+    return len(answer) > 3 and answer[3] == 4
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from .placement import Placement
 from .ray_stage import StageActor
 
-_SLICE_S = 0.1  # how soon a wait notices that the render was given up
+SLICE_S = 0.1  # how soon a wait notices that the render was given up
 _START_TIMEOUT_S = 120.0  # for an actor's process to import torch on a busy machine
 _PING_S = 2.0
 
@@ -96,7 +96,7 @@ def wait_all(
     pending, deadline = list(refs), time.monotonic() + timeout_s
     while pending:
         check()
-        ready, pending = ray.wait(pending, num_returns=len(pending), timeout=_SLICE_S)
+        ready, pending = ray.wait(pending, num_returns=len(pending), timeout=SLICE_S)
         for ref in ready:
             result(ref)
         if pending and time.monotonic() > deadline:

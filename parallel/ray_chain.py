@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from .chain import Done, Schedule, Stepper, Windows
-from .crew import Crew, Member, result, wait_all
+from .crew import SLICE_S, Check, Crew, Member, result, wait_all
 from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous
 from .messages import Stamp
@@ -28,7 +28,6 @@ from .tasks import Task
 
 _log = logging.getLogger("longreel")
 _NEWS_S = 0.1  # how old news of progress may be
-_SLICE_S = 0.1  # how soon a wait notices that the render was given up
 _CONTROL_S = 10.0  # for an answer to a control call
 _LOAD_S = 3600.0  # for a slice of the weights to come from a slow disk
 _VERDICT_S = 2.0  # after the first failure, for the others to tell theirs
@@ -54,7 +53,7 @@ class RayChain:
         slices: Sequence[range],
         *,
         timeout_s: float,
-        check: Callable[[], None] = lambda: None,
+        check: Check = lambda: None,
     ) -> None:
         """`check` is called now and then from every wait, and raises to give the render up."""
         self._crew = crew
@@ -172,7 +171,7 @@ class RayChain:
         deadline = time.monotonic() + _NEWS_S + _CONTROL_S
         while True:
             self._check()
-            ready, _ = ray.wait([news, *watched], num_returns=1, timeout=_SLICE_S)
+            ready, _ = ray.wait([news, *watched], num_returns=1, timeout=SLICE_S)
             for ref in ready:
                 outcome = result(ref)
                 if ref == news:

@@ -7,14 +7,13 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from .crew import Check, wait_all
+from .crew import SLICE_S, Check, wait_all
 from .errors import ChainBroken
 from .placement import Placement
 from .process import settle
 
 _CALL_S = 3600.0  # for weights to come from a slow disk before the answer
 _AHEAD = 16  # items of a stream that nobody has read yet
-_SLICE_S = 0.1
 
 
 class Host:
@@ -64,7 +63,7 @@ class RayWorker:
         try:
             while True:
                 self._check()
-                if ray.wait([refs], timeout=_SLICE_S)[0]:
+                if ray.wait([refs], timeout=SLICE_S)[0]:
                     # a copy: what Ray hands out is shared memory that must not be written to
                     yield np.array(ray.get(next(refs), timeout=_CALL_S))
         except StopIteration:

@@ -220,3 +220,5 @@ def test_a_cluster_that_cannot_be_reached_is_named_within_seconds():
     with pytest.raises(ValueError, match="is no host:port of a Ray head"):
         connecting._reach("ray://somewhere:10001")
     assert time.monotonic() - start < 5
+    host, port = ray.get_runtime_context().gcs_address.split(":")
+    assert connecting._speaks_grpc(host, int(port))  # one that can be is not refused
