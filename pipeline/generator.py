@@ -111,6 +111,8 @@ class Generator:
         total = 0 if schedule.num_blocks is None else sum(1 for _ in schedule.tasks())
         self._chain = backend.chain(self._sampling(backend))
         levels: dict[int, int] = {}  # of blocks in flight
+        clean: dict[int, Moved] = {}  # blocks that wait for those before them: at most a burst
+        leaving = 0
         self._report("denoise", 0, total)
         with closing(self._chain.run(schedule)) as done:
             for one in done:
@@ -121,7 +123,10 @@ class Generator:
                     del levels[block]
                 note = " ".join(f"{block}:{step}" for block, step in sorted(levels.items()))
                 self._report("denoise", one.task.number + 1, total, note)
-                yield from one.finished
+                clean |= {moved.block: moved for moved in one.finished}
+                while leaving in clean:
+                    yield clean.pop(leaving)
+                    leaving += 1
 
     def _decode(self, backend: Backend) -> Stream[tuple[int, Iterator[Frames]]]:
         """Every block with its frames, which a worker of its own, if there is one, begins on."""

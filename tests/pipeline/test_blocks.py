@@ -32,6 +32,17 @@ def test_any_number_of_stages_gives_the_bits_of_one(policy, dtype):
     assert torch.equal(latents(policy, f"model.dtype={dtype}"), expected)
 
 
+@pytest.mark.parametrize("policy", [*POLICIES, "dualparal-grouped-pairs"])
+def test_blocks_leave_in_order_once_and_whole(policy):
+    plan = plan_render("a cat", frames=57, seed=3, overrides=overrides(policy))
+    left = list(Generator(plan).blocks())
+    assert [moved.block for moved in left] == list(range(plan.schedule.num_blocks))
+    for moved in left:
+        start, stop = plan.schedule.bounds(moved.block)
+        assert moved.step == plan.levels.steps
+        assert moved.latents_BCTHW.shape[2] == stop - start
+
+
 @pytest.mark.parametrize("mode", ["sequential", "batched", "none"])
 @pytest.mark.parametrize("policy", ["dualparal-grouped", "buffer"])
 def test_guidance_runs_as_two_passes_or_as_one_batch(policy, mode):
