@@ -1,1 +1,1 @@
-"""How a model is spread over devices: the next issue fills this folder."""
+"""How a model is spread over devices: tasks, stages, links, chains in one process or on Ray."""
