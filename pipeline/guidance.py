@@ -3,16 +3,12 @@
 B batch, C channels, T latents, H height, W width; S text tokens, D their width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..configs.schema import SamplingConfig
 from .levels import Levels
-
-Forward = Callable[[Tensor, Tensor], Tensor]  # latents_BCTHW, text_BSD -> velocity_BCTHW
 
 
 @dataclass(frozen=True)
@@ -44,25 +40,3 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """Away from the unconditional velocity. In float32: the difference of two bfloat16 is small."""
     uncond = uncond.float()
     return uncond + scale * (cond.float() - uncond)
-
-
-def predict(
-    forward: Forward,
-    latents_BCTHW: Tensor,
-    cond_BSD: Tensor,
-    uncond_BSD: Tensor | None,
-    plan: GuidancePlan,
-    step: int,
-) -> Tensor:
-    """The velocity of one step. Batched, `forward` gets 2 B samples: the conditional ones first."""
-    scale = plan.scales[step]
-    if scale is None:
-        return forward(latents_BCTHW, cond_BSD)
-    assert uncond_BSD is not None, f"step {step} is guided and has no negative prompt"
-    if plan.mode == "batched":
-        both = forward(torch.cat([latents_BCTHW] * 2), torch.cat([cond_BSD, uncond_BSD]))
-        cond, uncond = both.chunk(2)
-    else:
-        cond = forward(latents_BCTHW, cond_BSD)
-        uncond = forward(latents_BCTHW, uncond_BSD)
-    return guide(cond, uncond, scale)

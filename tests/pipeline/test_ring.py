@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longreel.models.protocol import DiTState, Modulation, WindowShape
 from longreel.parallel.chain import LocalChain
@@ -42,10 +44,12 @@ class StandIn:
         return self.velocity(state.tokens_BLD, len(self.asked))
 
 
-def window(*, latents=3, condition=None, negative=False, seed=4, solver="euler", mode="none"):
+def window(
+    *, latents=3, condition=None, negative=False, seed=4, solver="euler", mode="none", scales=None
+):
     timesteps = (1000, 800, 600, 400, 200) if solver == "renoise" else ()
     text = torch.ones(1, 2, 6)
-    scales = (None if mode == "none" else 5.0,) * STEPS
+    scales = scales or (None if mode == "none" else 5.0,) * STEPS
     return Sampling(
         seed=seed,
         frame_shape=(2, 4, 6),
@@ -133,6 +137,29 @@ def test_channels_of_a_picture_are_read_and_never_denoised():
     latents = list(run(model, window(condition=Condition(channels_BCTHW=channels))))[-1]
     assert latents.shape == (1, 2, 3, 4, 6)
     assert all(torch.equal(asked["latents"][:, 2:], channels) for asked in model.asked)
+
+
+class Proportional(StandIn):
+    """Its velocity is the latents times what the prompt says."""
+
+    def head(self, state):
+        return state.tokens_BLD * state.text_BSD.mean(dim=(1, 2))[:, None, None, None, None]
+
+
+@given(
+    mode=st.sampled_from(["sequential", "batched"]),
+    scales=st.lists(st.none() | st.floats(1.5, 10.0), min_size=STEPS, max_size=STEPS),
+)
+@settings(deadline=None, max_examples=40)
+def test_the_unconditional_branch_runs_at_guided_steps_and_at_no_other(mode, scales):
+    model, sampling = Proportional(), window(negative=True, mode=mode, scales=tuple(scales))
+    sigmas, expected = sampling.levels.sigmas, sampling.noise(0)
+    for k, latents in enumerate(run(model, sampling)):
+        factor = 1.0 if scales[k] is None else -1.0 + scales[k] * (1.0 - -1.0)
+        expected = expected + (sigmas[k + 1] - sigmas[k]) * factor * expected
+        torch.testing.assert_close(latents, expected)
+    samples = sum(len(asked["text"]) for asked in model.asked)
+    assert samples == sum(1 if scale is None else 2 for scale in scales)
 
 
 def test_guidance_in_one_batch_reads_both_prompts_and_the_same_latents():
