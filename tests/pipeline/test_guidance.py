@@ -8,7 +8,6 @@ from longreel.pipeline.guidance import guide, plan_guidance
 from longreel.pipeline.levels import make_levels
 
 LATENTS = (1, 4, 3, 6, 8)
-TEXT = (1, 5, 12)
 
 
 def test_guidance_is_that_of_diffusers_bit_for_bit():
