@@ -1,0 +1,1 @@
+"""Training: what is learnt (recipes), and the loop that learns it."""

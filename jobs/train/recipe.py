@@ -1,0 +1,32 @@
+"""What the training loop needs to know of what it trains."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Recipe(Protocol):
+    """A model, its data and its loss. A step's batch depends on seed, step and rank alone."""
+
+    @property
+    def model(self) -> nn.Module:
+        """All that is trained; its forward is `loss`, so that engines may wrap it."""
+        ...
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> Batch: ...
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and figures to plot beside it."""
+        ...
+
+    def sheet(self) -> np.ndarray[Any, Any]:
+        """What the model does now: H W C bytes."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """The model as it is now, in the layout in which it is loaded."""
+        ...

@@ -1,0 +1,160 @@
+"""How the small VAE is learnt: clips of the world in, the same clips out.
+
+B batch, C channels, T frames or latents, H height, W width. Frames lie in [-1, 1].
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...models.arch import VaeArch
+from ...models.vae_build import build_vae
+from ..world.draw import draw_with_owners
+from ..world.scene import Split, random_scene
+from ..world.words import SIZE
+from .recipe import Batch
+
+_SHEET_CLIPS = 4
+_SHEET_FRAMES = (0, 1, 8, 16, 32, 64, 128)
+_STATISTICS_CLIPS = 64
+_LONGEST_START = 4000  # clips begin anywhere in a scene
+
+
+class VaeLoss(nn.Module):
+    """L1, weighed where things are, and L1 of the differences between neighbouring pixels.
+
+    Plain L1 blurs small things: they cover a fiftieth of a frame.
+    """
+
+    def __init__(self, vae: nn.Module, things: float, edges: float, kl: float) -> None:
+        super().__init__()
+        self.vae: Any = vae
+        self._things, self._edges, self._kl = things, edges, kl
+
+    def forward(self, frames_BCTHW: Tensor, near_BTHW: Tensor) -> tuple[Tensor, dict[str, float]]:
+        posterior = self.vae.encode(frames_BCTHW).latent_dist
+        made_BCTHW = self.vae.decode(posterior.sample()).sample.float()
+        weight_B1THW = 1 + self._things * near_BTHW[:, None]
+        weight_B1THW = weight_B1THW / weight_B1THW.mean()
+        off_BCTHW = made_BCTHW - frames_BCTHW
+        l1 = (weight_B1THW * off_BCTHW.abs()).mean()
+        edge = sum((weight_B1THW * off_BCTHW).diff(dim=dim).abs().mean() for dim in (3, 4))
+        kl = _kl(posterior.mean.float(), posterior.logvar.float())
+        loss = l1 + self._edges * edge + self._kl * kl
+        mse = off_BCTHW.detach().square().mean()
+        return loss, {"l1": l1.item(), "kl": kl.item(), "mse": mse.item()}
+
+
+class VaeRecipe:
+    """Crops of clips, some longer than the VAE's reach in time, so that late frames are learnt."""
+
+    def __init__(
+        self,
+        arch: VaeArch,
+        *,
+        seed: int,
+        clips: int,
+        frames: int,
+        crop: int,
+        things: float = 6.0,
+        edges: float = 0.5,
+        kl: float = 1e-3,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.vae: Any = build_vae(arch).train().requires_grad_(True)
+        self.model = VaeLoss(self.vae, things, edges, kl)
+        self._seed, self._clips, self._frames, self._crop = seed, clips, frames, crop
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
+        rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
+        # one long clip as often as several of the common length
+        long = rng.random() < 0.5
+        count, frames = (
+            (1, self._clips * (self._frames - 1) + 1) if long else (self._clips, self._frames)
+        )
+        clips, near = zip(*(self._clip(rng, frames) for _ in range(count)), strict=True)
+        return {"frames_BCTHW": torch.stack(clips), "near_BTHW": torch.stack(near)}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        result: tuple[Tensor, dict[str, float]] = self.model(**batch)
+        return result
+
+    @torch.no_grad()
+    def sheet(self) -> np.ndarray[Any, Any]:
+        """Held-out clips: a row of truth over a row of what comes back."""
+        rows = []
+        for number in range(_SHEET_CLIPS):
+            frames_TCHW = whole_clip("held-out", number, 0, max(_SHEET_FRAMES) + 1)
+            made_TCHW = self._reconstruct(frames_TCHW)
+            for clip_TCHW in (frames_TCHW, made_TCHW):
+                picked = clip_TCHW[list(_SHEET_FRAMES)]
+                rows.append(rearrange(picked, "T C H W -> H (T W) C"))
+        sheet = torch.cat(rows) * 127.5 + 127.5
+        return sheet.clamp(0, 255).round().to(torch.uint8).numpy()
+
+    @torch.no_grad()
+    def error_by_frame(self, clips: int, frames: int) -> Tensor:
+        """Mean squared error of each frame of held-out clips."""
+        off = [
+            (self._reconstruct(truth) - truth).square().mean(dim=(1, 2, 3))
+            for truth in (whole_clip("held-out", 100 + n, 0, frames) for n in range(clips))
+        ]
+        return torch.stack(off).mean(dim=0)
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """As diffusers writes it, with the statistics of its latents over clips of the world."""
+        latents = [
+            self._encode(whole_clip("train", 10_000_000 + n, 0, 33))
+            for n in range(_STATISTICS_CLIPS)
+        ]
+        z_NCTHW = torch.stack(latents).float()
+        self.vae.register_to_config(
+            latents_mean=[round(v, 4) for v in z_NCTHW.mean(dim=(0, 2, 3, 4)).tolist()],
+            latents_std=[round(v, 4) for v in z_NCTHW.std(dim=(0, 2, 3, 4)).tolist()],
+        )
+        self.vae.save_pretrained(folder)
+
+    def _encode(self, frames_TCHW: Tensor) -> Tensor:
+        z_BCTHW: Tensor = self.vae.encode(_clip_batch(frames_TCHW)).latent_dist.mode()
+        return z_BCTHW[0]
+
+    def _reconstruct(self, frames_TCHW: Tensor) -> Tensor:
+        frames_BCTHW: Tensor = self.vae.decode(self._encode(frames_TCHW)[None]).sample
+        return rearrange(frames_BCTHW[0].float(), "C T H W -> T C H W")
+
+    def _clip(self, rng: np.random.Generator, frames: int) -> tuple[Tensor, Tensor]:
+        scene = random_scene(int(rng.integers(2**40)))
+        first = int(rng.integers(_LONGEST_START))
+        top, left = rng.integers(SIZE - self._crop + 1, size=2)
+        window = np.s_[:, top : top + self._crop, left : left + self._crop]
+        picture_THWC, owner_THW = draw_with_owners(scene, first, frames)
+        owned_THW = torch.from_numpy(owner_THW[window] >= 0).float()
+        # two pixels around a thing count as it, for its edge
+        near_THW = F.max_pool2d(owned_THW[:, None], 5, stride=1, padding=2)[:, 0]
+        clip_CTHW = rearrange(_unit(picture_THWC[window]), "T C H W -> C T H W")
+        return clip_CTHW, near_THW
+
+
+def _kl(mean_BCTHW: Tensor, logvar_BCTHW: Tensor) -> Tensor:
+    """From the unit normal, per latent value."""
+    return 0.5 * (mean_BCTHW.square() + logvar_BCTHW.exp() - 1 - logvar_BCTHW).mean()
+
+
+def whole_clip(split: Split, number: int, first: int, frames: int) -> Tensor:
+    """T C H W in [-1, 1]."""
+    return _unit(draw_with_owners(random_scene(number, split), first, frames)[0])
+
+
+def _unit(picture_THWC: np.ndarray[Any, Any]) -> Tensor:
+    clip_TCHW = rearrange(torch.from_numpy(picture_THWC), "T H W C -> T C H W")
+    return clip_TCHW.float() / 127.5 - 1
+
+
+def _clip_batch(frames_TCHW: Tensor) -> Tensor:
+    return rearrange(frames_TCHW, "T C H W -> 1 C T H W")
