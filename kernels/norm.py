@@ -40,8 +40,8 @@ def affine_norm(x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def rms_norm(x_BLD: Tensor, norm: nn.RMSNorm) -> Tensor:
     """x / rms(x) * weight over the whole width, before any split into heads."""
-    y: Tensor = norm(x_BLD)
-    return y
+    shape, eps = list(norm.normalized_shape), norm.eps
+    return torch.rms_norm(x_BLD, shape, norm.weight.to(x_BLD.dtype), eps)
 
 
 def _by_run(x_BLD: Tensor, rows_BFD: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .scene import Ground, Scene, Thing
+from .words import BOUNCES, DRIFTS, GROUND_COLOURS, PANS, SHAPES, SIZES, SPEEDS, THING_COLOURS
 
 _NUMBERS = {2: "two", 3: "three"}
 _VERBS = {  # (one, several, of one in passing)
@@ -17,6 +18,18 @@ _VERBS = {  # (one, several, of one in passing)
     "bounce": [("bounces", "bounce", "bouncing"), ("goes", "go", "going")],
 }
 _ONTO = ["over", "on", "in front of"]
+_GROUND_WORDS = "background backdrop checkered gradient from to left right top bottom"
+_CAMERA_WORDS = "while the camera pans"
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word that a caption may hold, and the comma."""
+    headings = " ".join(heading.words for heading in (*DRIFTS, *BOUNCES, *PANS))
+    verbs = " ".join(" ".join(forms) for verb in _VERBS.values() for forms in verb)
+    names = (*THING_COLOURS, *GROUND_COLOURS, *SIZES, *SPEEDS, *_NUMBERS.values(), *_ONTO)
+    shapes = (*SHAPES, *(_plural(shape) for shape in SHAPES))
+    phrases = (headings, verbs, *names, *shapes, _GROUND_WORDS, _CAMERA_WORDS, "a an and ,")
+    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
 
 def caption(scene: Scene, seed: int = 0) -> str:
@@ -49,10 +62,8 @@ def _clause(things: Sequence[Thing], rng: np.random.Generator) -> str:
     names = [_name(looks, count, rng) for looks, count in alike.items()]
     motion = things[0].motion
     one, several, passing = _VERBS[motion.kind][rng.integers(len(_VERBS[motion.kind]))]
-    if rng.random() < 0.3:
-        verb = passing
-    else:
-        verb = one if len(things) == 1 else several
+    finite = one if len(things) == 1 else several
+    verb = passing if rng.random() < 0.3 else finite
     words = [_and(names), verb]
     if motion.kind != "still":
         # what is neither slow nor quick need not be said
@@ -66,10 +77,13 @@ def _name(looks: tuple[str, str, str], count: int, rng: np.random.Generator) -> 
     size, colour, shape = looks
     words = [] if size == "medium" and rng.random() < 0.6 else [size]
     words.append(colour)
-    plural = {"cross": "crosses"}.get(shape, f"{shape}s")
-    words.append(shape if count == 1 else plural)
+    words.append(shape if count == 1 else _plural(shape))
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([_NUMBERS.get(count, article), *words])
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def _ground(ground: Ground, rng: np.random.Generator) -> str:

@@ -96,8 +96,9 @@ def random_scene(seed: int, split: Split = "train") -> Scene:
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
     colours = rng.permutation(list(THING_COLOURS))
     things = [_thing(rng, str(colours[i]), pan is not None) for i in range(count)]
-    if count > 1 and rng.random() < 0.35:  # two alike, which go alike
-        things[1] = replace(things[0], start=_start(rng))
+    if count > 1 and rng.random() < 0.35:  # some alike, which go alike
+        alike = 3 if count == 3 and rng.random() < 0.4 else 2
+        things[:alike] = [things[0]] * alike
     if count > 1 and rng.random() < 0.3:  # all go alike
         things = [replace(thing, motion=things[0].motion) for thing in things]
     return Scene(things=_apart(rng, things), ground=ground, pan=pan)

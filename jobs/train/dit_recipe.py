@@ -1,0 +1,157 @@
+"""How the small DiT is learnt: flow matching on windows of the world's latents, in mixed patterns.
+
+B batch, C channels, T latents, H height, W width, S text tokens. Velocity is noise minus clean.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...models.arch import WanArch
+from ...models.vae import StreamingDecoder, to_uint8
+from ...models.wan import WanDiT
+from ..world.captions import caption, vocabulary
+from ..world.scene import random_scene
+from .latents import LatentClips
+from .patterns import draw_levels
+from .recipe import Batch
+from .sample import sample_whole
+from .text_side import TextSide
+
+_SHEET_ROWS = 6
+_SHEET_LATENTS = 11
+_EMPTY = 0.1  # of the prompts, so that guidance has something to be guided away from
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowMix:
+    """What the windows of a batch are."""
+
+    latents: int = 96  # of a batch: short windows make many rows
+    shortest: int = 3
+    longest: int = 24
+    first: float = 0.4  # of the windows begin with their video
+    shift: float = 3.0
+    pattern: str = ""  # one for all windows; empty: the mix
+
+
+class DitLoss(nn.Module):
+    """Squared error of the velocity, over the latents that are to be learnt."""
+
+    def __init__(self, dit: WanDiT, text: TextSide) -> None:
+        super().__init__()
+        self.dit, self.text = dit, text
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        clean, sigma_BT = batch["clean_BCTHW"], batch["sigma_BT"]
+        sigma = sigma_BT[:, None, :, None, None]
+        noisy_BCTHW = (1 - sigma) * clean + sigma * batch["noise_BCTHW"]
+        text_BSD = self.text(batch["ids_BS"], batch["mask_BS"])
+        first = int(batch["first_position"])
+        state = self.dit.embed(
+            noisy_BCTHW,
+            1000 * batch["told_BT"].double(),
+            text_BSD,
+            positions=range(first, first + clean.shape[2]),
+        )
+        state = self.dit.run_layers(state, range(self.dit.num_layers))
+        off_BCTHW = self.dit.head(state).float() - (batch["noise_BCTHW"] - clean)
+        off_BT = off_BCTHW.square().mean(dim=(1, 3, 4))
+        learnt_BT = batch["learnt_BT"]
+        return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1)
+
+
+class DitRecipe:
+    """Batches of windows cut anywhere from the clips, all of one length and one first position."""
+
+    def __init__(
+        self,
+        arch: WanArch,
+        clips: LatentClips,
+        *,
+        seed: int,
+        text_len: int,
+        mix: WindowMix,
+        vae: Any,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.dit = WanDiT(arch)
+        start_from_identity(self.dit)
+        self.text = TextSide(vocabulary(), text_len=text_len, text_dim=arch.text_dim)
+        self.model = DitLoss(self.dit, self.text)
+        self._arch, self._clips, self._seed, self._mix, self._vae = arch, clips, seed, mix, vae
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
+        rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
+        mix = self._mix
+        latents = min(int(rng.integers(mix.shortest, mix.longest + 1)), self._clips.latents - 1)
+        at_start = rng.random() < mix.first
+        rows = max(1, mix.latents // latents)
+        numbers = [int(n) for n in rng.integers(len(self._clips), size=rows)]
+        starts = [
+            0 if at_start else int(rng.integers(1, self._clips.latents - latents + 1))
+            for _ in numbers
+        ]
+        levels = [draw_levels(rng, latents, mix.shift, mix.pattern) for _ in numbers]
+        ids_BS, mask_BS = self.text.tokens([self._prompt(rng, number) for number in numbers])
+        clean = [
+            self._clips.window(n, s, s + latents) for n, s in zip(numbers, starts, strict=True)
+        ]
+        clean_BCTHW = torch.stack(clean)
+        noise = rng.standard_normal(clean_BCTHW.shape, np.float32)
+        return {
+            "clean_BCTHW": clean_BCTHW,
+            "noise_BCTHW": torch.from_numpy(noise),
+            "sigma_BT": _stack([level.actual_T for level in levels]),
+            "told_BT": _stack([level.told_T for level in levels]),
+            "learnt_BT": _stack([level.learnt_T for level in levels]),
+            "ids_BS": ids_BS,
+            "mask_BS": mask_BS,
+            # position 0 is the video's first latent's; the classic queue gives it to any
+            "first_position": torch.tensor(0 if at_start or rng.random() < 0.15 else 1),
+        }
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        loss = self.model(**batch)
+        return loss, {}
+
+    @torch.no_grad()
+    def sheet(self) -> np.ndarray[Any, Any]:
+        """Held-out prompts as whole videos: a row each."""
+        scenes = [random_scene(number, "held-out") for number in range(_SHEET_ROWS)]
+        prompts = [caption(scene, number) for number, scene in enumerate(scenes)]
+        latents_BCTHW = sample_whole(
+            self.dit, self.text, prompts, self._clips.shape(_SHEET_LATENTS), shift=self._mix.shift
+        )
+        rows = []
+        for row_CTHW in latents_BCTHW:
+            frames_THWC = to_uint8(StreamingDecoder(self._vae).decode(row_CTHW[None]))
+            rows.append(rearrange(frames_THWC[::8], "T H W C -> H (T W) C"))
+        return torch.cat(rows).numpy()
+
+    def export(self, folder: Path) -> None:
+        """In the diffusers layout: transformer/, vae/, text_encoder/, tokenizer/."""
+        raise NotImplementedError
+
+    def _prompt(self, rng: np.random.Generator, number: int) -> str:
+        if rng.random() < _EMPTY:
+            return ""
+        return caption(random_scene(self._clips.seeds[number]), int(rng.integers(2**31)))
+
+
+def start_from_identity(dit: WanDiT) -> None:
+    """Layers that change nothing and a velocity of zero: what a deep small model learns best from."""
+    for name, parameter in dit.named_parameters():
+        if name.startswith(("proj_out", "condition_embedder.time_proj")) or name.endswith(
+            "scale_shift_table"
+        ):
+            nn.init.zeros_(parameter)
+
+
+def _stack(rows: list[np.ndarray[Any, Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
