@@ -145,11 +145,10 @@ class DitRecipe:
 
 
 def start_from_identity(dit: WanDiT) -> None:
-    """Layers that change nothing and a velocity of zero: what a deep small model learns best from."""
+    """Layers that change nothing and a velocity of zero, from which a deep model learns best."""
     for name, parameter in dit.named_parameters():
-        if name.startswith(("proj_out", "condition_embedder.time_proj")) or name.endswith(
-            "scale_shift_table"
-        ):
+        starts = name.startswith(("proj_out", "condition_embedder.time_proj"))
+        if starts or name.endswith("scale_shift_table"):
             nn.init.zeros_(parameter)
 
 

@@ -4,6 +4,7 @@ B batch, C channels, T latents, H height, W width, S text tokens.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def sample_whole(
     x_BCTHW = torch.randn((len(prompts), *shape), generator=generator)
     prompt_BSD, empty_BSD = text.embed(prompts), text.embed([""] * len(prompts))
     sigmas = [float(shifted(1 - k / steps, shift)) for k in range(steps + 1)]
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         told_BT = torch.full((len(prompts), 1), 1000 * sigma, dtype=torch.float64)
         wanted, empty = (_velocity(dit, x_BCTHW, told_BT, y) for y in (prompt_BSD, empty_BSD))
         x_BCTHW = x_BCTHW + (following - sigma) * (empty + guidance * (wanted - empty))

@@ -160,7 +160,7 @@ class VaeRecipe:
 
 @torch.no_grad()
 def start_frame_by_frame(vae: nn.Module) -> None:
-    """Convolutions that see the newest frame alone: what is learnt on short clips holds on long ones.
+    """Convolutions that see the newest frame alone: short clips then teach what holds for long.
 
     From the usual start, a VAE taught on five frames turned the sixteenth another colour.
     """

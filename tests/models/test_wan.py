@@ -91,6 +91,7 @@ def test_skyreels_causal_runs_equal_diffusers_mask():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cuts", [(1,), (2,), (1, 2)], ids=str)
+@torch.no_grad()
 def test_cutting_the_model_changes_no_bit(cuts, dtype):
     whole = cast(our_model(FLF2V, diffusers_model(FLF2V)), dtype)
     latents, text = _inputs(FLF2V)
