@@ -9,6 +9,7 @@ import torch
 from .arch import WanArch
 from .checkpoint_arch import check_arch, config_file, read_arch
 from .names import rename_transformer
+from .shipped import PREFIX, shipped_folder
 from .tensor_files import SAFETENSORS, TORCH
 from .wan import WanDiT
 from .weights import Weights, check_module
@@ -30,13 +31,17 @@ _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:]+))?")
 
 
 def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
-    """The folder or file of one part. A hub id (`org/name`, `org/name:path`) is downloaded first.
+    """The folder or file of one part of a local checkpoint, `shipped:NAME`, or one on the hub.
+
+    A hub id (`org/name`, `org/name:path`) is downloaded first.
 
     `part` is one of transformer, transformer_2, vae, text_encoder, tokenizer, image_encoder and
     image_processor. The authors' own layout has no image processor: there it is the image encoder's
     file, which means that CLIP's usual figures apply. `field` is whose value `reference` is.
     """
     assert part in _PLACES, part
+    if reference.startswith(PREFIX):
+        reference = str(shipped_folder(reference, field))
     path = Path(os.path.expanduser(reference))  # Path's refuses ~name of nobody
     if not path.exists():
         hub = _HUB_ID.fullmatch(reference)

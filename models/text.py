@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("longreel")
 
-_FORMAT = 1  # of cached embeddings; a change to what this file computes must raise it
+_FORMAT = 2  # of cached embeddings; a change to what this file computes must raise it
 _WORDS_SHOWN = 8
+LEAVE_OUT_UNKNOWN = "leave_out_unknown"  # in tokenizer_config.json
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def encode_prompts(
     else:
         done = _encode_cached(unique, source, device, dtype, TextCache(cache))
     for embedding in done.values():
-        _warn_if_truncated(embedding, source.text_len)
+        _warn_of_lost_words(embedding, source.text_len)
     embeddings_NSD = torch.zeros(len(texts), source.text_len, source.text_dim, dtype=dtype)
     for padded_SD, text in zip(embeddings_NSD, texts, strict=True):
         rows_SD = done[text].rows_SD
@@ -151,6 +152,7 @@ def _encode_all(
 def _encode_one(
     text: str, source: TextSource, encoder: "UMT5EncoderModel", tokenizer: Any, dtype: torch.dtype
 ) -> Embedding:
+    text, unknown_words = _known(tokenizer, text)
     batch = tokenizer(
         [text],
         padding="max_length",
@@ -177,7 +179,24 @@ def _encode_one(
             f"{text[:60]!r} infinite or not a number, which would blacken every frame; set "
             f"model.dtype=bfloat16 or float32"
         )
-    return Embedding(rows_SD, *_dropped(tokenizer, text, source.text_len))
+    return Embedding(rows_SD, *_dropped(tokenizer, text, source.text_len), unknown_words)
+
+
+def _known(tokenizer: Any, text: str) -> tuple[str, str]:
+    """The prompt without the words a tokenizer of few words does not know, and those words.
+
+    Only a tokenizer that asks for it: Wan's has a piece for everything, or an unknown one that the
+    model saw in training.
+    """
+    if not tokenizer.init_kwargs.get(LEAVE_OUT_UNKNOWN):
+        return text, ""
+    batch = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    spans = zip(batch.input_ids, batch.offset_mapping, strict=True)
+    lost = [span for token, span in spans if token == tokenizer.unk_token_id]
+    known = text
+    for start, stop in reversed(lost):
+        known = known[:start] + known[stop:]
+    return clean_prompt(known), ", ".join(dict.fromkeys(text[a:b] for a, b in lost))
 
 
 def _dropped(tokenizer: Any, text: str, text_len: int) -> tuple[int, str]:
@@ -189,7 +208,13 @@ def _dropped(tokenizer: Any, text: str, text_len: int) -> tuple[int, str]:
     return len(ids) - text_len, " ".join(rest[:_WORDS_SHOWN])
 
 
-def _warn_if_truncated(embedding: Embedding, text_len: int) -> None:
+def _warn_of_lost_words(embedding: Embedding, text_len: int) -> None:
+    if embedding.unknown_words:
+        _log.warning(
+            "the model was never shown these words of the prompt, so they are ignored: %s; use "
+            "words it knows (see docs/shapes.md)",
+            embedding.unknown_words,
+        )
     if embedding.dropped:
         _log.warning(
             "the prompt has %d tokens more than the %d that the model reads; dropped from: %r; "

@@ -29,6 +29,7 @@ class Embedding:
     rows_SD: Tensor
     dropped: int = 0  # tokens past the model's length
     dropped_words: str = ""  # the first of them, as text
+    unknown_words: str = ""  # left out, because the encoder never saw them
 
 
 def identity(path: Path) -> str:
@@ -126,6 +127,7 @@ def _encode(embedding: Embedding) -> bytes:
     metadata = {
         "dropped": str(embedding.dropped),
         "dropped_words": embedding.dropped_words,
+        "unknown_words": embedding.unknown_words,
         "sha256": hashlib.sha256(_raw(rows)).hexdigest(),
     }
     return save({"rows": rows}, metadata)
@@ -139,7 +141,8 @@ def _decode(data: bytes) -> Embedding:
     try:
         rows = load(data)["rows"]
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        embedding = Embedding(rows, int(metadata["dropped"]), metadata["dropped_words"])
+        words = metadata["dropped_words"], metadata["unknown_words"]
+        embedding = Embedding(rows, int(metadata["dropped"]), *words)
         expected = metadata["sha256"]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

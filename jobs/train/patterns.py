@@ -39,7 +39,7 @@ def draw_levels(rng: np.random.Generator, latents: int, shift: float, only: str 
     if latents == 1:
         name = "equal"
     actual_T = _DRAW[name](rng, latents, shift)
-    told_T, learnt_T = actual_T, actual_T > _NOISED_PREFIX
+    told_T, learnt_T = actual_T, (actual_T > 0) & (actual_T != _NOISED_PREFIX)
     if name == "untold":
         told_T = np.full(latents, actual_T[-1])
         learnt_T = actual_T == told_T

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.text import clean_prompt
+from ...models.text import LEAVE_OUT_UNKNOWN, clean_prompt
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def build_tokenizer(words: Sequence[str]) -> Any:
-    """Whole words; what it does not know is one token that the encoder's caller leaves out."""
+    """Whole words; those it does not know are left out of a prompt, by its own wish."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -27,9 +27,8 @@ def build_tokenizer(words: Sequence[str]) -> Any:
     inner.post_processor = processors.TemplateProcessing(
         single=f"$A {_END}", special_tokens=[(_END, ids[_END])]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN
-    )
+    special = {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special, **{LEAVE_OUT_UNKNOWN: True})
 
 
 class TextSide(nn.Module):

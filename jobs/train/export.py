@@ -1,0 +1,45 @@
+"""A trained model in the diffusers layout, small enough to ship."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ...models.arch import WanArch
+from ...models.wan import WanDiT, keep_float32
+
+
+def save_transformer(dit: WanDiT, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """transformer/: the weights in `dtype` but for those that stay in float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.to(torch.float32 if keep_float32(name) else dtype).contiguous()
+        for name, tensor in dit.state_dict().items()
+    }
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(transformer_config(dit.arch), indent=2) + "\n")
+
+
+def transformer_config(arch: WanArch) -> dict[str, Any]:
+    """What diffusers' WanTransformer3DModel is built from."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "num_layers": arch.num_layers,
+        "num_attention_heads": arch.num_heads,
+        "attention_head_dim": arch.head_dim,
+        "ffn_dim": arch.ffn_dim,
+        "in_channels": arch.in_channels,
+        "out_channels": arch.out_channels,
+        "text_dim": arch.text_dim,
+        "freq_dim": arch.freq_dim,
+        "patch_size": list(arch.patch),
+        "eps": arch.eps,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": arch.max_position,
+        "image_dim": arch.image_dim,
+        "added_kv_proj_dim": None if arch.image_dim is None else arch.dim,
+        "pos_embed_seq_len": arch.image_positions,
+    }
