@@ -1,0 +1,119 @@
+"""The DiT's recipe: windows of the world's latents, and a loss that training lowers."""
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file
+
+from longreel.jobs.train.dit_recipe import DitRecipe, WindowMix
+from longreel.jobs.train.export import save_transformer
+from longreel.jobs.train.latents import LatentClips, encode_clips, load_or_encode
+from longreel.models.arch import VaeArch, WanArch
+from longreel.models.checkpoint import check_transformer
+from longreel.models.vae import StreamingEncoder
+from longreel.models.vae_build import random_vae
+
+ARCH = WanArch(
+    num_layers=2,
+    num_heads=2,
+    head_dim=12,
+    ffn_dim=32,
+    in_channels=4,
+    out_channels=4,
+    text_dim=16,
+    freq_dim=16,
+)
+VAE = VaeArch(base_dim=4, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, patch=2)
+MIX = WindowMix(latents=12, shortest=2, longest=6)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return random_vae(VAE, seed=0)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    generator = torch.Generator().manual_seed(0)
+    return LatentClips(torch.randn(8, 4, 7, 4, 4, generator=generator).bfloat16(), range(8))
+
+
+@pytest.fixture
+def recipe(clips, vae):
+    return DitRecipe(ARCH, clips, seed=0, text_len=48, mix=MIX, vae=vae)
+
+
+def test_a_batch_depends_on_seed_step_and_rank_alone(recipe, clips, vae):
+    other = DitRecipe(ARCH, clips, seed=0, text_len=48, mix=MIX, vae=vae)
+    first, again, rank = recipe.batch(3, 0, 2), other.batch(3, 0, 2), recipe.batch(3, 1, 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["noise_BCTHW"].ravel()[:9], rank["noise_BCTHW"].ravel()[:9])
+
+
+def test_windows_that_begin_a_video_stand_at_its_first_position(recipe, clips):
+    seen = set()
+    for step in range(60):
+        batch = recipe.batch(step, 0, 1)
+        length = batch["clean_BCTHW"].shape[2]
+        begins = any(
+            torch.equal(batch["clean_BCTHW"][0], clips.window(n, 0, length)) for n in range(8)
+        )
+        position = int(batch["first_position"])
+        assert not (begins and position)
+        seen.add((begins, position))
+    assert seen == {(True, 0), (False, 0), (False, 1)}
+
+
+def test_before_training_the_velocity_is_zero_and_the_loss_that_of_noise(recipe):
+    for step in range(5):
+        batch = recipe.batch(step, 0, 1)
+        loss, _ = recipe.loss(batch)
+        off_BT = (batch["noise_BCTHW"] - batch["clean_BCTHW"]).square().mean(dim=(1, 3, 4))
+        learnt_BT = batch["learnt_BT"]
+        torch.testing.assert_close(loss, (off_BT * learnt_BT).sum() / learnt_BT.sum())
+
+
+def test_steps_lower_the_loss_of_their_batch(recipe):
+    batch = recipe.batch(0, 0, 1)
+    optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss, _ = recipe.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_what_is_exported_is_diffusers_transformer_and_ours(recipe, tmp_path):
+    for parameter in recipe.dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_transformer(recipe.dit, tmp_path / "transformer", torch.float32)
+    check_transformer(str(tmp_path), "transformer", ARCH)
+    folder = tmp_path / "transformer"
+    theirs = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder)).eval()
+    theirs.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    latents, text = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 48, 16)
+    told = torch.tensor([500.0])
+    with torch.no_grad():
+        expected = theirs(latents, told, text, return_dict=False)[0]
+        state = recipe.dit.embed(latents, told[None], text)
+        ours = recipe.dit.head(recipe.dit.run_layers(state, range(2)))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_clips_are_made_once_and_equal_what_the_encoder_makes(vae, tmp_path, monkeypatch):
+    made = encode_clips(vae, range(3), 2)
+    assert made.shape == (3, 4, 2, 12, 12)
+    kept = load_or_encode(tmp_path, vae, 3, 2)
+    monkeypatch.setattr(StreamingEncoder, "encode", None)  # a second time, nothing is encoded
+    again = load_or_encode(tmp_path, vae, 3, 2)
+    for clips in (kept, again):
+        assert torch.equal(clips.window(1, 0, 2), made[1].float())
+
+
+def test_a_sheet_shows_the_held_out_prompts(recipe):
+    sheet = recipe.sheet()
+    assert sheet.dtype.name == "uint8"
+    assert sheet.ndim == 3
