@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...models.arch import VaeArch
 from ...models.vae_build import build_vae
+from ...models.vae_load import load_vae
 from ..world.draw import draw_with_owners
 from ..world.scene import Split, random_scene
 from ..world.words import SIZE
@@ -36,14 +37,23 @@ class VaeLoss(nn.Module):
     """
 
     def __init__(
-        self, vae: nn.Module, *, things: float, edges: float, size: float, noise: float
+        self,
+        vae: nn.Module,
+        *,
+        encoder: bool,
+        things: float,
+        edges: float,
+        size: float,
+        noise: float,
     ) -> None:
         super().__init__()
         self.vae: Any = vae
+        self._encoder = encoder
         self._things, self._edges, self._size, self._noise = things, edges, size, noise
 
     def forward(self, frames_BCTHW: Tensor, near_BTHW: Tensor) -> tuple[Tensor, dict[str, float]]:
-        z_BCTHW = self.vae.encode(frames_BCTHW).latent_dist.mode().float()
+        with torch.set_grad_enabled(self._encoder):
+            z_BCTHW = self.vae.encode(frames_BCTHW).latent_dist.mode().float()
         noisy_BCTHW = z_BCTHW + self._noise * torch.randn_like(z_BCTHW)
         made_BCTHW = self.vae.decode(noisy_BCTHW).sample.float()
         weight_B1THW = 1 + self._things * near_BTHW[:, None]
@@ -77,15 +87,22 @@ class VaeRecipe:
         *,
         seed: int,
         phases: Sequence[Phase],
+        start: Path | None = None,
+        encoder: bool = True,
         things: float = 6.0,
         edges: float = 0.5,
         size: float = 1e-3,
         noise: float = 0.1,
     ) -> None:
         torch.manual_seed(seed)
-        self.vae: Any = build_vae(arch).train().requires_grad_(True)
-        start_frame_by_frame(self.vae)
-        self.model = VaeLoss(self.vae, things=things, edges=edges, size=size, noise=noise)
+        self.vae: Any = _first_vae(arch) if start is None else _vae_of(start, arch)
+        self.vae.train().requires_grad_(True)
+        if not encoder:  # latents stay what they are, for a DiT that learns them meanwhile
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+        self.model = VaeLoss(
+            self.vae, encoder=encoder, things=things, edges=edges, size=size, noise=noise
+        )
         self._seed, self._phases = seed, phases
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
@@ -156,6 +173,16 @@ class VaeRecipe:
         near_THW = F.max_pool2d(owned_THW[:, None], 5, stride=1, padding=2)[:, 0]
         clip_CTHW = rearrange(_unit(picture_THWC[window]), "T C H W -> C T H W")
         return clip_CTHW, near_THW
+
+
+def _first_vae(arch: VaeArch) -> Any:
+    vae = build_vae(arch)
+    start_frame_by_frame(vae)
+    return vae
+
+
+def _vae_of(folder: Path, arch: VaeArch) -> Any:
+    return load_vae(folder, arch, device="cpu", dtype=torch.float32)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from longreel.configs.load import load_config, preset_names
+from longreel.jobs.train.text_side import TextSide
+from longreel.jobs.world.captions import vocabulary
 from longreel.models.arch import ARCHS
 from longreel.models.text_encoder import load_encoder
 from longreel.models.vae_build import build_vae
@@ -151,6 +153,8 @@ def _parameters(module):
 def _text_parameters(arch):
     if arch is ARCHS["tiny"]:
         return _parameters(load_encoder(None, 32, device="meta", dtype=torch.float32))
+    if arch is ARCHS["shapes"]:
+        return _parameters(TextSide(vocabulary(), text_len=48, text_dim=96))
     config = UMT5Config(
         vocab_size=256_384, d_model=4096, d_kv=64, d_ff=10_240, num_layers=24, num_heads=64
     )
