@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import FileStore
+from torch._C._distributed_c10d import FileStore
 
 _TIMEOUT = timedelta(minutes=30)  # rank 0 draws sheets and writes the model while the others wait
 
