@@ -83,12 +83,10 @@ def check_deepspeed() -> None:
 
 
 def _quiet_deepspeed() -> Any:
-    """Without its chatter, and without the one operation it would compile on a CPU: it serves
-    inference only."""
+    """Without its chatter, and without the operation it would compile on a CPU, for inference."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings(  # of torch, about DeepSpeed's way to call it
-        "ignore", "`torch.distributed.reduce_scatter_tensor` is deprecated", FutureWarning
-    )
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):  # torch, about its callers
+        warnings.filterwarnings("ignore", f"`torch.distributed.{name}` is deprecated")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # which its import has set

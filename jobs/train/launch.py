@@ -3,31 +3,39 @@
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ...configs.train_schema import TrainConfig
 from .errors import TrainingError
+from .recipe import Recipe
+from .recipes import build_recipe
 from .store import RunFolder
+
+Build = Callable[[TrainConfig], Recipe]
 
 _GRACE_S = 120.0  # for the others, once one has ended
 
 
-def train(config: TrainConfig) -> bool:
-    """Whether the run came to its end; False when it was stopped, and can go on."""
+def train(config: TrainConfig, build: Build = build_recipe) -> bool:
+    """Whether the run came to its end; False when it was stopped, and can go on.
+
+    `build` is sent to the processes by its name, so it must stand at the top of a module.
+    """
     from .trainer import output_folder
 
     _check(config)
     RunFolder(output_folder(config)).claim(config)
     if config.run.num_processes == 1:
-        return _rank(config, 0, None)
+        return _rank(config, build, 0, None)
     with tempfile.TemporaryDirectory(prefix="longreel-train-") as folder:
-        return _several(config, Path(folder) / "meeting")
+        return _several(config, build, Path(folder) / "meeting")
 
 
 def _check(config: TrainConfig) -> None:
@@ -55,14 +63,13 @@ def _device_type(config: TrainConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _rank(config: TrainConfig, rank: int, meeting: Path | None) -> bool:
+def _rank(config: TrainConfig, build: Build, rank: int, meeting: Path | None) -> bool:
     """One rank's whole life; `meeting` is where it finds the others, if there are any."""
     kind = _device_type(config)
     os.environ["DS_ACCELERATOR"], os.environ["LOCAL_RANK"] = kind, str(rank)  # read by DeepSpeed
     import torch
 
     from ...parallel.ranks import Ranks, join, leave
-    from .recipes import build_recipe
     from .trainer import Trainer
 
     torch.set_num_threads(config.run.threads)
@@ -73,7 +80,7 @@ def _rank(config: TrainConfig, rank: int, meeting: Path | None) -> bool:
     )
     try:
         with _asked_to_stop() as asked:
-            trainer = Trainer(config, build_recipe(config), ranks, _say)
+            trainer = Trainer(config, build(config), ranks, _say)
             return trainer.run(lambda: bool(asked))
     finally:
         leave()
@@ -99,25 +106,25 @@ def _asked_to_stop() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _child(config: TrainConfig, rank: int, meeting: Path, results: object) -> None:
-    import sys
-
+def _child(
+    config: TrainConfig, build: Build, rank: int, meeting: Path, results: Connection
+) -> None:
     if _device_type(config) == "cpu":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are here, whatever this host is called
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # wherever this host is
     try:
-        done = _rank(config, rank, meeting)
+        done = _rank(config, build, rank, meeting)
     except (ValueError, TrainingError, OSError) as error:
-        results.send((type(error).__name__, str(error)))  # type: ignore[attr-defined]
+        results.send((type(error).__name__, str(error)))
         sys.exit(1)
-    results.send(("done", done))  # type: ignore[attr-defined]
+    results.send(("done", done))
 
 
-def _several(config: TrainConfig, meeting: Path) -> bool:
+def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
     context = multiprocessing.get_context("spawn")
     ends, processes = [], []
     for rank in range(config.run.num_processes):
         mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(config, rank, meeting, theirs))
+        process = context.Process(target=_child, args=(config, build, rank, meeting, theirs))
         process.start()
         theirs.close()
         ends.append(mine)
