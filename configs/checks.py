@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from .suggest import did_you_mean
 
 
-def check_name(field: str, value: str, names: Sequence[str]) -> None:
+def check_name(field: str, value: str, names: Sequence[str], what: str = "the render") -> None:
     if value not in names:
         raise ValueError(
-            f"{field}={value} is nothing we know, so the render cannot start; "
+            f"{field}={value} is nothing we know, so {what} cannot start; "
             f"{did_you_mean(value, names)}set it to one of {', '.join(names)}"
         )
 

@@ -1,4 +1,4 @@
-"""The schema's fields by dotted key, such as `sampling.steps`."""
+"""A schema's fields by dotted key, such as `sampling.steps`."""
 
 import dataclasses
 from typing import Any, get_type_hints
@@ -16,8 +16,8 @@ def fields(group: Any = Config, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def check_key(key: str, value: object) -> None:
-    known = fields()
+def check_key(key: str, value: object, schema: Any = Config) -> None:
+    known = fields(schema)
     if key in known:
         return
     inside = [other for other in known if other.startswith(f"{key}.")]

@@ -1,14 +1,15 @@
 """One YAML file to settings by dotted key."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .fields import check_key, fields
+from .schema import Config
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """What the file sets, every key known, values as YAML has them."""
+def read_settings(path: Path, schema: Any = Config, kind: str = "preset") -> dict[str, Any]:
+    """What the file sets, every key known, values as YAML has them; users call it a `kind`."""
     import yaml
 
     try:
@@ -18,22 +19,22 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"preset={path} cannot be read ({reason}); give the path of a YAML file in UTF-8"
+            f"{kind}={path} cannot be read ({reason}); give the path of a YAML file in UTF-8"
         ) from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"preset={path} is not YAML ({reason}); write one 'key: value' a line"
+            f"{kind}={path} is not YAML ({reason}); write one 'key: value' a line"
         ) from None
     if repeated:
         raise ValueError(
-            f"preset={path} sets {repeated} twice, and the first would be lost; remove one"
+            f"{kind}={path} sets {repeated} twice, and the first would be lost; remove one"
         )
     if not isinstance(values, dict):
-        raise ValueError(f"preset={path} holds no fields; write one 'key: value' a line")
-    settings = dict(_flatten(values))
+        raise ValueError(f"{kind}={path} holds no fields; write one 'key: value' a line")
+    settings = dict(_flatten(values, fields(schema)))
     for key, value in settings.items():
-        check_key(key, value)
+        check_key(key, value, schema)
     return settings
 
 
@@ -53,10 +54,12 @@ def _repeated_key(node: Any) -> str | None:
     return None
 
 
-def _flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(
+    values: Mapping[Any, Any], known: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{key}.")
-        elif value is not None or not any(known.startswith(f"{key}.") for known in fields()):
+            yield from _flatten(value, known, f"{key}.")
+        elif value is not None or not any(other.startswith(f"{key}.") for other in known):
             yield key, value  # a group may stand empty, all its fields commented out

@@ -45,9 +45,10 @@ def load_config(preset: str | None = None, overrides: Sequence[str] = ()) -> Con
     """
     settings = _read_preset(DEFAULT_PRESET if preset is None else preset)
     for override in overrides:
-        key, value = _parse_override(override)
+        key, value = parse_override(override)
         settings[key] = value
-    return _merge(settings)
+    config: Config = merge(settings, Config)
+    return config
 
 
 def to_yaml(config: Config) -> str:
@@ -82,18 +83,18 @@ def _read_shipped(name: str) -> dict[str, Any]:
     return {**read_settings(_FOLDER / f"{name}.yaml"), "preset": name}
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def parse_override(override: str, schema: Any = Config) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals:
         raise ValueError(f"override {override!r} sets nothing; write it as key=value")
-    if key == "preset":
+    if schema is Config and key == "preset":
         raise ValueError(
             f"preset={text} comes too late as an override, which changes a preset already chosen; "
             "give it as the preset itself"
         )
-    check_key(key, text)
-    return key, text if fields()[key] is str else _parse_value(text.strip())
+    check_key(key, text, schema)
+    return key, text if fields(schema)[key] is str else _parse_value(text.strip())
 
 
 def _parse_value(text: str) -> Any:
@@ -106,32 +107,32 @@ def _parse_value(text: str) -> Any:
     return text
 
 
-def _merge(settings: Mapping[str, Any]) -> Config:
+def merge(settings: Mapping[str, Any], schema: Any) -> Any:
+    """The schema's frozen dataclass: its defaults, changed by settings by dotted key."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    kinds = fields()
-    merged = OmegaConf.structured(Config)
+    kinds = fields(schema)
+    merged = OmegaConf.structured(schema)
     text: dict[str, str] = {}
     for key, value in settings.items():
         if kinds[key] is str:
             if not isinstance(value, str):
-                raise _wrong_type(key, value)
+                raise _wrong_type(key, value, kinds[key])
             text[key] = value
             continue
         if any("${" in str(item) or item == "???" for item in _items(value)):
-            raise _wrong_type(key, value)  # OmegaConf takes these in any field
+            raise _wrong_type(key, value, kinds[key])  # OmegaConf takes these in any field
         try:
             # not OmegaConf.update, which refuses to change a frozen group
             merged = OmegaConf.merge(merged, _nest(key, value))
         except OmegaConfBaseException:
-            raise _wrong_type(key, value) from None
+            raise _wrong_type(key, value, kinds[key]) from None
     values: Any = OmegaConf.to_container(merged)
     for key, value in text.items():
         group, _, name = key.rpartition(".")
         (values[group] if group else values)[name] = value
-    config: Config = _construct(Config, values)
-    return config
+    return _construct(schema, values)
 
 
 def _nest(key: str, value: object) -> dict[str, Any]:
@@ -145,8 +146,8 @@ def _items(value: object) -> Sequence[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _wrong_type(key: str, value: object) -> ValueError:
-    kind, example = _KINDS[fields()[key]]
+def _wrong_type(key: str, value: object, of: Any) -> ValueError:
+    kind, example = _KINDS[of]
     shown = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
     if value is None:
         shown = "null"

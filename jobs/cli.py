@@ -16,6 +16,8 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..pipeline.errors import RenderError
 from .simulate_cli import simulate
+from .train.errors import TrainingError
+from .train.train_cli import train
 
 
 class _Commands(TyperGroup):
@@ -198,7 +200,7 @@ def _explain(error: BaseException) -> None:
         return  # who reads our output has enough; typer ends quietly
     if isinstance(error, ValueError):
         _fail(str(error), 2)
-    if isinstance(error, OSError | RenderError):
+    if isinstance(error, OSError | RenderError | TrainingError):
         _fail(str(error), 1)
     if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         _fail(
@@ -215,3 +217,4 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 app.command()(_plain_errors()(simulate))
+app.command(no_args_is_help=True)(_plain_errors()(train))

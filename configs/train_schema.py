@@ -1,0 +1,140 @@
+"""Everything that can be asked of a training run, one frozen group of fields per owner.
+
+A run is a YAML file in train/ that names only what differs from these defaults.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from .checks import check_name, check_range
+
+RECIPES = ("vae",)
+TRAIN_DTYPES = ("float32", "bfloat16")
+_MANY = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run lives and what it runs on."""
+
+    output: str = ""  # folder of checkpoints, log, pictures and the model; empty: runs/<recipe>
+    seed: int = 0
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    dtype: str = "bfloat16"  # of the arithmetic where autocast lowers it; weights stay float32
+    num_processes: int = 1  # on this machine; each draws batches of its own
+    threads: int = 1  # of each process, on a CPU
+    zero_stage: int = 0  # 0: everything whole on each process; 1 to 3: spread by DeepSpeed
+
+    def __post_init__(self) -> None:
+        check_name("run.dtype", self.dtype, TRAIN_DTYPES, "the training")
+        check_range("run.seed", self.seed, 0, 2**63 - 1, "is no seed")
+        for name in ("num_processes", "threads"):
+            value = getattr(self, name)
+            check_range(f"run.{name}", value, 1, 1024, "leaves nothing to compute with")
+        check_range("run.zero_stage", self.zero_stage, 0, 3, "is no stage of ZeRO")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f"run.device={self.device} is no device we can train on; "
+                "set it to auto, cpu or cuda"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW: a warm-up, then a cosine down to a share of the learning rate."""
+
+    learning_rate: float = 1e-3
+    warmup: int = 100  # steps
+    final: float = 0.02  # of the learning rate, at the last step
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    clip: float = 1.0  # the gradient's largest norm
+    ema: float = 0.998  # of the averaged weights that are shown and exported; 0: the last weights
+
+    def __post_init__(self) -> None:
+        check_range("optimizer.learning_rate", self.learning_rate, 1e-12, 10, "learns nothing")
+        check_range("optimizer.warmup", self.warmup, 0, _MANY, "is no number of steps")
+        check_range("optimizer.clip", self.clip, 1e-12, 1e12, "leaves no gradient")
+        check_range("optimizer.weight_decay", self.weight_decay, 0, 10, "lets weights grow")
+        check_range("optimizer.final", self.final, 0, 1, "is no share of the learning rate")
+        for name in ("beta1", "beta2", "ema"):
+            value = getattr(self, name)
+            check_range(f"optimizer.{name}", value, 0, 0.999999, "keeps nothing of what is new")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """How often the run says and saves what it does; none of this changes the model."""
+
+    log_every: int = 20  # steps
+    sheet_every: int = 500
+    save_every: int = 500
+    save_minutes: float = 10.0  # whichever comes first
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "sheet_every", "save_every"):
+            check_range(f"report.{name}", getattr(self, name), 1, _MANY, "would never come round")
+        check_range("report.save_minutes", self.save_minutes, 1e-3, _MANY, "would never come round")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeTraining:
+    """A small VAE of the Wan kind, learnt on clips of the world of shapes."""
+
+    base_dim: int = 16
+    z_dim: int = 8
+    dim_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 1
+    patch: int = 2
+    clips: int = 3  # of a batch, on each process
+    frames: int = 25
+    crop: int = 64  # pixels
+    things: float = 6.0  # how much more a pixel weighs where a thing is
+    edges: float = 0.5  # weight of the differences between neighbouring pixels
+    kl: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("base_dim", "z_dim", "num_res_blocks", "clips"):
+            check_range(f"vae.{name}", getattr(self, name), 1, 4096, "leaves no model to train")
+        if self.patch not in (1, 2):
+            raise ValueError(f"vae.patch={self.patch} is no patch we know; set it to 1 or 2")
+        if len(self.dim_mult) < 3 or min(self.dim_mult) < 1:
+            shown = ",".join(map(str, self.dim_mult))
+            raise ValueError(
+                f"vae.dim_mult=[{shown}] halves time less than twice, so a latent would not be "
+                "four frames; give at least three factors of 1 or more, such as [1,2,4]"
+            )
+        if self.frames < 5 or self.frames % 4 != 1:
+            raise ValueError(
+                f"vae.frames={self.frames} does not end with a latent; "
+                "set it to 4n + 1 from 5 up, such as 25"
+            )
+        if not 0 < self.crop <= 96 or self.crop % self.space_stride:
+            raise ValueError(
+                f"vae.crop={self.crop} is no whole number of latents of a frame of 96 pixels; "
+                f"set it to a multiple of {self.space_stride} up to 96"
+            )
+
+    @property
+    def space_stride(self) -> int:
+        return int(self.patch * 2 ** (len(self.dim_mult) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    summary: str = ""  # one line about what is trained
+    recipe: str = "vae"  # what is trained, and by which loss; its group below has its settings
+    steps: int = 1000
+    run: RunConfig = field(default_factory=RunConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    vae: VaeTraining = field(default_factory=VaeTraining)
+
+    def __post_init__(self) -> None:
+        check_name("recipe", self.recipe, RECIPES, "the training")
+        check_range("steps", self.steps, 1, _MANY, "trains nothing")
+        if not re.search(r"\S", self.run.output or "runs"):
+            raise ValueError("run.output is blank, so the run has no folder; name one")

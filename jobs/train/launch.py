@@ -1,0 +1,173 @@
+"""Starts a run's processes on this machine, one or several, and ends them together."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from ...configs.train_schema import TrainConfig
+from .errors import TrainingError
+from .recipe import Recipe
+from .recipes import build_recipe
+from .store import RunFolder
+
+Build = Callable[[TrainConfig], Recipe]
+
+_GRACE_S = 120.0  # for the others, once one has ended
+
+
+def train(config: TrainConfig, build: Build = build_recipe) -> bool:
+    """Whether the run came to its end; False when it was stopped, and can go on.
+
+    `build` is sent to the processes by its name, so it must stand at the top of a module.
+    """
+    from .trainer import output_folder
+
+    _check(config)
+    RunFolder(output_folder(config)).claim(config)
+    if config.run.num_processes == 1:
+        return _rank(config, build, 0, None)
+    with tempfile.TemporaryDirectory(prefix="longreel-train-") as folder:
+        return _several(config, build, Path(folder) / "meeting")
+
+
+def _check(config: TrainConfig) -> None:
+    import torch
+
+    if config.run.zero_stage:
+        from ...parallel.zero import check_deepspeed
+
+        check_deepspeed()
+    gpus = torch.cuda.device_count()
+    if config.run.device == "cuda" and not gpus:
+        raise ValueError("run.device=cuda finds no GPU here; set it to auto or cpu")
+    if _device_type(config) == "cuda" and config.run.num_processes > gpus:
+        raise ValueError(
+            f"run.num_processes={config.run.num_processes} wants a GPU each, and there are {gpus}; "
+            "set it to that, or run.device=cpu"
+        )
+
+
+def _device_type(config: TrainConfig) -> str:
+    import torch
+
+    if config.run.device != "auto":
+        return config.run.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _rank(config: TrainConfig, build: Build, rank: int, meeting: Path | None) -> bool:
+    """One rank's whole life; `meeting` is where it finds the others, if there are any."""
+    kind = _device_type(config)
+    os.environ["DS_ACCELERATOR"], os.environ["LOCAL_RANK"] = kind, str(rank)  # read by DeepSpeed
+    import torch
+
+    from ...parallel.ranks import Ranks, join, leave
+    from .trainer import Trainer
+
+    torch.set_num_threads(config.run.threads)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device("cpu")
+    num = config.run.num_processes
+    ranks = (
+        Ranks(rank=0, num=1, device=device) if meeting is None else join(rank, num, device, meeting)
+    )
+    try:
+        with _asked_to_stop() as asked:
+            trainer = Trainer(config, build(config), ranks, _say)
+            return trainer.run(lambda: bool(asked))
+    finally:
+        leave()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Ctrl-C and the like fill the list, and the step in hand is finished."""
+    asked: list[int] = []
+    previous = {
+        signum: signal.signal(signum, lambda number, _: asked.append(number))
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(signum) is not signal.SIG_IGN
+    }
+    try:
+        yield asked
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _child(
+    config: TrainConfig, build: Build, rank: int, meeting: Path, results: Connection
+) -> None:
+    if _device_type(config) == "cpu":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # wherever this host is
+    try:
+        done = _rank(config, build, rank, meeting)
+    except (ValueError, TrainingError, OSError) as error:
+        results.send((type(error).__name__, str(error)))
+        sys.exit(1)
+    results.send(("done", done))
+
+
+def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
+    context = multiprocessing.get_context("spawn")
+    ends, processes = [], []
+    for rank in range(config.run.num_processes):
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(config, build, rank, meeting, theirs))
+        process.start()
+        theirs.close()
+        ends.append(mine)
+        processes.append(process)
+    with _asked_to_stop() as asked:
+        try:
+            _watch(processes, asked)
+        finally:
+            _end(processes)
+    said = [end.recv() if end.poll() else None for end in ends]
+    for kind, value in filter(None, said):
+        if kind != "done":
+            raise (ValueError if kind == "ValueError" else TrainingError)(value)
+    if any(word is None for word in said):
+        codes = [process.exitcode for process in processes]
+        lost = next(rank for rank, word in enumerate(said) if word is None)
+        raise TrainingError(
+            f"process {lost} of {len(processes)} ended before its time (exit codes {codes}); what "
+            "it printed says why. Run the same command again to go on from the last checkpoint"
+        )
+    return all(word[1] for word in said if word)
+
+
+def _watch(processes: Sequence[BaseProcess], asked: Sequence[int]) -> None:
+    """Until all have ended; once one has failed, the others get a moment to say why."""
+    deadline, passed_on = float("inf"), False
+    while alive := [process for process in processes if process.is_alive()]:
+        wait([process.sentinel for process in alive], timeout=0.2)
+        if any(process.exitcode for process in processes):
+            deadline = min(deadline, time.monotonic() + 5)
+        elif any(process.exitcode == 0 for process in processes):
+            deadline = min(deadline, time.monotonic() + _GRACE_S)
+        if time.monotonic() > deadline:
+            return
+        if asked and not passed_on:
+            passed_on = True
+            for process in alive:
+                assert process.pid
+                os.kill(process.pid, signal.SIGTERM)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+        process.join(timeout=10)

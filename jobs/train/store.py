@@ -1,0 +1,128 @@
+"""A run's folder: its configuration, its log, and checkpoints that are whole or not there."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...configs.train_load import load_training, training_yaml
+from ...configs.train_schema import TrainConfig
+
+_CONFIG, _LOG = "run.yaml", "log.jsonl"
+_CHECKPOINTS, _STEP = "checkpoints", "step-{:08d}"
+_KEPT = 2
+_FREE = ("summary", "run.output", "report.")  # change nothing of what is learnt
+
+
+class RunFolder:
+    """Written by the first rank; the others read, and add their part to a checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._checkpoints = folder / _CHECKPOINTS
+
+    def claim(self, config: TrainConfig) -> None:
+        """Make the folder this run's, or find that it is; another run's is an error."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"run.output={self.path} cannot be made ({error.strerror}), so the run has no "
+                "folder; name another"
+            ) from None
+        file = self.path / _CONFIG
+        if file.exists():
+            self._check_same(config, file)
+        elif any(self.path.iterdir()):
+            raise ValueError(
+                f"run.output={self.path} holds files that are not of a training run, and ours "
+                "would be lost among them; name an empty folder or one that does not exist"
+            )
+        _replace(file, training_yaml(config).encode())
+        self._checkpoints.mkdir(exist_ok=True)
+        for left in self._checkpoints.glob(".*.part"):  # of a run that was killed
+            shutil.rmtree(left)
+
+    def last(self) -> Path | None:
+        """The newest checkpoint."""
+        found = sorted(self._checkpoints.glob("step-*"))
+        return found[-1] if found else None
+
+    def part(self, step: int) -> Path:
+        return self._checkpoints / f".{_STEP.format(step)}.part"
+
+    def finish(self, step: int) -> None:
+        """The part gets its name; the oldest beyond the last two go."""
+        target = self._checkpoints / _STEP.format(step)
+        if target.exists():  # saved at the same step before: the same bits
+            shutil.rmtree(self.part(step))
+            return
+        for file in self.part(step).rglob("*"):
+            if file.is_file():
+                _sync(file)
+        os.replace(self.part(step), target)
+        for old in sorted(self._checkpoints.glob("step-*"))[:-_KEPT]:
+            shutil.rmtree(old)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        with (self.path / _LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        file = self.path / _LOG
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def forget_after(self, step: int) -> None:
+        """Lines of steps that are taken again."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        _replace(self.path / _LOG, text.encode())
+
+    def _check_same(self, config: TrainConfig, file: Path) -> None:
+        try:
+            other = load_training(str(file))
+        except ValueError as error:
+            raise ValueError(
+                f"run.output={self.path} holds a run that this version cannot read ({error}), so "
+                "it cannot go on; name another folder"
+            ) from None
+        mine, theirs = dict(_flat(config)), dict(_flat(other))
+        for key, value in mine.items():
+            if theirs[key] != value and not key.startswith(_FREE):
+                raise ValueError(
+                    f"run.output={self.path} holds a run with {key}={theirs[key]}, which cannot "
+                    f"go on with {key}={value}; name another run.output, or set "
+                    f"{key}={theirs[key]}"
+                )
+
+
+@contextmanager
+def written_aside(file: Path) -> Iterator[Path]:
+    """A name to write to; the file gets its own once it is complete."""
+    part = file.with_name(f".{file.name}.part")
+    yield part
+    os.replace(part, file)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    with written_aside(file) as part:
+        part.write_bytes(content)
+        _sync(part)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _flat(config: TrainConfig) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(config).items():
+        if hasattr(value, "__dataclass_fields__"):
+            yield from ((f"{name}.{key}", item) for key, item in vars(value).items())
+        else:
+            yield name, value

@@ -1,0 +1,128 @@
+"""What the training loop asks of an engine, and the engine that keeps everything on every rank."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .ranks import Ranks
+
+_FILE = "weights.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """The optimiser, but for its learning rate, which every step is given."""
+
+    beta1: float
+    beta2: float
+    weight_decay: float
+    clip: float  # the gradient's largest norm
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(parameters, 0.0, betas, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """What one step showed on this rank; the norm is that of the gradient of all ranks."""
+
+    loss: float
+    figures: Mapping[str, float]
+    grad_norm: float
+
+
+class Engine(Protocol):
+    """Moves the trained weights, and knows where they and their optimiser's state are."""
+
+    def step(self, batch: Mapping[str, Tensor], learning_rate: float) -> Stepped: ...
+
+    def weights(self) -> list[Tensor]:
+        """This rank's share of the trained weights, float32, as they are now."""
+        ...
+
+    def whole(self, shares: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors shared out like `weights()`, put together; every rank must call it.
+
+        On the first rank one for each trained parameter, in their order; elsewhere of no use.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Every rank, into one folder."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class Lowered(nn.Module):
+    """The model, run in a smaller type; its weights stay as they are."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, keep_casts: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self._dtype, self._keep_casts = dtype, keep_casts
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        with self._context(next(iter(batch.values())).device.type):
+            result: tuple[Tensor, dict[str, float]] = self.model(**batch)
+        return result
+
+    def _context(self, device: str) -> AbstractContextManager[Any]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device, self._dtype, cache_enabled=self._keep_casts)
+
+
+class WholeEngine:
+    """Weights and optimiser state whole on every rank; gradients are averaged."""
+
+    def __init__(self, model: nn.Module, adamw: AdamW, ranks: Ranks, dtype: torch.dtype) -> None:
+        self._run = Lowered(model, dtype)
+        self._ranks, self._clip = ranks, adamw.clip
+        self._trained = trained(model)
+        self._optimizer = adamw.build(self._trained)
+
+    def step(self, batch: Mapping[str, Tensor], learning_rate: float) -> Stepped:
+        self._optimizer.zero_grad()
+        loss, figures = self._run(**batch)
+        loss.backward()
+        for parameter in self._trained:
+            if parameter.grad is None:  # not used by this batch
+                parameter.grad = torch.zeros_like(parameter)
+        self._ranks.average([p.grad for p in self._trained if p.grad is not None])
+        norm = nn.utils.clip_grad_norm_(self._trained, self._clip)
+        set_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        return Stepped(loss=loss.item(), figures=figures, grad_norm=norm.item())
+
+    def weights(self) -> list[Tensor]:
+        return [parameter.data for parameter in self._trained] if self._ranks.is_first else []
+
+    def whole(self, shares: Sequence[Tensor]) -> list[Tensor]:
+        return list(shares)
+
+    def save(self, folder: Path) -> None:
+        if self._ranks.is_first:
+            state = {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
+            torch.save(state, folder / _FILE)
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / _FILE, map_location=self._ranks.device, weights_only=True)
+        for parameter, saved in zip(self._trained, state["weights"], strict=True):
+            parameter.data.copy_(saved)
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def set_rate(optimizer: Any, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,205 @@
+"""The training loop in one process: what it learns, keeps, repeats and refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from toy_recipe import ToyRecipe, build_toy
+
+from longreel.configs.train_schema import OptimizerConfig, ReportConfig, RunConfig, TrainConfig
+from longreel.jobs.train.errors import TrainingError
+from longreel.jobs.train.launch import train
+from longreel.jobs.train.rates import learning_rate
+from longreel.jobs.train.store import RunFolder
+from longreel.jobs.train.trainer import Trainer, output_folder, seed_step
+from longreel.parallel.ranks import Ranks
+
+STEPS = 20
+ALONE = Ranks(rank=0, num=1, device=torch.device("cpu"))
+
+
+def config(folder, steps=STEPS, **run):
+    return TrainConfig(
+        steps=steps,
+        run=RunConfig(output=str(folder), **run),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=3, ema=0.9, clip=0.5),
+        report=ReportConfig(log_every=4, sheet_every=8, save_every=6),
+    )
+
+
+def trainer(settings, recipe=None):
+    folder = RunFolder(output_folder(settings))
+    folder.claim(settings)
+    return Trainer(settings, recipe or ToyRecipe(settings.run.seed), ALONE, lambda line: None)
+
+
+def stop_before(step):
+    """A `stopped` that is asked once a step."""
+    asked = iter(range(1, 1000))
+    return lambda: next(asked) >= step
+
+
+def exported(folder):
+    return torch.load(folder / "model" / "toy.pt")
+
+
+def figures(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: v for name, v in line.items() if name != "time_s"} for line in lines]
+
+
+def test_a_run_is_adamw_on_the_recipes_batches_and_exports_the_average(tmp_path):
+    settings = config(tmp_path, dtype="float32")
+    assert train(settings, build_toy)
+    recipe = ToyRecipe(0)
+    weights = [p for p in recipe.model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.0)
+    average = [w.detach().clone() for w in weights]
+    for step in range(STEPS):
+        seed_step(0, step, 0)
+        adamw.param_groups[0]["lr"] = learning_rate(settings.optimizer, step, STEPS)
+        adamw.zero_grad()
+        recipe.model(**recipe.batch(step, 0, 1))[0].backward()
+        torch.nn.utils.clip_grad_norm_(weights, 0.5)
+        adamw.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights)]
+    names = [name for name, p in recipe.model.named_parameters() if p.requires_grad]
+    for name, expected in zip(names, average, strict=True):
+        # another order of the same sum of two terms
+        torch.testing.assert_close(exported(tmp_path)[name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_it_learns(tmp_path):
+    train(config(tmp_path, steps=120), build_toy)
+    losses = [line["loss"] for line in figures(tmp_path)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_stopped_and_resumed_is_the_same_run_bit_for_bit(tmp_path):
+    assert train(config(tmp_path / "straight"), build_toy)
+    for stop in (10, 13):  # at neither a log line nor a due checkpoint, and between
+        assert not trainer(config(tmp_path / "halting")).run(stop_before(stop - 9 * (stop > 10)))
+    assert train(config(tmp_path / "halting"), build_toy)
+    expected, again = exported(tmp_path / "straight"), exported(tmp_path / "halting")
+    assert expected.keys() == again.keys()
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+    assert (tmp_path / "straight/sheet.png").read_bytes() == (
+        tmp_path / "halting/sheet.png"
+    ).read_bytes()
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
+    """Its log forgets the steps that are taken again."""
+    assert train(config(tmp_path / "straight"), build_toy)
+
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    run = trainer(config(tmp_path / "killed"))
+    with pytest.raises(Killed):
+        run.run(lambda: kill() if run.step == 10 else False)
+    (tmp_path / "killed/checkpoints/.step-00000010.part").mkdir()  # it died while it wrote
+    assert [line["step"] for line in figures(tmp_path / "killed")] == [4, 8]
+    assert train(config(tmp_path / "killed"), build_toy)
+    expected, again = exported(tmp_path / "straight"), exported(tmp_path / "killed")
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+    steps = [line["step"] for line in figures(tmp_path / "killed")]
+    assert steps == sorted(set(steps))
+    assert figures(tmp_path / "killed")[-1] == figures(tmp_path / "straight")[-1]
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    train(config(tmp_path), build_toy)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000018", "step-00000020"]
+
+
+def test_minutes_too_call_for_a_checkpoint(tmp_path):
+    settings = config(tmp_path)
+    often = ReportConfig(log_every=4, sheet_every=8, save_every=1000, save_minutes=1e-3)
+    run = trainer(TrainConfig(**{**vars(settings), "report": often}))
+    run._saved_at -= 1
+    run.run(stop_before(2))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept[0] == "step-00000001"
+
+
+def test_a_finished_run_is_only_exported_again(tmp_path):
+    train(config(tmp_path), build_toy)
+    before, log = exported(tmp_path), (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "model/toy.pt").unlink()
+    assert train(config(tmp_path), build_toy)
+    assert all(torch.equal(before[name], exported(tmp_path)[name]) for name in before)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+def test_the_pictures_show_the_average_and_the_training_goes_on_without_it(tmp_path):
+    shown = []
+
+    class Watched(ToyRecipe):
+        def sheet(self):
+            shown.append(self.model.first.weight.detach().clone())
+            return super().sheet()
+
+    recipe = Watched()
+    run = trainer(config(tmp_path), recipe)
+    run.run()
+    assert len(shown) == 3
+    assert not torch.equal(shown[-1], recipe.model.first.weight)
+    assert torch.equal(shown[-1], exported(tmp_path)["first.weight"])
+    for name in ("sheet.png", "curves.png"):
+        with Image.open(tmp_path / name) as image:
+            image.load()
+            assert image.width >= 40
+
+
+@pytest.mark.parametrize("first_bad", [0, 7])
+def test_a_loss_that_is_lost_ends_the_run_and_spoils_no_checkpoint(tmp_path, first_bad):
+    run = trainer(config(tmp_path), ToyRecipe(bad_step=first_bad))
+    with pytest.raises(TrainingError, match="lower optimizer.learning_rate") as error:
+        run.run()
+    kept = list((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in kept] == (["step-00000006"] if first_bad else [])
+    assert f"step {first_bad + 1} " in str(error.value)
+    assert (str(kept[0]) if kept else "no checkpoint") in str(error.value)
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_to_the_final_share():
+    optimizer = OptimizerConfig(learning_rate=2.0, warmup=10, final=0.1)
+    rates = [learning_rate(optimizer, step, 110) for step in range(110)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == 2.0
+    assert max(rates) == 2.0
+    assert rates[-1] == pytest.approx(0.2)
+    middle = 10 + 99 / 2
+    expected = 0.2 + 1.8 * (1 + math.cos(math.pi * (60 - 10) / 99)) / 2
+    assert rates[60] == pytest.approx(expected)
+    assert rates[int(middle)] > 1.1 > rates[int(middle) + 1]
+
+
+def test_another_runs_folder_is_refused_by_what_differs(tmp_path):
+    train(config(tmp_path, steps=4), build_toy)
+    with pytest.raises(ValueError, match=r"steps=4.*cannot go on with steps=5.*set steps=4"):
+        train(config(tmp_path, steps=5), build_toy)
+    with pytest.raises(ValueError, match=r"run\.dtype=bfloat16.*run\.dtype=float32"):
+        train(config(tmp_path, steps=4, dtype="float32"), build_toy)
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(ValueError, match="not of a training run"):
+        train(config(tmp_path), build_toy)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_how_often_it_reports_may_change_between_runs(tmp_path):
+    settings = config(tmp_path)
+    assert not trainer(settings).run(stop_before(5))
+    other = TrainConfig(**{**vars(settings), "report": ReportConfig(log_every=1)})
+    assert train(other, build_toy)
