@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .checks import check_name, check_range
 
-RECIPES = ("vae",)
+RECIPES = ("vae", "dit")
 TRAIN_DTYPES = ("float32", "bfloat16")
 _MANY = 1e9
 
@@ -87,15 +87,20 @@ class VaeTraining:
     dim_mult: tuple[int, ...] = (1, 2, 4)
     num_res_blocks: int = 1
     patch: int = 2
-    clips: int = 3  # of a batch, on each process
-    frames: int = 25
-    crop: int = 64  # pixels
+    until: tuple[int, ...] = (400, 4000, 1_000_000)  # steps at which the phases end
+    clips: tuple[int, ...] = (8, 3, 3)  # of a batch, on each process, in each phase
+    frames: tuple[int, ...] = (5, 17, 17)
+    long_frames: tuple[int, ...] = (0, 49, 65)  # half of the batches are one such clip; 0: none
+    crop: tuple[int, ...] = (48, 48, 64)  # pixels
+    start: str = ""  # folder of a VAE to go on from; empty: random weights
+    encoder: bool = True  # is learnt too; false: latents stay what they are
     things: float = 6.0  # how much more a pixel weighs where a thing is
     edges: float = 0.5  # weight of the differences between neighbouring pixels
-    kl: float = 1e-3
+    size: float = 1e-3  # weight of the latents' mean square
+    noise: float = 0.1  # on the latents that are decoded
 
     def __post_init__(self) -> None:
-        for name in ("base_dim", "z_dim", "num_res_blocks", "clips"):
+        for name in ("base_dim", "z_dim", "num_res_blocks"):
             check_range(f"vae.{name}", getattr(self, name), 1, 4096, "leaves no model to train")
         if self.patch not in (1, 2):
             raise ValueError(f"vae.patch={self.patch} is no patch we know; set it to 1 or 2")
@@ -105,20 +110,66 @@ class VaeTraining:
                 f"vae.dim_mult=[{shown}] halves time less than twice, so a latent would not be "
                 "four frames; give at least three factors of 1 or more, such as [1,2,4]"
             )
-        if self.frames < 5 or self.frames % 4 != 1:
+        self._check_phases()
+        if not self.encoder and not self.start:
             raise ValueError(
-                f"vae.frames={self.frames} does not end with a latent; "
-                "set it to 4n + 1 from 5 up, such as 25"
+                "vae.encoder=false would keep the latents of random weights; set vae.start to the "
+                "folder of a VAE whose latents are to stay"
             )
-        if not 0 < self.crop <= 96 or self.crop % self.space_stride:
-            raise ValueError(
-                f"vae.crop={self.crop} is no whole number of latents of a frame of 96 pixels; "
-                f"set it to a multiple of {self.space_stride} up to 96"
-            )
+
+    def _check_phases(self) -> None:
+        columns = ("clips", "frames", "long_frames", "crop")
+        for name in columns:
+            if len(getattr(self, name)) != len(self.until):
+                raise ValueError(
+                    f"vae.{name} has {len(getattr(self, name))} values and vae.until has "
+                    f"{len(self.until)}, so phases would lack some; give each the same number"
+                )
+        for frames in (*self.frames, *filter(None, self.long_frames)):
+            if frames < 5 or frames % 4 != 1:
+                raise ValueError(
+                    f"vae.frames or vae.long_frames={frames} does not end with a latent; "
+                    "set it to 4n + 1 from 5 up, such as 25"
+                )
+        for crop in self.crop:
+            if not 0 < crop <= 96 or crop % self.space_stride:
+                raise ValueError(
+                    f"vae.crop={crop} is no whole number of latents of a frame of 96 pixels; "
+                    f"set it to a multiple of {self.space_stride} up to 96"
+                )
 
     @property
     def space_stride(self) -> int:
         return int(self.patch * 2 ** (len(self.dim_mult) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DitTraining:
+    """A small DiT and its text encoder, learnt on latents of the world in mixed noise patterns."""
+
+    arch: str = "shapes"  # a name in models/arch.py
+    vae: str = ""  # folder of the VAE whose latents are learnt
+    clips: int = 2048  # of the world, encoded once
+    clip_latents: int = 25
+    cache: str = "runs/shapes-clips"  # folder of the encoded clips
+    latents: int = 96  # of a batch, on each process: short windows make many rows
+    shortest: int = 3  # latents of a window
+    longest: int = 24
+    first: float = 0.4  # of the batches hold windows that begin their video
+    shift: float = 3.0  # of the noise levels, as in sampling
+    pattern: str = ""  # of the noise, for every window; empty: the mix
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "latents", "shortest"):
+            check_range(f"dit.{name}", getattr(self, name), 1, _MANY, "leaves nothing to learn")
+        check_range("dit.first", self.first, 0, 1, "is no share")
+        check_range("dit.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
+        if not self.shortest <= self.longest < self.clip_latents:
+            raise ValueError(
+                f"dit.shortest={self.shortest}, dit.longest={self.longest} and dit.clip_latents="
+                f"{self.clip_latents} leave no window to cut; set shortest <= longest < "
+                "clip_latents, as the first latent of a clip is no window's but the first"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +183,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     vae: VaeTraining = field(default_factory=VaeTraining)
+    dit: DitTraining = field(default_factory=DitTraining)
 
     def __post_init__(self) -> None:
         check_name("recipe", self.recipe, RECIPES, "the training")

@@ -3,6 +3,7 @@
 B batch, C channels, T latents, H height, W width, S text tokens. Velocity is noise minus clean.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...models.arch import WanArch
+from ...models.arch import ModelArch
 from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
 from ..world.captions import caption, vocabulary
 from ..world.scene import random_scene
+from .export import save_transformer
 from .latents import LatentClips
 from .patterns import draw_levels
 from .recipe import Batch
@@ -47,7 +49,7 @@ class DitLoss(nn.Module):
         super().__init__()
         self.dit, self.text = dit, text
 
-    def forward(self, **batch: Tensor) -> Tensor:
+    def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
         clean, sigma_BT = batch["clean_BCTHW"], batch["sigma_BT"]
         sigma = sigma_BT[:, None, :, None, None]
         noisy_BCTHW = (1 - sigma) * clean + sigma * batch["noise_BCTHW"]
@@ -63,7 +65,7 @@ class DitLoss(nn.Module):
         off_BCTHW = self.dit.head(state).float() - (batch["noise_BCTHW"] - clean)
         off_BT = off_BCTHW.square().mean(dim=(1, 3, 4))
         learnt_BT = batch["learnt_BT"]
-        return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1)
+        return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
 
 
 class DitRecipe:
@@ -71,20 +73,21 @@ class DitRecipe:
 
     def __init__(
         self,
-        arch: WanArch,
+        arch: ModelArch,
         clips: LatentClips,
         *,
         seed: int,
-        text_len: int,
         mix: WindowMix,
         vae: Any,
+        vae_folder: Path,
     ) -> None:
         torch.manual_seed(seed)
-        self.dit = WanDiT(arch)
+        self.dit = WanDiT(arch.dit)
         start_from_identity(self.dit)
-        self.text = TextSide(vocabulary(), text_len=text_len, text_dim=arch.text_dim)
+        self.text = TextSide(vocabulary(), text_len=arch.text_len, text_dim=arch.dit.text_dim)
         self.model = DitLoss(self.dit, self.text)
-        self._arch, self._clips, self._seed, self._mix, self._vae = arch, clips, seed, mix, vae
+        self._clips, self._seed, self._mix = clips, seed, mix
+        self._vae, self._vae_folder = vae, vae_folder
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
@@ -117,8 +120,8 @@ class DitRecipe:
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        loss = self.model(**batch)
-        return loss, {}
+        result: tuple[Tensor, dict[str, float]] = self.model(**batch)
+        return result
 
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
@@ -136,7 +139,9 @@ class DitRecipe:
 
     def export(self, folder: Path) -> None:
         """In the diffusers layout: transformer/, vae/, text_encoder/, tokenizer/."""
-        raise NotImplementedError
+        save_transformer(self.dit, folder / "transformer")
+        self.text.export(folder)
+        shutil.copytree(self._vae_folder, folder / "vae", dirs_exist_ok=True)
 
     def _prompt(self, rng: np.random.Generator, number: int) -> str:
         if rng.random() < _EMPTY:

@@ -1,16 +1,18 @@
 """Recipes by name."""
 
+from pathlib import Path
+
 from ...configs.train_schema import TrainConfig
 from .recipe import Recipe
 
 
 def build_recipe(config: TrainConfig) -> Recipe:
-    return {"vae": _vae}[config.recipe](config)
+    return {"vae": _vae, "dit": _dit}[config.recipe](config)
 
 
 def _vae(config: TrainConfig) -> Recipe:
     from ...models.arch import VaeArch
-    from .vae_recipe import VaeRecipe
+    from .vae_recipe import Phase, VaeRecipe
 
     vae = config.vae
     arch = VaeArch(
@@ -21,13 +23,47 @@ def _vae(config: TrainConfig) -> Recipe:
         patch=None if vae.patch == 1 else vae.patch,
         space_stride=vae.space_stride,
     )
+    columns = (vae.until, vae.clips, vae.frames, vae.long_frames, vae.crop)
     return VaeRecipe(
         arch,
         seed=config.run.seed,
-        clips=vae.clips,
-        frames=vae.frames,
-        crop=vae.crop,
+        phases=[
+            Phase(until=until, clips=clips, frames=frames, long_frames=long, crop=crop)
+            for until, clips, frames, long, crop in zip(*columns, strict=True)
+        ],
+        start=Path(vae.start).expanduser() if vae.start else None,
+        encoder=vae.encoder,
         things=vae.things,
         edges=vae.edges,
-        kl=vae.kl,
+        size=vae.size,
+        noise=vae.noise,
+    )
+
+
+def _dit(config: TrainConfig) -> Recipe:
+    import torch
+
+    from ...models.arch import ARCHS
+    from ...models.vae_load import load_vae
+    from .dit_recipe import DitRecipe, WindowMix
+    from .latents import load_or_encode
+
+    dit = config.dit
+    arch, folder = ARCHS[dit.arch], Path(dit.vae).expanduser()
+    vae = load_vae(folder, arch.vae, device="cpu", dtype=torch.float32)
+    cache = Path(dit.cache).expanduser()
+    return DitRecipe(
+        arch,
+        load_or_encode(cache, vae, dit.clips, dit.clip_latents),
+        seed=config.run.seed,
+        mix=WindowMix(
+            latents=dit.latents,
+            shortest=dit.shortest,
+            longest=dit.longest,
+            first=dit.first,
+            shift=dit.shift,
+            pattern=dit.pattern,
+        ),
+        vae=vae,
+        vae_folder=folder,
     )

@@ -28,7 +28,8 @@ def sample_whole(
 ) -> Tensor:
     """Latents (B, C, T, H, W), a video for each prompt."""
     generator = torch.Generator().manual_seed(seed)
-    x_BCTHW = torch.randn((len(prompts), *shape), generator=generator)
+    device = text.encoder.device
+    x_BCTHW = torch.randn((len(prompts), *shape), generator=generator).to(device)
     prompt_BSD, empty_BSD = text.embed(prompts), text.embed([""] * len(prompts))
     sigmas = [float(shifted(1 - k / steps, shift)) for k in range(steps + 1)]
     for sigma, following in pairwise(sigmas):

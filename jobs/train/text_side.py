@@ -69,7 +69,8 @@ class TextSide(nn.Module):
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        embedded_NSD: Tensor = self(*self.tokens(prompts))
+        device = self.encoder.device
+        embedded_NSD: Tensor = self(*(rows.to(device) for rows in self.tokens(prompts)))
         return embedded_NSD
 
     def export(self, folder: Path) -> None:

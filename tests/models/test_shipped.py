@@ -36,5 +36,5 @@ def test_a_flipped_bit_is_refused(root):
 
 def test_a_missing_file_is_refused(root):
     (root / "small" / "vae" / "config.json").unlink()
-    with pytest.raises(ValueError, match="config.json is missing"):
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
         shipped_folder("shipped:small", "model.checkpoint")

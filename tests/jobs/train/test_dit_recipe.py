@@ -8,12 +8,14 @@ from safetensors.torch import load_file
 from longreel.jobs.train.dit_recipe import DitRecipe, WindowMix
 from longreel.jobs.train.export import save_transformer
 from longreel.jobs.train.latents import LatentClips, encode_clips, load_or_encode
-from longreel.models.arch import VaeArch, WanArch
-from longreel.models.checkpoint import check_transformer
+from longreel.models.arch import ModelArch, VaeArch, WanArch
+from longreel.models.checkpoint import check_transformer, locate
+from longreel.models.text_encoder import check_encoder, load_tokenizer
 from longreel.models.vae import StreamingEncoder
 from longreel.models.vae_build import random_vae
+from longreel.models.vae_load import check_vae
 
-ARCH = WanArch(
+DIT = WanArch(
     num_layers=2,
     num_heads=2,
     head_dim=12,
@@ -24,6 +26,7 @@ ARCH = WanArch(
     freq_dim=16,
 )
 VAE = VaeArch(base_dim=4, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, patch=2)
+ARCH = ModelArch(dit=DIT, vae=VAE, text_len=48)
 MIX = WindowMix(latents=12, shortest=2, longest=6)
 
 
@@ -39,12 +42,17 @@ def clips():
 
 
 @pytest.fixture
-def recipe(clips, vae):
-    return DitRecipe(ARCH, clips, seed=0, text_len=48, mix=MIX, vae=vae)
+def recipe(clips, vae, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    return make(clips, vae, tmp_path / "vae")
+
+
+def make(clips, vae, folder):
+    return DitRecipe(ARCH, clips, seed=0, mix=MIX, vae=vae, vae_folder=folder)
 
 
 def test_a_batch_depends_on_seed_step_and_rank_alone(recipe, clips, vae):
-    other = DitRecipe(ARCH, clips, seed=0, text_len=48, mix=MIX, vae=vae)
+    other = make(clips, vae, None)
     first, again, rank = recipe.batch(3, 0, 2), other.batch(3, 0, 2), recipe.batch(3, 1, 2)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["noise_BCTHW"].ravel()[:9], rank["noise_BCTHW"].ravel()[:9])
@@ -89,9 +97,9 @@ def test_steps_lower_the_loss_of_their_batch(recipe):
 def test_what_is_exported_is_diffusers_transformer_and_ours(recipe, tmp_path):
     for parameter in recipe.dit.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    save_transformer(recipe.dit, tmp_path / "transformer", torch.float32)
-    check_transformer(str(tmp_path), "transformer", ARCH)
     folder = tmp_path / "transformer"
+    save_transformer(recipe.dit, folder, torch.float32)
+    check_transformer(str(tmp_path), "transformer", DIT)
     theirs = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder)).eval()
     theirs.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     latents, text = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 48, 16)
@@ -101,6 +109,14 @@ def test_what_is_exported_is_diffusers_transformer_and_ours(recipe, tmp_path):
         state = recipe.dit.embed(latents, told[None], text)
         ours = recipe.dit.head(recipe.dit.run_layers(state, range(2)))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_is_a_whole_checkpoint(recipe, tmp_path):
+    recipe.export(tmp_path / "model")
+    check_transformer(str(tmp_path / "model"), "transformer", DIT)
+    check_vae(tmp_path / "model", VAE)
+    check_encoder(locate(str(tmp_path / "model"), "text_encoder"), DIT.text_dim)
+    load_tokenizer(locate(str(tmp_path / "model"), "tokenizer"))
 
 
 def test_clips_are_made_once_and_equal_what_the_encoder_makes(vae, tmp_path, monkeypatch):
