@@ -1,0 +1,203 @@
+"""How the causal student is learnt: chunks over a clean past, at its few levels, guided by itself.
+
+B batch, C channels, T latents, H height, W width, S text tokens. Velocity is noise minus clean.
+
+The student sees a chunk's past alone: the video's first chunk (the sink) and those just before. Its
+target is the data's velocity moved along the difference that a prompt makes to the teacher, so that
+it needs no guidance of its own. Levels are those it will be asked at, and the past bears a little
+untold noise, since at work it is the student's own.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ...models.arch import ModelArch
+from ...models.checkpoint import locate
+from ...models.text import TextSource, encode_prompts
+from ...models.vae import StreamingDecoder, to_uint8
+from ...models.wan import WanDiT
+from ...models.wan_load import load_dit
+from ..world.captions import caption
+from ..world.scene import random_scene
+from .export import save_transformer
+from .latents import LatentClips
+from .patterns import shifted
+from .recipe import Batch
+
+_SHEET_ROWS = 6
+_SHEET_CHUNKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveMix:
+    """What the student is shown."""
+
+    rows: int = 5  # of a batch
+    chunks: int = 5  # of a window, the sink among them
+    timesteps: tuple[int, ...] = (1000, 750, 500, 250)  # it will be asked at, before the shift
+    shift: float = 3.0
+    guidance: float = 3.0
+    at_levels: float = 0.7  # of the chunks have one of those levels, the others any
+    past_noise: float = 0.15  # the most that a clean past bears, untold
+
+
+class LiveLoss(nn.Module):
+    """Squared error of the velocity of the chunks that are not clean."""
+
+    def __init__(self, dit: WanDiT, teacher: WanDiT, chunk: int, guidance: float) -> None:
+        super().__init__()
+        self.dit = dit
+        self._teacher = [teacher.requires_grad_(False)]  # in a list: none of its weights are ours
+        self._chunk, self._guidance = chunk, guidance
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        clean, noise = batch["clean_BCTHW"], batch["noise_BCTHW"]
+        sigma = batch["sigma_BT"][:, None, :, None, None]
+        noisy_BCTHW = (1 - sigma) * clean + sigma * noise
+        told_BT, text_BSD, empty_BSD = (batch[k] for k in ("told_BT", "text_BSD", "empty_BSD"))
+        with torch.no_grad():
+            pair = velocity(
+                self._teacher[0],
+                repeat(noisy_BCTHW, "b ... -> (two b) ...", two=2),
+                repeat(told_BT, "b t -> (two b) t", two=2),
+                torch.cat([text_BSD, empty_BSD]),
+            )
+            wanted, empty = pair.float().chunk(2)
+        target = noise - clean + (self._guidance - 1) * (wanted - empty)
+        made = velocity(self.dit, noisy_BCTHW, told_BT, text_BSD, causal=self._chunk)
+        off_BT = (made.float() - target).square().mean(dim=(1, 3, 4))
+        learnt_BT = (told_BT > 0).float()
+        return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
+
+
+class LiveRecipe:
+    """Windows of a sink and a run of chunks from anywhere in the clip."""
+
+    def __init__(
+        self, arch: ModelArch, start: Path, clips: LatentClips, *, seed: int, mix: LiveMix, vae: Any
+    ) -> None:
+        torch.manual_seed(seed)
+        assert arch.causal_latents, "a student sees chunks of some length"
+        self.dit, teacher = (
+            load_dit(start / "transformer", arch.dit, device="cpu", dtype=torch.float32)
+            for _ in range(2)
+        )
+        self.dit.requires_grad_(True)
+        self.model = LiveLoss(self.dit, teacher, arch.causal_latents, mix.guidance)
+        self._arch, self._start, self._clips, self._vae = arch, start, clips, vae
+        self._seed, self._mix = seed, mix
+        self._empty_SD = self._embed([""])[0]
+        # one embedding a clip: the student learns levels and chunks, not words
+        self._texts_NSD = self._embed([self._caption(n) for n in range(len(clips))])
+
+    def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
+        rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
+        chunk, mix = self._arch.causal_latents, self._mix
+        chunks = int(rng.integers(1, mix.chunks + 1))
+        numbers = [int(n) for n in rng.integers(len(self._clips), size=mix.rows)]
+        clean_BCTHW = torch.stack([self._window(rng, n, chunks) for n in numbers])
+        levels = [self._levels(rng, chunks) for _ in numbers]
+        actual_BT, told_BT = (
+            torch.from_numpy(np.repeat(np.stack(rows), chunk, axis=1).astype(np.float32))
+            for rows in zip(*levels, strict=True)
+        )
+        noise = rng.standard_normal(clean_BCTHW.shape, np.float32)
+        return {
+            "clean_BCTHW": clean_BCTHW,
+            "noise_BCTHW": torch.from_numpy(noise),
+            "sigma_BT": actual_BT,
+            "told_BT": told_BT,
+            "text_BSD": self._texts_NSD[numbers],
+            "empty_BSD": repeat(self._empty_SD, "s d -> b s d", b=len(numbers)),
+        }
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        result: tuple[Tensor, dict[str, float]] = self.model(**batch)
+        return result
+
+    @torch.no_grad()
+    def sheet(self) -> np.ndarray[Any, Any]:
+        """Held-out prompts, chunk after chunk: a row each."""
+        scenes = [random_scene(number, "held-out") for number in range(_SHEET_ROWS)]
+        text_BSD = self._embed([caption(scene, n) for n, scene in enumerate(scenes)])
+        done_BCTHW = self._roll_out(text_BSD, _SHEET_CHUNKS)
+        rows = []
+        for row_CTHW in done_BCTHW:
+            frames_THWC = to_uint8(StreamingDecoder(self._vae).decode(row_CTHW[None]))
+            rows.append(rearrange(frames_THWC[::8], "T H W C -> H (T W) C"))
+        return torch.cat(rows).numpy()
+
+    def export(self, folder: Path) -> None:
+        """In the diffusers layout; all but the transformer is the teacher's."""
+        save_transformer(self.dit, folder / "transformer")
+        for part in ("vae", "text_encoder", "tokenizer"):
+            shutil.copytree(self._start / part, folder / part, dirs_exist_ok=True)
+
+    def _roll_out(self, text_BSD: Tensor, chunks: int) -> Tensor:
+        """Few-step chunks over their own past, each window run whole: plain, not fast."""
+        chunk, mix = self._arch.causal_latents, self._mix
+        generator = torch.Generator().manual_seed(0)
+        channels, _, height, width = self._clips.shape(1)
+        shape = (len(text_BSD), channels, chunk, height, width)
+        done_BCTHW = torch.zeros(len(text_BSD), channels, 0, height, width)
+        sigmas = [float(shifted(timestep / 1000, mix.shift)) for timestep in mix.timesteps]
+        for _ in range(chunks):
+            clean_BCTHW = torch.zeros(shape)
+            for sigma in sigmas:
+                noise_BCTHW = torch.randn(shape, generator=generator)
+                noisy_BCTHW = (1 - sigma) * clean_BCTHW + sigma * noise_BCTHW
+                window_BCTHW = torch.cat([done_BCTHW, noisy_BCTHW], dim=2)
+                told_BT = torch.zeros(len(text_BSD), window_BCTHW.shape[2])
+                told_BT[:, -chunk:] = sigma
+                made = velocity(self.dit, window_BCTHW, told_BT, text_BSD, causal=chunk)
+                clean_BCTHW = noisy_BCTHW - sigma * made[:, :, -chunk:].float()
+            done_BCTHW = torch.cat([done_BCTHW, clean_BCTHW], dim=2)
+        return done_BCTHW
+
+    def _window(self, rng: np.random.Generator, number: int, chunks: int) -> Tensor:
+        """The sink, and after it a run that ends anywhere: next to it, or with a gap."""
+        chunk = self._arch.causal_latents
+        run = chunk * (chunks - 1)
+        latest = self._clips.latents - run
+        start = chunk if rng.random() < 0.3 else int(rng.integers(chunk, latest + 1))
+        sink_CTHW = self._clips.window(number, 0, chunk)
+        return torch.cat([sink_CTHW, self._clips.window(number, start, start + run)], dim=1)
+
+    def _levels(self, rng: np.random.Generator, chunks: int) -> tuple[Any, Any]:
+        """Of each chunk: the noise it has, and what it is told; a clean past, then any levels."""
+        mix = self._mix
+        own = rng.choice(mix.timesteps, size=chunks) / 1000
+        own = np.where(rng.random(chunks) < mix.at_levels, own, rng.uniform(0.002, 1, chunks))
+        told = np.asarray(shifted(own, mix.shift))
+        past = int(rng.integers(0, chunks))
+        told[:past] = 0
+        actual = told.copy()
+        if rng.random() < 0.5:
+            actual[:past] = rng.uniform(0, mix.past_noise)
+        return actual, told
+
+    def _caption(self, number: int) -> str:
+        return caption(random_scene(self._clips.seeds[number]), number)
+
+    def _embed(self, prompts: list[str]) -> Tensor:
+        source = TextSource(
+            encoder=locate(str(self._start), "text_encoder"),
+            tokenizer=locate(str(self._start), "tokenizer"),
+            text_len=self._arch.text_len,
+            text_dim=self._arch.dit.text_dim,
+        )
+        return encode_prompts(prompts, source, device="cpu", dtype=torch.float32, cache=None)
+
+
+def velocity(
+    dit: WanDiT, noisy_BCTHW: Tensor, told_BT: Tensor, text_BSD: Tensor, causal: int = 0
+) -> Tensor:
+    state = dit.embed(noisy_BCTHW, 1000 * told_BT.double(), text_BSD, causal_latents=causal)
+    return dit.head(dit.run_layers(state, range(dit.num_layers)))
