@@ -16,10 +16,12 @@ from ray.cluster_utils import Cluster
 from ray_cluster import Warm, all_gone
 from tiny_blocks import ARCHS, POLICIES, overrides
 
+from longreel.configs.schema import ParallelConfig
 from longreel.jobs import cluster as connecting
 from longreel.jobs.render import plan_render, stream_chunks
 from longreel.models import arch as archs
 from longreel.parallel.crew import Crew
+from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline import backend as backends
 from longreel.pipeline.errors import RenderError
@@ -78,6 +80,10 @@ def free_cpus(want=6.0):
             break
         time.sleep(0.05)
     return free
+
+
+def layout(num_stages, **more):
+    return make_layout(ParallelConfig(num_stages=num_stages, **more))
 
 
 def pids_of(backend):
@@ -195,17 +201,17 @@ def test_an_error_in_a_stage_is_the_error_of_one_process(monkeypatch):
 )
 def test_devices_that_are_not_there_are_named(num_stages, device, may_grow, words):
     with pytest.raises(ValueError, match=words):
-        place(num_stages, device, timeout_s=1.0, may_grow=may_grow)
+        place(layout(num_stages), device, timeout_s=1.0, may_grow=may_grow)
     assert free_cpus() == 6
 
 
 def test_busy_devices_are_waited_for_and_then_named():
     with Warm(5), pytest.raises(ValueError, match=r"1 of them free; wait for other renders"):
-        place(2, "cpu", timeout_s=0.5, may_grow=False)
+        place(layout(2), "cpu", timeout_s=0.5, may_grow=False)
 
 
 def test_stages_have_a_gpu_each_where_the_cluster_has_some():
-    placement = place(2, "auto", timeout_s=10.0, may_grow=False)
+    placement = place(layout(2), "auto", timeout_s=10.0, may_grow=False)
     assert placement.device == "cuda"
     crew = Crew(placement)
     assert [member.gpu for member in crew.members] == ["0", "1"]

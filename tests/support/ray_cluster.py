@@ -4,7 +4,9 @@ import os
 import time
 from dataclasses import replace
 
+from longreel.configs.schema import ParallelConfig
 from longreel.parallel.crew import Crew
+from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline.backend import LocalBackend, RayBackend
 
@@ -46,8 +48,9 @@ class WarmBackend(RayBackend):
 class Warm:
     """A placement and its crew."""
 
-    def __init__(self, num_stages):
-        self.placement = place(num_stages, "cpu", timeout_s=20.0, may_grow=True)
+    def __init__(self, num_stages=1, **more):
+        layout = make_layout(ParallelConfig(num_stages=num_stages, **more))
+        self.placement = place(layout, "cpu", timeout_s=20.0, may_grow=True)
         self.crew = WarmCrew(self.placement)
 
     def __enter__(self):
