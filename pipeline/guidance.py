@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..configs.schema import Config, SamplingConfig
+from ..configs.schema import SamplingConfig
 from .levels import Levels
 
 
@@ -34,30 +34,6 @@ def plan_guidance(sampling: SamplingConfig, levels: Levels, boundary: float = 0.
         on = inside and scale > 1 and sampling.guidance_mode != "none"
         scales.append(scale if on else None)
     return GuidancePlan(tuple(scales), sampling.guidance_mode)
-
-
-def check_branches(config: Config, guidance: GuidancePlan) -> None:
-    """ValueError where parallel.cfg=split has no second branch to give stages to."""
-    mode, way_out = guidance.mode, "parallel.cfg=batch"
-    if config.parallel.cfg == "batch":
-        return
-    asked = "parallel.cfg=split gives the unconditional branch of guidance stages of its own"
-    if mode == "batched":
-        raise ValueError(
-            f"{asked}, and sampling.guidance_mode=batched puts both branches into one forward; set "
-            f"sampling.guidance_mode=sequential, or {way_out}"
-        )
-    if not guidance.guided:
-        why = f"sampling.guidance_mode={mode}"
-        if mode != "none":
-            s = config.sampling
-            why = f"sampling.guidance={s.guidance:g}"
-            if s.guidance > 1:
-                why += f" from level {s.guidance_from:g} to {s.guidance_to:g}"
-        raise ValueError(
-            f"{asked}, and {why} guides no step, so half of the devices would do nothing; set "
-            f"{way_out}, or turn guidance on if the model was made for it"
-        )
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:

@@ -14,7 +14,8 @@ from ..models.image import open_image
 from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
 from ..parallel.layout import Layout, make_layout
-from .guidance import check_branches, plan_guidance
+from .branches import check_branches
+from .guidance import plan_guidance
 from .levels import Levels, make_levels
 from .noise import check_seed
 from .plan_blocks import find_policy, plan_schedule, widest_window
@@ -92,7 +93,7 @@ def make_plan(request: Request) -> Plan:
     _check_experts(config, arch)
     dtype = DTYPES[config.model.dtype]
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
-    check_branches(config, plan_guidance(sampling, levels, config.model.boundary))
+    check_branches(config, plan_guidance(sampling, levels, config.model.boundary).guided)
     schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
     _, patch_height, patch_width = arch.dit.patch
     tokens = (shape[2] // patch_height) * (shape[3] // patch_width)
