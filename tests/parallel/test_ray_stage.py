@@ -145,8 +145,10 @@ def test_an_error_in_a_stage_ends_all_stages_with_the_error_of_one_process(monke
     assert set(threading.enumerate()) <= before
 
 
-def test_a_stopped_chain_finishes_what_is_in_flight():
-    plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
+@pytest.mark.parametrize("layout", [[], ["parallel.cfg=split"], ["parallel.devices=1"]])
+def test_a_stopped_chain_finishes_what_is_in_flight(layout):
+    more = [*layout, "parallel.backend=ray"]
+    plan = make_plan("dualparal", *more, frames=4 * 60 + 1, num_stages=2)
     generator = Generator(plan, open_backend=ThreadBackend)
     blocks = generator.blocks()
     latents = [next(blocks).latents_BCTHW]
