@@ -20,9 +20,11 @@ import ray
 import torch
 from torch import Tensor
 
+from longreel.configs.schema import ParallelConfig
 from longreel.models.protocol import DiTState, LayerCache, Modulation, WindowShape
 from longreel.parallel.chain import Chain, LocalChain
 from longreel.parallel.crew import Crew
+from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.parallel.ray_chain import ChainParts, RayChain
 from longreel.parallel.split import split_layers
@@ -137,7 +139,8 @@ def over_ray(num_stages: int, schedule: BlockSchedule) -> tuple[float, float, fl
         object_store_memory=100 * 2**20,
     )
     try:
-        placement = place(num_stages, "cpu", timeout_s=60, may_grow=False)
+        layout = make_layout(ParallelConfig(num_stages=num_stages))
+        placement = place(layout, "cpu", timeout_s=60, may_grow=False)
         chain = RayChain(
             Crew(placement),
             placement.device,

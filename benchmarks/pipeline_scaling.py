@@ -151,9 +151,7 @@ class ClockedBackend:
     def __init__(self, path: Path, copies: int, plan: Plan) -> None:
         self.given_up = threading.Event()
         self._path, self._copies, self._plan = path, copies, plan
-        self._placement = place(
-            plan.config.parallel.num_stages, "cpu", timeout_s=60, may_grow=False
-        )
+        self._placement = place(plan.layout, "cpu", timeout_s=60, may_grow=False)
         self._crew = Crew(self._placement)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:

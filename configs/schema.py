@@ -26,6 +26,7 @@ POLICIES = (
 )
 NOISE = ("independent", "pool")
 BACKENDS = ("auto", "local", "ray")
+CFG = ("batch", "split")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
 ENCODER_PRESETS = (
@@ -201,6 +202,8 @@ class ParallelConfig:
     """How one render is spread over devices."""
 
     num_stages: int = 1  # consecutive slices of the DiT's layers
+    cfg: str = "batch"  # split: each branch of guidance goes through stages of its own
+    devices: int = 0  # that the stages share, each with consecutive ones; 0: one per stage
     backend: str = "auto"  # local: stages in this process; ray: actors; auto: by their number
     address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
     place_timeout_s: float = 60.0  # how long to wait for the devices
@@ -210,10 +213,44 @@ class ParallelConfig:
         check_range(
             "parallel.num_stages", self.num_stages, 1, math.inf, "leaves no stage to run on"
         )
+        check_name("parallel.cfg", self.cfg, CFG)
         check_name("parallel.backend", self.backend, BACKENDS)
+        self._check_devices()
         for name in ("place_timeout_s", "transfer_timeout_s"):
             check_finite(f"parallel.{name}", getattr(self, name))
             check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "fails at once")
+
+    @property
+    def num_branches(self) -> int:
+        """How many chains of `num_stages` stages there are."""
+        return 2 if self.cfg == "split" else 1
+
+    @property
+    def num_devices(self) -> int:
+        """How many devices all stages need."""
+        return self.devices or self.num_stages * self.num_branches
+
+    def _check_devices(self) -> None:
+        asked, most = f"parallel.devices={self.devices}", self.num_stages * self.num_branches
+        check_range("parallel.devices", self.devices, 0, math.inf, "counts nothing")
+        if self.devices > most:
+            idle = self.devices - most
+            raise ValueError(
+                f"{asked} leaves {idle} device{'s' * (idle > 1)} without a stage, as "
+                f"parallel.num_stages={self.num_stages} with parallel.cfg={self.cfg} makes {most}; "
+                f"set it to at most {most}, or to 0 for a device per stage"
+            )
+        if self.devices % self.num_branches:
+            raise ValueError(
+                f"{asked} cannot be shared evenly by the two branches of parallel.cfg=split, so "
+                f"one would keep the other waiting; set it to {self.devices + 1}, or "
+                "parallel.cfg=batch"
+            )
+        if self.devices > 1 and self.backend == "local":
+            raise ValueError(
+                f"{asked} would be ignored, as parallel.backend=local runs every stage in this "
+                "process, on one device; set parallel.backend=ray, or leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def _start(parallel: ParallelConfig) -> None:
 
     ray.init(
         address="local",
-        num_cpus=max(parallel.num_stages, os.cpu_count() or 1),  # stages share them if need be
+        num_cpus=max(parallel.num_devices, os.cpu_count() or 1),  # stages share them if need be
         object_store_memory=_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..configs.load import load_config
-from ..configs.schema import POLICIES, BlocksConfig, Config
+from ..configs.schema import POLICIES, BlocksConfig, Config, ParallelConfig
 from ..configs.suggest import did_you_mean
 from ..models.arch import ARCHS, ModelArch
+from ..pipeline.branches import check_branches
 from ..pipeline.cost import Cost, Seconds, Speed, estimate_seconds, model_cost
 from ..pipeline.plan_blocks import find_policy
 from ..pipeline.policies import make_schedule
@@ -24,7 +25,8 @@ class Setting:
     blocks: BlocksConfig
     steps: int
     num_latents: int
-    num_stages: int
+    num_stages: int  # of a chain
+    cfg: str = "batch"  # split: a chain for each branch of guidance
     config: Config | None = None  # of the preset, where a model was named
 
     @property
@@ -38,14 +40,15 @@ class Setting:
 
     def cost(self, seconds: Seconds) -> Cost:
         assert self.config is not None
-        video, sampling = self.config.video, self.config.sampling
-        guided = sampling.guidance > 1 and sampling.guidance_mode != "none"
+        video = self.config.video
+        split = self.cfg == "split"
         return model_cost(
             self.arch,
             height=video.height,
             width=video.width,
             dtype=self.config.model.dtype,
-            passes=2 if guided else 1,
+            passes=2 if _guided(self.config) and not split else 1,
+            branches=2 if split else 1,
             seconds=seconds,
         )
 
@@ -60,6 +63,7 @@ class Row:
     policy: str
     num_latents: int
     num_stages: int
+    num_devices: int
     num_blocks: int
     num_tasks: int
     slots: Slots
@@ -70,12 +74,13 @@ class Row:
         row = {
             "policy": self.policy,
             "stages": self.num_stages,
+            "devices": self.num_devices,
             "latents": self.num_latents,
             "blocks": self.num_blocks,
             "tasks": self.num_tasks,
             **asdict(self.slots),
         }
-        known = ("num_stages", "num_blocks", "num_tasks")
+        known = ("num_stages", "num_devices", "num_blocks", "num_tasks")
         times = asdict(self.report) if self.report else {}
         return row | {name: value for name, value in times.items() if name not in known}
 
@@ -88,6 +93,7 @@ def make_setting(
     num_blocks: int,
     num_latents: int | None,
     num_stages: int | None,
+    cfg: str | None,
     numbers: dict[str, int | None],
 ) -> Setting:
     """ValueError where the numbers make no video, or the model has too few layers."""
@@ -110,13 +116,24 @@ def make_setting(
         raise ValueError(f"--steps={steps} makes no row of noise levels; give 1 to 1000")
     if num_latents is None:
         num_latents = num_blocks * _size(blocks, steps)
+    parallel = config.parallel if config else ParallelConfig()
+    if cfg is not None:
+        parallel = replace(parallel, cfg=cfg)
+    if config is not None:
+        config = replace(config, parallel=parallel)
+        check_branches(config, _guided(config))
     return Setting(
         blocks=blocks,
         steps=steps,
         num_latents=num_latents,
         num_stages=_stages(num_stages, config),
+        cfg=parallel.cfg,
         config=config,
     )
+
+
+def _guided(config: Config) -> bool:
+    return config.sampling.guidance > 1 and config.sampling.guidance_mode != "none"
 
 
 def _arch(config: Config) -> ModelArch:
@@ -158,6 +175,7 @@ def run(setting: Setting, cost: Cost | None) -> Row:
         policy=setting.blocks.policy,
         num_latents=setting.num_latents,
         num_stages=setting.num_stages,
+        num_devices=setting.num_stages * (2 if setting.cfg == "split" else 1),
         num_blocks=num_blocks,
         num_tasks=sum(1 for _ in schedule.tasks()),
         slots=count_slots(schedule, setting.num_stages),

@@ -19,6 +19,9 @@ def simulate(
     stages: Annotated[
         int | None, typer.Option(help="Slices of the model's layers; by default 8, if it has them.")
     ] = None,
+    cfg: Annotated[
+        str | None, typer.Option(help="batch, or split: stages for each branch of guidance.")
+    ] = None,
     blocks: Annotated[int, typer.Option(help="Length of the video in blocks.")] = 33,
     latents: Annotated[int | None, typer.Option(help="Its length in latents, instead.")] = None,
     steps: Annotated[
@@ -57,6 +60,7 @@ def simulate(
         num_blocks=blocks,
         num_latents=latents,
         num_stages=stages,
+        cfg=cfg,
         numbers={
             "size": size,
             "left": left,
@@ -119,7 +123,7 @@ def _plot(setting: "Setting", cost: "Cost | None", path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"--plot={path} is written as PNG; give a name that ends in .png")
     unit = "slots" if cost is None else "s"
-    cost = cost or Cost(num_layers=setting.num_stages)
+    cost = cost or Cost(num_layers=setting.num_stages, branches=1 + (setting.cfg == "split"))
     timeline = play(setting.schedule, setting.num_stages, cost)
     title = (
         f"{setting.blocks.policy}: {setting.schedule.num_blocks} blocks, {setting.steps} steps, "

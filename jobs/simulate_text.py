@@ -13,7 +13,7 @@ def describe(row: Row) -> str:
     busy = row.num_tasks / slots.total_slots
     facts = {
         "policy": f"{row.policy}, {row.num_blocks} blocks of {row.num_latents} latents in all",
-        "stages": f"{row.num_stages}, {row.num_tasks} tasks each",
+        "stages": f"{row.num_stages}{_each(row)}, {row.num_tasks} tasks each",
         "slots": f"{slots.total_slots} in all, first block after {slots.first_block_slots}",
         "idle": f"{slots.idle_slots} slots of each stage ({1 - busy:.1%}), "
         f"{slots.stall_slots} of them neither filling nor draining",
@@ -32,7 +32,15 @@ def describe(row: Row) -> str:
             "hop": f"{report.hop_bytes / 1e6:.1f} MB a window, "
             f"{report.sent_bytes / 1e9:.1f} GB in all",
         }
+        if report.branch_bytes:
+            facts["branches"] = f"{report.branch_bytes / 1e9:.1f} GB between them in all"
     return "\n".join(f"{name:10}  {text}" for name, text in facts.items())
+
+
+def _each(row: Row) -> str:
+    if row.num_devices == row.num_stages:
+        return ""
+    return f" for each branch of guidance, {row.num_devices} devices"
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .stage import Inputs, Moved, Stage
+from .stage import Inputs, Moved, Stage, split_passes
 from .tasks import Task
 
 
@@ -59,8 +59,16 @@ class Chain(Protocol):
 class LocalChain:
     """All stages in this process, one task at a time."""
 
-    def __init__(self, stages: Sequence[Stage], windows: Windows, stepper: Stepper) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        windows: Windows,
+        stepper: Stepper,
+        unconditional: Sequence[Stage] = (),
+    ) -> None:
+        """`unconditional`: stages of that branch's own; none: `stages` run both branches."""
         self._stages = stages
+        self._unconditional = unconditional
         self._windows = windows
         self._stepper = stepper
         self._stopped = threading.Event()
@@ -68,19 +76,34 @@ class LocalChain:
     def run(self, schedule: Schedule) -> Generator[Done]:
         for task in schedule.tasks(self._stopped.is_set):
             assert self._windows.ready(task), f"task {task.number} comes before what it reads"
-            x = self._stages[0].embed(task, self._windows.inputs(task))
-            for stage in self._stages:
-                x = stage.run(task, x)
+            velocities = self._velocities(task, self._windows.inputs(task))
             moved: list[Moved] = []
             if not task.commit:
-                moved = self._stepper.step(task, self._stages[-1].head(x))
+                moved = self._stepper.step(task, velocities)
                 for version in moved:
                     self._windows.put(version)
             finished = tuple(m for m in moved if m.block in task.finishes)
             yield Done(task=task, finished=finished)
+
+    def _velocities(self, task: Task, inputs: Inputs) -> tuple[Tensor, ...]:
+        if not self._unconditional:
+            return _forward(self._stages, task, inputs)
+        mine, *others = split_passes(inputs)  # no others: this step is not guided
+        velocities = _forward(self._stages, task, mine)
+        for other in others:
+            velocities += _forward(self._unconditional, task, other)
+        return velocities
 
     def stop(self) -> None:
         self._stopped.set()
 
     def change_text(self, text: object) -> None:
         self._windows.change_text(text)
+
+
+def _forward(stages: Sequence[Stage], task: Task, inputs: Inputs) -> tuple[Tensor, ...]:
+    """One window through all layers; no velocities of a task that wants none."""
+    x = stages[0].embed(task, inputs)
+    for stage in stages:
+        x = stage.run(task, x)
+    return () if task.commit else stages[-1].head(x)

@@ -21,7 +21,7 @@ Check = Callable[[], None]  # raises when the render was given up
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One stage's actor."""
+    """The actor of one seat."""
 
     actor: Any
     node: str
@@ -45,16 +45,17 @@ class Member:
 
 
 class Crew:
-    """Stage actors in the order of stages: by node and GPU, so that only node boundaries cross the
-    network. `bundle` of the last one is where decoding goes."""
+    """Actors in the order of the layout's seats: by node and GPU, so that only node boundaries
+    cross the network."""
 
     def __init__(self, placement: Placement, check: Check = lambda: None) -> None:
         options: dict[str, Any] = {"concurrency_groups": {"data": 1, "ctl": 4}}
         actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(StageActor)
         self._actors = [
             actor.options(**placement.stage_options(bundle)).remote()
-            for bundle in range(placement.num_stages)
+            for bundle in range(placement.layout.num_devices)
         ]
+        self.layout = placement.layout
         self._check = check
         self._members: list[Member] = []
 
@@ -78,7 +79,7 @@ class Crew:
         return self._members
 
     def lost(self) -> list[int]:
-        """Stages whose process is gone or does not answer."""
+        """Members whose process is gone or does not answer."""
         refs = [member.control("counters") for member in self.members]
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=_PING_S)
         return [i for i, ref in enumerate(refs) if ref not in ready or _fails(ref)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..models.protocol import DiTState, Modulation, WindowShape
 from .link import Message
-from .stage import Activation, Moved
+from .stage import Activation, Inputs, Moved
 from .tasks import Task
 
 
@@ -40,6 +40,14 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """To the unconditional branch: this task is not guided."""
+
+    stamp: Stamp
+    task: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _State:
     """A DiTState without its tensors."""
 
@@ -63,7 +71,28 @@ class MovedHeader:
     versions: tuple[tuple[int, int], ...]  # block, step
 
 
-Header = Idle | End | ActivationHeader | MovedHeader
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowHeader:
+    """A window of one pass: to the unconditional branch."""
+
+    stamp: Stamp
+    task: Task
+    timesteps: tuple[tuple[float, ...], ...]  # here, as they stay on the host
+    has_image: bool
+    expert: int
+    causal_latents: int
+    fps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionHeader:
+    """The unconditional branch's velocity; without a tensor where none is wanted."""
+
+    stamp: Stamp
+    task: int
+
+
+Header = Idle | End | Skip | ActivationHeader | MovedHeader | WindowHeader | PredictionHeader
 
 
 def read_header(message: Message, stamp: Stamp) -> Header:
@@ -73,7 +102,7 @@ def read_header(message: Message, stamp: Stamp) -> Header:
     return header
 
 
-def pack_note(note: Idle | End) -> Message:
+def pack_note(note: Idle | End | Skip) -> Message:
     return Message(pickle.dumps(note))
 
 
@@ -129,3 +158,37 @@ def unpack_moved(
         Moved(block=block, step=step, latents_BCTHW=tensor.to(device))
         for (block, step), tensor in zip(header.versions, tensors, strict=True)
     ]
+
+
+def pack_window(stamp: Stamp, task: Task, inputs: Inputs) -> Message:
+    (text_BSD,) = inputs.texts_BSD
+    image_BND = inputs.image_BND
+    header = WindowHeader(
+        stamp=stamp,
+        task=task,
+        timesteps=tuple(tuple(row) for row in inputs.timesteps_BT.tolist()),
+        has_image=image_BND is not None,
+        expert=inputs.expert,
+        causal_latents=inputs.causal_latents,
+        fps=inputs.fps,
+    )
+    tensors = [t for t in (inputs.latents_BCTHW, text_BSD, image_BND) if t is not None]
+    return Message(pickle.dumps(header), tuple(tensors))
+
+
+def unpack_window(header: WindowHeader, tensors: Sequence[Tensor], device: torch.device) -> Inputs:
+    rest = (tensor.to(device) for tensor in tensors)
+    return Inputs(
+        latents_BCTHW=next(rest),
+        timesteps_BT=torch.tensor(header.timesteps, dtype=torch.float64),
+        texts_BSD=(next(rest),),
+        image_BND=next(rest) if header.has_image else None,
+        expert=header.expert,
+        causal_latents=header.causal_latents,
+        fps=header.fps,
+    )
+
+
+def pack_prediction(stamp: Stamp, task: int, velocities_BCTHW: Sequence[Tensor]) -> Message:
+    header = PredictionHeader(stamp=stamp, task=task)
+    return Message(pickle.dumps(header), tuple(velocities_BCTHW))

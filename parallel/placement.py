@@ -10,6 +10,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.placement_group import placement_group_table as _table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from .layout import Layout
+
 _ray = cast(Any, ray)  # some of its functions have no types
 _POLL_S = 0.02
 _WORKER_GPU = 0.25  # of a GPU that a stage has the rest of: decoding shares it
@@ -17,10 +19,10 @@ _WORKER_GPU = 0.25  # of a GPU that a stage has the rest of: decoding shares it
 
 @dataclass(frozen=True)
 class Placement:
-    """One bundle per stage, all on one kind of device."""
+    """One bundle per device, all of one kind."""
 
     group: PlacementGroup
-    num_stages: int
+    layout: Layout
     device: str  # "cuda" or "cpu"
 
     def stage_options(self, bundle: int) -> dict[str, Any]:
@@ -41,23 +43,23 @@ class Placement:
 
 
 def place(
-    num_stages: int,
+    layout: Layout,
     device: str,
     *,
     timeout_s: float,
     may_grow: bool,
     check: Callable[[], None] = lambda: None,
 ) -> Placement:
-    """Wait for a device per stage; ValueError says what is missing.
+    """Wait for the devices of a layout; ValueError says what is missing.
 
     `device` is model.device: auto takes GPUs if the cluster has any. A cluster that cannot grow is
     not waited for when it is too small. `check` is called now and then and may raise.
     """
-    kind = _kind(device, num_stages)
+    kind = _kind(device, layout)
     resource = "GPU" if kind == "cuda" else "CPU"
-    if not may_grow and _total(resource) < num_stages:
-        raise ValueError(_missing(num_stages, resource, "cannot be placed"))
-    group = placement_group([{resource: 1.0}] * num_stages, strategy="PACK")
+    if not may_grow and _total(resource) < layout.num_devices:
+        raise ValueError(_missing(layout, resource, "cannot be placed"))
+    group = placement_group([{resource: 1.0}] * layout.num_devices, strategy="PACK")
     deadline = time.monotonic() + timeout_s
     try:
         while _table(group)["state"] != "CREATED":
@@ -65,7 +67,7 @@ def place(
             if time.monotonic() > deadline:
                 raise ValueError(
                     _missing(
-                        num_stages,
+                        layout,
                         resource,
                         f"could not be placed within parallel.place_timeout_s={timeout_s:g}",
                     )
@@ -74,14 +76,14 @@ def place(
     except BaseException:
         remove_placement_group(group)
         raise
-    return Placement(group, num_stages, kind)
+    return Placement(group, layout, kind)
 
 
-def _kind(device: str, num_stages: int) -> str:
+def _kind(device: str, layout: Layout) -> str:
     if device.startswith("cuda:"):
         raise ValueError(
-            f"model.device={device} names one GPU, and with parallel.backend=ray each of "
-            f"{num_stages} stages is given its own; set model.device=cuda"
+            f"model.device={device} names one GPU, and with parallel.backend=ray the stages are "
+            f"given {layout.num_devices} by the cluster; set model.device=cuda"
         )
     if device == "auto":
         return "cuda" if _total("GPU") else "cpu"
@@ -92,17 +94,33 @@ def _total(resource: str) -> int:
     return int(_ray.cluster_resources().get(resource, 0))
 
 
-def _missing(num_stages: int, resource: str, how: str) -> str:
-    total = _total(resource)
+def _missing(layout: Layout, resource: str, how: str) -> str:
+    total, wanted = _total(resource), layout.num_devices
     free = int(_ray.available_resources().get(resource, 0))
     nodes = sum(bool(node["Alive"]) for node in _ray.nodes())
     text = (
-        f"parallel.num_stages={num_stages} asks for {num_stages} x {{{resource}: 1}}, which {how}: "
+        f"{_asked(layout)} asks for {wanted} x {{{resource}: 1}}, which {how}: "
         f"the cluster has {total} {resource}{'s' * (total != 1)} on {nodes} "
         f"node{'s' * (nodes != 1)}, {free} of them free; "
     )
-    if total >= num_stages:
+    if total >= wanted:
         return text + "wait for other renders to end, or raise parallel.place_timeout_s"
     if total:
-        return text + f"set parallel.num_stages={total}, or add nodes"
+        return text + f"set {_fewer(layout, total)}; or add nodes"
     return text + "add nodes that have some" + (", or set model.device=cpu" * (resource == "GPU"))
+
+
+def _asked(layout: Layout) -> str:
+    if layout.shared:
+        return f"parallel.devices={layout.num_devices}"
+    split = " with parallel.cfg=split" * (layout.num_branches > 1)
+    return f"parallel.num_stages={layout.num_stages}{split}"
+
+
+def _fewer(layout: Layout, total: int) -> str:
+    """Settings that make do with so many devices."""
+    even = total - total % layout.num_branches
+    ways = [] if layout.shared or layout.num_branches > 1 else [f"parallel.num_stages={total}"]
+    ways += [f"parallel.devices={even} (stages then share them)"] if even else []
+    ways += ["parallel.cfg=batch"] if layout.num_branches > 1 else []
+    return ", or ".join(ways)

@@ -18,11 +18,12 @@ from ray.exceptions import RayActorError
 
 from .chain import Done, Schedule, Stepper, Windows
 from .crew import SLICE_S, Check, Crew, Member, result, wait_all
+from .edges import wire
 from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous
 from .messages import Stamp
 from .outbox import Batch
-from .ray_stage import Counters, Edges
+from .ray_stage import Counters
 from .stage import Stage
 from .tasks import Task
 
@@ -57,6 +58,7 @@ class RayChain:
     ) -> None:
         """`check` is called now and then from every wait, and raises to give the render up."""
         self._crew = crew
+        self._layout = crew.layout
         self._device = device
         self._parts = parts
         self._slices = slices
@@ -69,7 +71,8 @@ class RayChain:
 
     def run(self, schedule: Schedule) -> Generator[Done]:
         try:
-            members = self._crew.members
+            members = self._crew.members  # in the order of seats
+            self._last = members[self._layout.chain_length - 1]
             self._load(members)
             with Rendezvous(_this_node()) as meeting:
                 self._join(members, meeting)
@@ -95,36 +98,31 @@ class RayChain:
 
     def _load(self, members: Sequence[Member]) -> None:
         self._enter("LOAD")
-        loads = [
-            member.call("load", partial(self._parts.stage, layers, self._device), self._device)
-            for member, layers in zip(members, self._slices, strict=True)
-        ]
+        loads = []
+        for member, seat in zip(members, self._layout.seats, strict=True):
+            builds = [
+                partial(self._parts.stage, self._slices[i], self._device) for i in seat.stages
+            ]
+            loads.append(member.call("load", builds, self._device))
         try:
             wait_all(loads, _LOAD_S, "weights to load", self._check)
         except (RayActorError, TimeoutError) as error:
             lost = self._crew.lost()
             raise ChainBroken(
                 f"{self._name(lost[0]) if lost else 'a stage'} was lost while it loaded its "
-                f"weights ({_short(error)}): perhaps its memory did not suffice; use more stages, "
-                "or model.dtype=bfloat16"
+                f"weights ({_short(error)}): perhaps its memory did not suffice; use more "
+                f"{'devices' if self._layout.shared else 'stages'}, or model.dtype=bfloat16"
             ) from error
 
     def _join(self, members: Sequence[Member], meeting: Rendezvous) -> None:
         self._enter("JOIN")
-        last = len(members) - 1
-        hops = [self._link(members, meeting, i, i + 1) for i in range(last)]
-        ring = self._link(members, meeting, last, 0) if last else None
+        link = partial(self._link, members, meeting)
         refs = []
-        for i, member in enumerate(members):
-            edges = Edges(
-                stamp=self._stamp,
-                inlet=hops[i - 1] if i else None,
-                outlet=hops[i] if i < last else None,
-                ring=ring if i in (0, last) else None,
-                timeout_s=self._timeout_s,
-            )
-            windows = partial(self._parts.windows, self._device) if i == 0 else None
-            stepper = partial(self._parts.stepper, self._device) if i == last else None
+        for member, edges in zip(
+            members, wire(self._layout, self._stamp, self._timeout_s, link), strict=True
+        ):
+            windows = partial(self._parts.windows, self._device) if member is members[0] else None
+            stepper = partial(self._parts.stepper, self._device) if member is self._last else None
             refs.append(member.call("join", edges, windows, stepper))
         wait_all(refs, self._timeout_s, "stages to join", self._check)
 
@@ -155,7 +153,7 @@ class RayChain:
     ) -> Generator[Done]:
         taken, watched = 0, list(runs)
         while True:
-            batch = self._news(members[-1], watched)
+            batch = self._news(watched)
             for done in batch.done():
                 self._done = done.task.number + 1
                 yield done
@@ -165,9 +163,9 @@ class RayChain:
             if batch.over:
                 return
 
-    def _news(self, last: Member, watched: "list[ray.ObjectRef[Any]]") -> Batch:
+    def _news(self, watched: "list[ray.ObjectRef[Any]]") -> Batch:
         """What the last stage has done; the failure of any stage instead, if there is one."""
-        news = last.control("take", _NEWS_S)
+        news = self._last.control("take", _NEWS_S)
         deadline = time.monotonic() + _NEWS_S + _CONTROL_S
         while True:
             self._check()
@@ -212,9 +210,10 @@ class RayChain:
             "see Ray's logs there for the reason, which is often lack of memory, and render again"
         )
 
-    def _first_missing(self, members: Sequence[Member], stage: int) -> int:
-        """The task that a stage was at, as those around it know."""
-        for after in range(stage + 1, len(members)):
+    def _first_missing(self, members: Sequence[Member], actor: int) -> int:
+        """The task that an actor was at, as those after it in its chain know."""
+        length = self._layout.chain_length
+        for after in range(actor + 1, length * (actor // length + 1)):
             ref = members[after].control("counters")
             if ray.wait([ref], timeout=_VERDICT_S)[0]:
                 try:
@@ -228,11 +227,17 @@ class RayChain:
         task = next((t for t in schedule.tasks(lambda: False) if t.number == number), None)
         return "its end" if task is None else describe(task)
 
-    def _name(self, stage: int) -> str:
-        layers = self._slices[stage]
-        return (
-            f"stage {stage + 1} of {len(self._slices)} (layers {layers.start} to {layers.stop - 1})"
-        )
+    def _name(self, actor: int) -> str:
+        seat, total = self._layout.seats[actor], self._layout.num_stages
+        first, last = seat.stages[0], seat.stages[-1]
+        what = f"stage {first + 1}"
+        if first < last:
+            what = f"the actor of stages {first + 1} to {last + 1}"
+        layers = f"layers {self._slices[first].start} to {self._slices[last].stop - 1}"
+        branch = ""
+        if self._layout.num_branches > 1:
+            branch = f", {('conditional', 'unconditional')[seat.branch]} branch"
+        return f"{what} of {total} ({layers}{branch})"
 
     def _enter(self, state: str) -> None:
         self.state = state

@@ -1,4 +1,4 @@
-"""One stage of a chain in a process of its own: receive, run, send, task after task.
+"""Consecutive stages in a process of their own: receive, run, send, task after task.
 
 A plain class: crew.py makes it an actor. One thread runs the data loop; control calls come from
 others and only count, take, or close. On the first stage a third thread brings the ring home.
@@ -6,13 +6,15 @@ others and only count, take, or close. On the first stage a third thread brings 
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from .chain import Schedule, Stepper, Windows
+from .edges import Edges
 from .front import Admitted, Front
 from .link import LinkClosed, LinkSpec, Receiver, Sender, open_receiver, open_sender
 from .messages import (
@@ -20,36 +22,30 @@ from .messages import (
     End,
     Idle,
     MovedHeader,
-    Stamp,
+    PredictionHeader,
+    Skip,
+    WindowHeader,
     pack_activation,
     pack_moved,
     pack_note,
+    pack_prediction,
+    pack_window,
     read_header,
     unpack_activation,
     unpack_moved,
+    unpack_window,
 )
 from .outbox import Batch, Outbox
 from .process import settle
-from .stage import Activation, Moved, Stage
+from .stage import Activation, Inputs, Moved, Stage, split_passes
 from .tasks import Task
 
 _End = TypeVar("_End", Sender, Receiver)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edges:
-    """The links of one stage in one epoch; none where it has no neighbour."""
-
-    stamp: Stamp
-    inlet: LinkSpec | None  # from the stage before
-    outlet: LinkSpec | None  # to the stage after
-    ring: LinkSpec | None  # from the last stage to the first: these two have it
-    timeout_s: float  # how long one stage may keep another waiting
-
-
-@dataclass(frozen=True, kw_only=True)
 class Counters:
-    """How far a stage is, for whoever watches it."""
+    """How far an actor is, for whoever watches it."""
 
     task: int  # that it has the input of, or had last; -1: none yet
     cache_bytes: int
@@ -57,11 +53,15 @@ class Counters:
 
 
 class StageActor:
-    """Nothing costly happens before `load`; then `join` and `run`, as often as need be."""
+    """Nothing costly happens before `load`; then `join` and `run`, as often as need be.
+
+    Several stages share an actor where they share a device: they take their turns on it anyway, so
+    one hands its activation to the next, and only what leaves the device goes over a link.
+    """
 
     def __init__(self) -> None:
         settle()
-        self._stage: Stage | None = None
+        self._stages: list[Stage] = []
         self._device = torch.device("cpu")
         self._links: list[Sender | Receiver] = []
         self._front: Front | None = None
@@ -75,12 +75,12 @@ class StageActor:
         gpus = context.get_accelerator_ids().get("GPU", [])
         return context.get_node_id(), ",".join(gpus), os.getpid()
 
-    def load(self, build: Callable[[], Stage], device: str) -> None:
+    def load(self, builds: Sequence[Callable[[], Stage]], device: str) -> None:
         """Weights are read here, in the process that keeps them."""
         settle()
-        self._stage = None  # before the next one takes its memory
+        self._stages = []  # before the next ones take their memory
         self._device = torch.device(device)
-        self._stage = build()
+        self._stages = [build() for build in builds]
 
     def join(
         self,
@@ -88,7 +88,10 @@ class StageActor:
         windows: Callable[[], Windows] | None,
         stepper: Callable[[], Stepper] | None,
     ) -> None:
-        """Open this epoch's links; the first stage is given windows, the last a stepper."""
+        """Open this epoch's links; the first stage is given windows, the last a stepper.
+
+        Of two branches, the conditional one's: the other's first and last stage send and receive.
+        """
         settle()
         self._close_links()
         self._edges = edges
@@ -97,15 +100,11 @@ class StageActor:
         self._outbox = Outbox()
         self._stopped = threading.Event()
         self._task = -1
-        self._inlet = None if edges.inlet is None else self._opened(open_receiver(edges.inlet))
-        self._outlet = None if edges.outlet is None else self._opened(open_sender(edges.outlet))
-        self._home: Sender | None = None
-        self._ring: Receiver | None = None
-        if edges.ring is not None:
-            if self._front is None:
-                self._home = self._opened(open_sender(edges.ring))
-            else:
-                self._ring = self._opened(open_receiver(edges.ring))
+        self._inlet, self._outlet = self._receiver(edges.inlet), self._sender(edges.outlet)
+        self._ring, self._home = self._receiver(edges.ring), self._sender(edges.home)
+        self._fork = self._sender(edges.fork)
+        self._merge_in = self._receiver(edges.merge_in)
+        self._merge_out = self._sender(edges.merge_out)
 
     def run(self, schedule: Schedule | None) -> None:
         """Every task: the first stage is given them all, the others hear of them from it.
@@ -153,7 +152,7 @@ class StageActor:
     def counters(self) -> Counters:
         return Counters(
             task=self._task,
-            cache_bytes=0 if self._stage is None else self._stage.cache_bytes(),
+            cache_bytes=sum(stage.cache_bytes() for stage in self._stages),
             admitted=None if self._front is None else self._front.admitted(),
         )
 
@@ -165,7 +164,7 @@ class StageActor:
         for task in schedule.tasks(self._stopped.is_set):
             inputs = front.enter(task, self._say_idle)
             self._task = task.number
-            self._run_one(task, self._loaded.embed(task, inputs))
+            self._run_one(task, self._loaded[0].embed(task, self._own_part(task, inputs)))
         self._pass_on(End(stamp=self._edges.stamp))
         if self._ring is not None:
             ring.join()  # until the end has come round, or the link is closed
@@ -182,24 +181,58 @@ class StageActor:
                 x = unpack_activation(header, message.tensors, self._device)
                 del message  # its tensors, where the device has copies
                 self._run_one(header.task, x)
-                continue
-            assert isinstance(header, Idle | End), header
-            self._pass_on(header)
+            elif isinstance(header, WindowHeader):
+                self._task = header.task.number
+                inputs = unpack_window(header, message.tensors, self._device)
+                self._run_one(header.task, self._loaded[0].embed(header.task, inputs))
+            elif isinstance(header, Skip) and self._merge_out is not None:
+                self._task = header.task
+                self._merge_out.send(pack_prediction(self._edges.stamp, header.task, ()))
+            else:
+                assert isinstance(header, Idle | End | Skip), header
+                self._pass_on(header)
             if isinstance(header, End):
                 return
 
+    def _own_part(self, task: Task, inputs: Inputs) -> Inputs:
+        """The window, once the unconditional branch has its part, if it has stages of its own."""
+        if self._fork is None:
+            return inputs
+        mine, *others = split_passes(inputs)
+        stamp = self._edges.stamp
+        for other in others:
+            self._fork.send(pack_window(stamp, task, other))
+        if not others:  # for every task, here and onward, so that silence means a fault
+            self._fork.send(pack_note(Skip(stamp=stamp, task=task.number)))
+        return mine
+
     def _run_one(self, task: Task, x: Activation) -> None:
-        x = self._loaded.run(task, x)
+        for stage in self._loaded:
+            x = stage.run(task, x)
         if self._outlet is not None:
             self._outlet.send(pack_activation(self._edges.stamp, task, x))
+            return
+        velocities = () if task.commit else self._loaded[-1].head(x)
+        if self._merge_out is not None:
+            self._merge_out.send(pack_prediction(self._edges.stamp, task.number, velocities))
         else:
-            self._finish(task, x)
+            self._finish(task, (*velocities, *self._other_velocities(task)))
 
-    def _finish(self, task: Task, x: Activation) -> None:
+    def _other_velocities(self, task: Task) -> list[Tensor]:
+        """What the unconditional branch has made of the task, if it has stages of its own."""
+        if self._merge_in is None:
+            return []
+        message = self._merge_in.recv()
+        header = read_header(message, self._edges.stamp)
+        assert isinstance(header, PredictionHeader), header
+        assert header.task == task.number, f"{header} came for task {task.number}"
+        return [tensor.to(self._device) for tensor in message.tensors]
+
+    def _finish(self, task: Task, velocities_BCTHW: Sequence[Tensor]) -> None:
         assert self._stepper is not None
         moved: list[Moved] = []
         if not task.commit:
-            moved = self._stepper.step(task, self._loaded.head(x))
+            moved = self._stepper.step(task, velocities_BCTHW)
         if self._home is not None:  # for every task, so that silence means a fault
             self._home.send(pack_moved(self._edges.stamp, task, moved))
         else:
@@ -221,18 +254,24 @@ class StageActor:
             front.fail(error)
 
     def _say_idle(self) -> None:
-        """All along the chain, so that nobody's wait runs out."""
+        """All along the chains, so that nobody's wait runs out."""
         self._pass_on(Idle(stamp=self._edges.stamp))
 
-    def _pass_on(self, note: Idle | End) -> None:
-        onward = self._outlet or self._home
-        if onward is not None:
-            onward.send(pack_note(note))
+    def _pass_on(self, note: Idle | End | Skip) -> None:
+        for onward in (self._fork, self._outlet or self._home):
+            if onward is not None:
+                onward.send(pack_note(note))
 
     @property
-    def _loaded(self) -> Stage:
-        assert self._stage is not None, "load() comes first"
-        return self._stage
+    def _loaded(self) -> list[Stage]:
+        assert self._stages, "load() comes first"
+        return self._stages
+
+    def _sender(self, spec: LinkSpec | None) -> Sender | None:
+        return None if spec is None else self._opened(open_sender(spec))
+
+    def _receiver(self, spec: LinkSpec | None) -> Receiver | None:
+        return None if spec is None else self._opened(open_receiver(spec))
 
     def _opened(self, end: _End) -> _End:
         self._links.append(end)

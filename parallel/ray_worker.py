@@ -40,7 +40,7 @@ class RayWorker:
     """The driver's side of it."""
 
     def __init__(self, placement: Placement, build: Callable[[], object], check: Check) -> None:
-        options = placement.worker_options(placement.num_stages - 1)
+        options = placement.worker_options(placement.layout.num_devices - 1)
         actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(Host)
         self._actor = actor.options(**options).remote(build)
         self._check = check

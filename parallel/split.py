@@ -1,4 +1,4 @@
-"""Which layers each stage gets."""
+"""Which layers each stage gets, and other rows cut into even runs."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,16 +16,24 @@ def split_layers(
             f"parallel.num_stages={num_stages} leaves {num_stages - num_layers} stages without a "
             f"layer, as the model has {num_layers}; set it to at most {num_layers}"
         )
-    counts = [1] * num_stages
-    for _ in range(num_layers - num_stages):
-        loads = _loads(counts, embed, head)
+    return split_evenly(num_layers, num_stages, first=embed, last=head)
+
+
+def split_evenly(
+    num_items: int, num_runs: int, *, first: float = 0.0, last: float = 0.0
+) -> list[range]:
+    """Consecutive runs, none of them empty; `first` and `last`: what the ends carry besides."""
+    assert 1 <= num_runs <= num_items, (num_items, num_runs)
+    counts = [1] * num_runs
+    for _ in range(num_items - num_runs):
+        loads = _loads(counts, first, last)
         counts[loads.index(min(loads))] += 1
-    starts = [sum(counts[:i]) for i in range(num_stages + 1)]
+    starts = [sum(counts[:i]) for i in range(num_runs + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]
 
 
-def _loads(counts: Sequence[int], embed: float, head: float) -> list[float]:
+def _loads(counts: Sequence[int], first: float, last: float) -> list[float]:
     loads = [float(count) for count in counts]
-    loads[0] += embed
-    loads[-1] += head
+    loads[0] += first
+    loads[-1] += last
     return loads

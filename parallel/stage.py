@@ -4,7 +4,7 @@ B batch, C channels, T latents, H height, W width, S text tokens, N image tokens
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ class Inputs:
     expert: int
     causal_latents: int
     fps: int
+
+
+def split_passes(inputs: Inputs) -> list[Inputs]:
+    """A window for each branch of guidance: the same latents, with the text of one pass each."""
+    return [replace(inputs, texts_BSD=(text_BSD,)) for text_BSD in inputs.texts_BSD]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,10 +63,15 @@ class LocalBackend:
 
     def chain(self, sampling: Sampling) -> Chain:
         plan, device = self._plan, str(self._plan.device)
+        conditional, *others = (
+            [make_stage(plan, layers, device) for layers in slices(plan)]
+            for _ in range(plan.layout.num_branches)
+        )
         return LocalChain(
-            [make_stage(plan, layers, device) for layers in slices(plan)],
+            conditional,
             make_windows(sampling, device),
             make_stepper(plan, sampling, device),
+            *others,
         )
 
     def close(self) -> None:
@@ -74,7 +79,7 @@ class LocalBackend:
 
 
 class RayBackend:
-    """A worker that reads prompts and decodes, and an actor per stage, started in the meantime."""
+    """A worker that reads prompts and decodes, and an actor per device, started in the meantime."""
 
     def __init__(self, plan: Plan, at_end: Callable[[], None] = lambda: None) -> None:
         """In a process that is connected to the cluster; `at_end` is called when all is over."""
@@ -87,7 +92,7 @@ class RayBackend:
         self._at_end = at_end
         self.given_up = threading.Event()
         self._placement: Placement = place(
-            parallel.num_stages,
+            plan.layout,
             plan.config.model.device,
             timeout_s=parallel.place_timeout_s,
             may_grow=parallel.address != "local",

@@ -29,6 +29,8 @@ class Bytes:
     """How large things are."""
 
     token: int = 0  # on its way between two stages
+    window: int = 0  # a latent of a window on its way to the unconditional branch's stages
+    text: int = 0  # the prompt that goes with it
     cached_token: int = 0  # its key and value in one layer
     latent: int = 0
     solver: int = 0  # what a solver remembers of a latent
@@ -43,7 +45,8 @@ class Cost:
 
     num_layers: int
     tokens_per_latent: int = 1
-    passes: int = 1  # through the model in every task: two where guidance is on
+    passes: int = 1  # through a chain in every task: two where one chain runs both branches
+    branches: int = 1  # chains: two where each branch of guidance has one
     frames_per_latent: int = 4
     seconds: Seconds = field(default_factory=lambda: Seconds(task=1.0))
     sizes: Bytes = field(default_factory=Bytes)
@@ -80,6 +83,14 @@ class Cost:
     def activation_bytes(self, task: Task) -> int:
         """What one stage hands to the next."""
         return self.passes * task.num_latents * self.tokens_per_latent * self.sizes.token
+
+    def window_bytes(self, task: Task) -> int:
+        """What the first stage hands to the unconditional branch's."""
+        return task.num_latents * self.sizes.window + self.sizes.text
+
+    def prediction_bytes(self, task: Task) -> int:
+        """What the unconditional branch's last stage hands back."""
+        return 0 if task.commit else task.num_latents * self.sizes.latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +150,14 @@ def estimate_seconds(arch: WanArch, text_len: int, speed: Speed) -> Seconds:
 
 
 def model_cost(
-    arch: ModelArch, *, height: int, width: int, dtype: str, passes: int, seconds: Seconds
+    arch: ModelArch,
+    *,
+    height: int,
+    width: int,
+    dtype: str,
+    passes: int,
+    seconds: Seconds,
+    branches: int = 1,
 ) -> Cost:
     """A model's sizes at a picture size, with measured or estimated times."""
     dit, stride = arch.dit, arch.vae.space_stride
@@ -151,10 +169,13 @@ def model_cost(
         num_layers=dit.num_layers,
         tokens_per_latent=(rows // patch_height) * (columns // patch_width),
         passes=passes,
+        branches=branches,
         frames_per_latent=arch.vae.time_stride,
         seconds=seconds,
         sizes=Bytes(
             token=dit.dim * size,
+            window=4 * dit.in_channels * rows * columns,
+            text=arch.text_len * dit.text_dim * size,
             cached_token=2 * dit.dim * size * passes,
             latent=latent,
             solver=3 * latent,  # the last sample, and two velocities

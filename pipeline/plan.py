@@ -13,6 +13,9 @@ from ..models.arch import ARCHS, ModelArch
 from ..models.image import open_image
 from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
+from ..parallel.layout import Layout, make_layout
+from .branches import check_branches
+from .guidance import plan_guidance
 from .levels import Levels, make_levels
 from .noise import check_seed
 from .plan_blocks import find_policy, plan_schedule, widest_window
@@ -70,6 +73,11 @@ class Plan:
         return _find_backend(self.config)
 
     @property
+    def layout(self) -> Layout:
+        """Which stages share a device, and how many chains there are."""
+        return make_layout(self.config.parallel)
+
+    @property
     def shares_noise(self) -> bool:
         return (self.config.blocks.noise or default_noise(self.policy)) == "pool"
 
@@ -85,6 +93,7 @@ def make_plan(request: Request) -> Plan:
     _check_experts(config, arch)
     dtype = DTYPES[config.model.dtype]
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
+    check_branches(config, plan_guidance(sampling, levels, config.model.boundary).guided)
     schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
     _, patch_height, patch_width = arch.dit.patch
     tokens = (shape[2] // patch_height) * (shape[3] // patch_width)
@@ -113,14 +122,17 @@ def describe(plan: Plan) -> str:
     """The plan in a few lines, for --dry-run."""
     config, (channels, latents, height, width) = plan.config, plan.latents_shape
     video, sampling = config.video, config.sampling
-    device = config.model.device if plan.backend == "ray" else plan.device
+    device, layout = str(plan.device), plan.layout
+    if plan.backend == "ray":
+        device = f"{layout.num_devices} x {config.model.device}"
+    each = " for each branch of guidance" * (layout.num_branches > 1)
     weights = ", ".join(f"{name} {_size(n)}" for name, n in plan.weights_bytes.items())
     lines = {
         "video": f"{video.frames or 'endless'} frames of {video.width} x {video.height} at "
         f"{video.fps} a second",
         "latents": f"{channels} x {latents} x {height} x {width}, {_size(plan.latents_bytes)}",
         "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
-        f"{config.parallel.num_stages} stages ({plan.backend})",
+        f"{layout.num_stages} stages{each} ({plan.backend})",
         "window": f"{plan.num_tokens} tokens",
         "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
         f"guidance {sampling.guidance:g} ({sampling.guidance_mode})",
@@ -136,11 +148,11 @@ def expand(path: str | Path) -> Path:
 
 
 def _find_backend(config: Config) -> str:
-    """Actors as soon as there are several stages, unless it is said."""
+    """Actors as soon as there are several devices, unless it is said."""
     parallel = config.parallel
     if parallel.backend != "auto":
         return parallel.backend
-    return "ray" if parallel.num_stages > 1 else "local"
+    return "ray" if parallel.num_devices > 1 else "local"
 
 
 def _driver_device(config: Config) -> torch.device:
@@ -269,9 +281,10 @@ def _check_experts(config: Config, arch: ModelArch) -> None:
 
 
 def _weights_bytes(config: Config, arch: ModelArch, dtype: torch.dtype) -> dict[str, int]:
-    transformer = count_bytes(arch.dit, dtype) * arch.num_experts
+    copies = config.parallel.num_branches
+    transformer = count_bytes(arch.dit, dtype) * arch.num_experts * copies
     sizes = {
-        "transformer": transformer,
+        "transformer" + " (twice)" * (copies > 1): transformer,
         "text encoder": arch.text_parameters * dtype.itemsize,
         "image encoder": arch.image_parameters * 4,  # always float32
         "VAE": arch.vae_parameters * DTYPES[config.model.vae_dtype].itemsize,

@@ -5,6 +5,7 @@ from itertools import islice
 
 from ..configs.schema import Config
 from ..models.arch import ModelArch
+from ..parallel.layout import make_layout
 from ..parallel.split import split_layers
 from .policies import make_schedule
 from .schedule import BlockSchedule
@@ -65,17 +66,21 @@ def _check_stages(config: Config, arch: ModelArch, policy: str, schedule: BlockS
     split_layers(arch.dit.num_layers, stages)
     if schedule.joint != 1 or policy in ("whole", "causal"):
         return  # one window at a time by nature: stages then share memory, not time
-    inflight = schedule.burst or schedule.max_inflight
-    if inflight >= stages:
+    inflight, layout = schedule.burst or schedule.max_inflight, make_layout(config.parallel)
+    length = layout.chain_length
+    if inflight >= length:
         return
     way_out = {
-        "dualparal": f"set sampling.steps to at least {stages}",
-        "dualparal-grouped": f"set blocks.depth to at least {stages - 1}",
-        "dualparal-staggered": f"set blocks.stagger to at most {max(1, schedule.steps // stages)}",
+        "dualparal": f"set sampling.steps to at least {length}",
+        "dualparal-grouped": f"set blocks.depth to at least {length - 1}",
+        "dualparal-staggered": f"set blocks.stagger to at most {max(1, schedule.steps // length)}",
     }[policy]
+    asked, what = f"parallel.num_stages={stages}", "stages"
+    if layout.shared:
+        asked, what = f"parallel.devices={layout.num_devices}", "devices of a chain"
     raise ValueError(
-        f"parallel.num_stages={stages} would leave {stages - inflight} stages idle at any time, as "
-        f"blocks.policy={policy} keeps {inflight} blocks in flight; {way_out}, or use fewer stages"
+        f"{asked} would leave {length - inflight} {what} idle at any time, as "
+        f"blocks.policy={policy} keeps {inflight} blocks in flight; {way_out}, or use fewer"
     )
 
 

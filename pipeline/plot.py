@@ -18,20 +18,22 @@ def plot(timeline: Timeline, path: Path, title: str, unit: str) -> None:
     """Write a PNG. `unit` names what the times are in: s, or slots."""
     total = timeline.stops[-1][-1]
     width = min(_MAX_WIDTH, max(_MIN_WIDTH, _LEFT + _TASK * len(timeline.tasks)))
-    height = _TOP + _ROW * timeline.num_stages + _BOTTOM
+    height = _TOP + _ROW * timeline.num_devices + _BOTTOM
     image = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(image)
     scale = (width - _LEFT - 24) / total
     draw.text((_LEFT, 18), title, _INK, ImageFont.load_default(22))
-    for stage in range(timeline.num_stages):
+    for stage in range(timeline.num_devices):
         top = _TOP + stage * _ROW
-        draw.text((14, top + 9), f"stage {stage}", _INK, ImageFont.load_default(16))
+        branch, number = divmod(stage, timeline.num_stages)  # "other": the unconditional chain
+        name = f"{('stage', 'other')[branch]} {number}"
+        draw.text((14, top + 9), name, _INK, ImageFont.load_default(16))
         draw.rectangle((_LEFT, top, _LEFT + round(total * scale), top + _ROW - 7), _IDLE)
         for i, task in enumerate(timeline.tasks):
             span = timeline.starts[i][stage], timeline.stops[i][stage]
             left, right = (_LEFT + round(time * scale) for time in span)
             _draw_task(draw, task, (left, top, right, top + _ROW - 6), timeline.schedule.steps)
-    bottom = _TOP + _ROW * timeline.num_stages
+    bottom = _TOP + _ROW * timeline.num_devices
     _axis(draw, total, scale, bottom, unit)
     _legend(draw, bottom + 46, timeline)
     image.save(path, format="PNG")

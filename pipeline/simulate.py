@@ -10,9 +10,11 @@ from .timeline import Timeline, play
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """In seconds, or in slots where the cost is the unit's. Tuples have a value per stage."""
+    """In seconds, or in slots where the cost is the unit's. Tuples have a value per device: per
+    stage, the conditional chain's first where each branch of guidance has one."""
 
-    num_stages: int
+    num_stages: int  # of a chain
+    num_devices: int
     num_blocks: int
     num_tasks: int
     total_s: float  # until the last block is decoded
@@ -26,6 +28,7 @@ class Report:
     peak_bytes: tuple[int, ...]  # weights, caches, windows on their way, latents
     hop_bytes: int  # of the largest window between two stages
     sent_bytes: int  # between two neighbouring stages, in all
+    branch_bytes: int  # between two chains: windows there, predictions back, in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +60,20 @@ def count_slots(schedule: BlockSchedule, num_stages: int) -> Slots:
 
 def measure(timeline: Timeline) -> Report:
     t, cost = timeline, timeline.cost
-    stages = range(t.num_stages)
+    stages = range(t.num_devices)
     busy = [sum(b[s] - a[s] for a, b in zip(t.starts, t.stops, strict=True)) for s in stages]
     ends = denoised_times(t)
     decoded = _decoded_times(t, ends)
-    total = max(decoded[-1], t.stops[-1][-1])
+    total = max(decoded[-1], *t.stops[-1])
     num_latents = t.schedule.num_latents
     assert num_latents is not None
     decoding = num_latents * cost.seconds.decode_latent
     per_latent = max(*busy, decoding) / num_latents
     hops = [cost.activation_bytes(task) for task in t.tasks] if t.num_stages > 1 else [0]
+    crossing = sum(cost.window_bytes(task) + cost.prediction_bytes(task) for task in t.tasks)
     return Report(
         num_stages=t.num_stages,
+        num_devices=t.num_devices,
         num_blocks=len(ends),
         num_tasks=len(t.tasks),
         total_s=total,
@@ -82,6 +87,7 @@ def measure(timeline: Timeline) -> Report:
         peak_bytes=tuple(_peak_bytes(t, s) for s in stages),
         hop_bytes=max(hops),
         sent_bytes=sum(hops),
+        branch_bytes=crossing * (cost.branches - 1),
     )
 
 
@@ -133,8 +139,10 @@ def _windows(timeline: Timeline, stage: int) -> list[_Span]:
         size = t.cost.activation_bytes(task)
         start, stop = t.starts[i][stage], t.stops[i][stage]
         if stage:
-            spans.append((t.arrivals[i][stage], stop, size))
-        last = stage + 1 == t.num_stages
+            first = stage == t.num_stages  # of the unconditional chain
+            came = t.cost.window_bytes(task) if first else size
+            spans.append((t.arrivals[i][stage], stop, came))
+        last = (stage + 1) % t.num_stages == 0
         spans.append((start, stop if last else t.arrivals[i][stage + 1], size))
     return spans
 

@@ -72,6 +72,15 @@ def folder(tmp_path, monkeypatch):
             ["blocks.policy=buffer", "different levels", "skyreels-v2-df-1.3b"],
         ),
         (["parallel.num_stages=0"], ["parallel.num_stages=0 leaves no stage", "1 or more"]),
+        (["parallel.cfg=apart"], ["parallel.cfg=apart", "batch, split"]),
+        (
+            ["parallel.cfg=split", "sampling.guidance=1"],
+            ["parallel.cfg=split gives", "guides no step", "set parallel.cfg=batch"],
+        ),
+        (
+            ["parallel.num_stages=2", "parallel.devices=3"],
+            ["parallel.devices=3 leaves 1 device without", "at most 2", "0 for a device per"],
+        ),
         (["parallel.num_stages=9"], ["parallel.num_stages=9 leaves 5 stages", "at most 4"]),
         (
             ["parallel.num_stages=4", "blocks.policy=dualparal", "sampling.steps=3"],

@@ -46,12 +46,13 @@ def still_there(pids: set[int], within_s: float) -> set[int]:
     return set()
 
 
-def test_the_command_renders_over_a_cluster_of_its_own(tmp_path):
+@pytest.mark.parametrize("layout", [(), ("parallel.cfg=split",)])
+def test_the_command_renders_over_a_cluster_of_its_own(tmp_path, layout):
     settings = [*SMALL, "video.frames=17", "blocks.policy=dualparal", "blocks.size=2"]
     local = longreel("render", "a cat", "-o", tmp_path / "one", *settings, "output.format=png")
     assert local.code == 0, local.err
     shared = set(os.listdir("/dev/shm"))
-    ours = start(tmp_path, "-o", "two", *settings, *OVER_RAY)
+    ours = start(tmp_path, "-o", "two", *settings, *OVER_RAY, *layout)
     seen: set[int] = set()
     while ours.poll() is None:
         seen |= descendants(ours.pid)

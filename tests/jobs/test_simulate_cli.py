@@ -89,9 +89,27 @@ def test_a_model_adds_seconds_and_bytes():
     assert "MB a window" in run(options)
 
 
+def test_branches_of_their_own_take_twice_the_devices_and_half_the_time():
+    options = "--preset wan2.1-t2v-1.3b --policy dualparal --steps 6 --blocks 12 --stages 3"
+    shared = json.loads(run(f"{options} --json"))
+    split = json.loads(run(f"{options} --cfg split --json"))
+    assert (shared["devices"], split["devices"]) == (3, 6)
+    assert (shared["stages"], split["stages"]) == (3, 3)
+    assert split["total_slots"] == shared["total_slots"]  # of one pass, and not of two
+    assert shared["total_s"] / 2.1 < split["total_s"] < shared["total_s"] / 1.9
+    assert split["hop_bytes"] == shared["hop_bytes"] / 2
+    assert len(split["peak_bytes"]) == 6
+    assert (shared["branch_bytes"], split["branch_bytes"] > 0) == (0, True)
+    text = run(f"{options} --cfg split")
+    assert "3 for each branch of guidance, 6 devices, 72 tasks each" in text
+    assert "GB between them in all" in text
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ("--cfg both", "parallel.cfg=both"),
+        ("--cfg split --preset self-forcing-1.3b", "set parallel.cfg=batch"),
         ("--blocks 0", "--blocks=0 leaves nothing to simulate; give at least 1"),
         ("--latents 0", "--latents=0 leaves nothing"),
         ("--stages 0", "--stages=0 leaves nothing"),

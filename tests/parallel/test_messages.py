@@ -11,15 +11,19 @@ from longreel.parallel.link import Message
 from longreel.parallel.messages import (
     End,
     Idle,
+    Skip,
     Stamp,
     pack_activation,
     pack_moved,
     pack_note,
+    pack_prediction,
+    pack_window,
     read_header,
     unpack_activation,
     unpack_moved,
+    unpack_window,
 )
-from longreel.parallel.stage import Activation, Moved
+from longreel.parallel.stage import Activation, Inputs, Moved
 from longreel.parallel.tasks import Entry, Part, Task
 
 STAMP = Stamp(render="r", epoch=3)
@@ -58,7 +62,7 @@ def assert_same(ours, expected):
     elif isinstance(expected, tuple):
         for one, other in zip(ours, expected, strict=True):
             assert_same(one, other)
-    elif isinstance(expected, DiTState | Modulation | Activation | Moved):
+    elif isinstance(expected, DiTState | Modulation | Activation | Inputs | Moved):
         for field in fields(expected):
             assert_same(getattr(ours, field.name), getattr(expected, field.name))
     else:
@@ -94,6 +98,33 @@ def test_versions_come_out_as_they_went_in(count):
     header = read_header(message, STAMP)
     assert header.task == TASK.number
     assert_same(tuple(unpack_moved(header, message.tensors, CPU)), tuple(moved))
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_window_comes_out_as_it_went_in(with_image, levels):
+    window = Inputs(
+        latents_BCTHW=torch.randn(1, 2, 3, 1, 2)[:, :, 1:],  # a view
+        timesteps_BT=torch.rand(1, levels, dtype=torch.float64) * 1000,
+        texts_BSD=(torch.randn(1, 3, 4).bfloat16(),),
+        image_BND=torch.randn(1, 2, 4) if with_image else None,
+        expert=1,
+        causal_latents=3,
+        fps=24,
+    )
+    message = pack_window(STAMP, TASK, window)
+    header = read_header(message, STAMP)
+    assert header.task == TASK
+    assert_same(unpack_window(header, message.tensors, CPU), window)
+
+
+def test_predictions_and_skips_name_their_task():
+    velocity_BCTHW = torch.randn(1, 2, 3, 1, 2)
+    message = pack_prediction(STAMP, 7, (velocity_BCTHW,))
+    assert read_header(message, STAMP).task == 7
+    assert torch.equal(*message.tensors, velocity_BCTHW)
+    skip = Skip(stamp=STAMP, task=7)
+    assert read_header(pack_note(skip), STAMP) == skip
 
 
 @pytest.mark.parametrize("kind", [Idle, End])

@@ -7,51 +7,31 @@ from contextlib import closing
 from functools import cache, partial
 
 import numpy as np
-import poison
 import pytest
 import ray
 import torch
 from poison import make_poisoned_stage
-from ray.cluster_utils import Cluster
-from ray_cluster import Warm, all_gone
+from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
 from tiny_blocks import ARCHS, POLICIES, overrides
 
+from longreel.configs.schema import ParallelConfig
 from longreel.jobs import cluster as connecting
 from longreel.jobs.render import plan_render, stream_chunks
 from longreel.models import arch as archs
 from longreel.parallel.crew import Crew
+from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline import backend as backends
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 
 pytestmark = pytest.mark.ray
-_QUIET = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster():
-    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in _QUIET.items():
-            patch.setenv(name, value)
-        nodes = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 3, "object_store_memory": 100 * 2**20},
-        )
-        nodes.add_node(num_cpus=3, num_gpus=2, object_store_memory=100 * 2**20)
-        ray.init(
-            address=nodes.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
-        )
-        ray.cloudpickle.register_pickle_by_value(poison)  # actors do not see this folder
+    with two_nodes():
         yield
-        ray.shutdown()
-        nodes.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -70,19 +50,8 @@ def expected(policy, *more):
     return Generator(make_plan(policy, *more)).latents()
 
 
-def free_cpus(want=6.0):
-    """Ray's count of them lags a little behind."""
-    deadline = time.monotonic() + 5.0
-    while (free := ray.available_resources().get("CPU", 0.0)) != want:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    return free
-
-
-def pids_of(backend):
-    ask = backend._worker._actor.__ray_call__.remote(lambda host: os.getpid())
-    return [*(member.pid for member in backend._crew.members), ray.get(ask, timeout=30)]
+def layout(num_stages, **more):
+    return make_layout(ParallelConfig(num_stages=num_stages, **more))
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 5])
@@ -195,17 +164,17 @@ def test_an_error_in_a_stage_is_the_error_of_one_process(monkeypatch):
 )
 def test_devices_that_are_not_there_are_named(num_stages, device, may_grow, words):
     with pytest.raises(ValueError, match=words):
-        place(num_stages, device, timeout_s=1.0, may_grow=may_grow)
+        place(layout(num_stages), device, timeout_s=1.0, may_grow=may_grow)
     assert free_cpus() == 6
 
 
 def test_busy_devices_are_waited_for_and_then_named():
     with Warm(5), pytest.raises(ValueError, match=r"1 of them free; wait for other renders"):
-        place(2, "cpu", timeout_s=0.5, may_grow=False)
+        place(layout(2), "cpu", timeout_s=0.5, may_grow=False)
 
 
 def test_stages_have_a_gpu_each_where_the_cluster_has_some():
-    placement = place(2, "auto", timeout_s=10.0, may_grow=False)
+    placement = place(layout(2), "auto", timeout_s=10.0, may_grow=False)
     assert placement.device == "cuda"
     crew = Crew(placement)
     assert [member.gpu for member in crew.members] == ["0", "1"]

@@ -38,6 +38,71 @@ def test_stages_in_loops_of_their_own_give_the_bits_of_one(policy, dtype, counts
         assert torch.equal(cut, expected), num_stages
 
 
+GUIDED = "sampling.guidance_mode=sequential"  # the few-step policies have none of their own
+LAYOUTS = [
+    (1, ["parallel.cfg=split"]),
+    (3, ["parallel.cfg=split"]),
+    (4, ["parallel.devices=2"]),
+    (5, ["parallel.devices=3"]),
+    (3, ["parallel.devices=1"]),
+    (5, ["parallel.devices=4", "parallel.cfg=split"]),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_branches_apart_and_stages_together_give_the_bits_of_one(policy):
+    expected = Generator(make_plan(policy, GUIDED)).latents()
+    for count, layout in LAYOUTS:
+        plan = make_plan(policy, GUIDED, "parallel.backend=ray", *layout, num_stages=count)
+        ours = Generator(plan, open_backend=ThreadBackend).latents()
+        assert torch.equal(ours, expected), (count, layout)
+
+
+def test_a_branch_without_work_is_told_so_and_waits_on():
+    interval = ("sampling.guidance_from=0.5", "sampling.guidance_to=0.0", "sampling.steps=12")
+    plan = make_plan("buffer", *interval, "parallel.cfg=split", num_stages=2)
+    expected = Generator(make_plan("buffer", *interval)).latents()
+    slow = ThreadBackend(plan, timeout_s=1.5, make_stage=make_slow_stage)
+    assert torch.equal(Generator(plan, open_backend=lambda plan: slow).latents(), expected)
+
+
+def make_slow_stage(plan, layers, device):
+    """Ten tasks of it take longer than the timeout of the test that asks for it."""
+    stage = backends.make_stage(plan, layers, device)
+    run = stage.run
+    stage.run = lambda task, x: time.sleep(0.17) or run(task, x)
+    return stage
+
+
+def test_a_branch_that_breaks_ends_the_other_with_its_error(monkeypatch):
+    built = []
+
+    def fail_in_the_other_branch(plan, layers, device):
+        stage = backends.make_stage(plan, layers, device)
+        built.append(stage)
+        if len(built) == 3:  # the unconditional branch's first
+            stage.embed = lambda task, inputs: 1 / 0
+
+        return stage
+
+    before = set(threading.enumerate())
+    plan = make_plan("dualparal", "parallel.cfg=split", num_stages=2)
+    backend = partial(ThreadBackend, make_stage=fail_in_the_other_branch)
+    with pytest.raises(ZeroDivisionError):
+        Generator(plan, open_backend=backend).latents()
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("layout", [["parallel.cfg=split"], ["parallel.devices=1"]])
+def test_stages_of_any_layout_hold_no_keys_and_values_in_the_end(layout):
+    plan = make_plan("dualparal", *layout, "parallel.backend=ray", num_stages=2)
+    backend = ThreadBackend(plan)
+    Generator(plan, open_backend=lambda plan: backend).latents()
+    assert [stage.counters().cache_bytes for stage in backend.chains[0].stages] == [0] * (
+        plan.layout.num_devices
+    )
+
+
 def test_a_reader_who_stops_reading_stops_admission():
     plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
     backend = ThreadBackend(plan)
@@ -80,8 +145,10 @@ def test_an_error_in_a_stage_ends_all_stages_with_the_error_of_one_process(monke
     assert set(threading.enumerate()) <= before
 
 
-def test_a_stopped_chain_finishes_what_is_in_flight():
-    plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
+@pytest.mark.parametrize("layout", [[], ["parallel.cfg=split"], ["parallel.devices=1"]])
+def test_a_stopped_chain_finishes_what_is_in_flight(layout):
+    more = [*layout, "parallel.backend=ray"]
+    plan = make_plan("dualparal", *more, frames=4 * 60 + 1, num_stages=2)
     generator = Generator(plan, open_backend=ThreadBackend)
     blocks = generator.blocks()
     latents = [next(blocks).latents_BCTHW]

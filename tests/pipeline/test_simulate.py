@@ -192,6 +192,71 @@ def test_links_carry_one_window_at_a_time_beside_the_computing():
     assert timeline.arrivals[1] == (0.0, 6.0)
 
 
+@SETTINGS
+@given(schedules(open_ended=False), st.integers(1, 4))
+def test_branches_on_free_links_keep_step_in_twice_the_devices(schedule, num_stages):
+    one = play(schedule, num_stages, Cost(num_layers=num_stages))
+    two = play(schedule, num_stages, Cost(num_layers=num_stages, branches=2))
+    assert (one.num_devices, two.num_devices) == (num_stages, 2 * num_stages)
+    assert two.num_stages == num_stages
+    assert two.home == one.home
+    for ours, theirs in ((two.starts, one.starts), (two.stops, one.stops)):
+        assert ours == tuple(row * 2 for row in theirs)
+
+
+def test_a_branch_of_its_own_costs_a_window_there_and_a_prediction_back():
+    """Two tasks of one latent on one stage: 1 s to compute, 4 + 1 s to the other branch, which
+    computes for 1 s, and 3 s back."""
+    cost = Cost(
+        num_layers=1,
+        branches=2,
+        seconds=Seconds(task=1.0, byte=1.0),
+        sizes=Bytes(token=2, latent=3, window=4, text=1, layer=100),
+    )
+    timeline = play(blocks_of("buffer", 1, 2, size=1, stagger=0), 1, cost)
+    assert timeline.starts == ((0.0, 5.0), (9.0, 14.0))
+    assert timeline.home == (9.0, 18.0)
+    report = simulate(timeline.schedule, 1, cost)
+    assert report.total_s == 18.0
+    assert (report.num_stages, report.num_devices) == (1, 2)
+    assert report.idle_share == (pytest.approx(16 / 18),) * 2
+    assert report.branch_bytes == 2 * (4 + 1 + 3)
+    assert (report.hop_bytes, report.sent_bytes) == (0, 0)
+    # the window until it is used; a window of tokens while it is computed
+    assert report.peak_bytes[1] == 100 + 4 + 1 + 2
+
+
+def test_each_branch_has_half_the_work_and_half_the_bytes():
+    schedule = blocks_of("dualparal", 12, 4)
+
+    def report(passes, branches):
+        cost = model_cost(
+            ARCHS["wan2.1-t2v-14b"],
+            height=480,
+            width=832,
+            dtype="bfloat16",
+            passes=passes,
+            branches=branches,
+            seconds=Seconds(token=1.0),
+        )
+        return simulate(schedule, 4, cost)
+
+    shared, split = report(2, 1), report(1, 2)
+    assert split.total_s == shared.total_s / 2
+    assert split.hop_bytes == shared.hop_bytes / 2
+    assert split.sent_bytes == shared.sent_bytes / 2
+    assert len(split.peak_bytes) == 2 * len(shared.peak_bytes)
+    for one, other, both in zip(
+        split.peak_bytes[:4], split.peak_bytes[4:], shared.peak_bytes, strict=True
+    ):
+        assert other <= one < both  # the weights are there twice, keys and values are shared out
+    # latents of 60 x 104 in float32, their 512 tokens of text in bfloat16, for every task
+    windows = [task.num_latents for task in schedule.tasks()]
+    latent = 4 * 16 * 60 * 104
+    assert split.branch_bytes == 2 * sum(windows) * latent + len(windows) * 512 * 4096 * 2
+    assert shared.branch_bytes == 0
+
+
 def test_stages_that_embed_or_apply_the_head_get_fewer_layers():
     seconds = Seconds(token=1.0, embed_token=3.0, head_token=2.0)
     timeline = play(blocks_of("causal", 2, 2), 3, Cost(num_layers=13, seconds=seconds))

@@ -1,12 +1,62 @@
-"""What tests over a Ray cluster share: a backend that keeps its actors from render to render."""
+"""What tests over a Ray cluster share: the cluster, and actors kept from render to render."""
 
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
+import poison
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from longreel.configs.schema import ParallelConfig
 from longreel.parallel.crew import Crew
+from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline.backend import LocalBackend, RayBackend
+
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@contextmanager
+def two_nodes():
+    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _QUIET.items():
+            patch.setenv(name, value)
+        nodes = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 3, "object_store_memory": 100 * 2**20},
+        )
+        nodes.add_node(num_cpus=3, num_gpus=2, object_store_memory=100 * 2**20)
+        ray.init(
+            address=nodes.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
+        )
+        ray.cloudpickle.register_pickle_by_value(poison)  # actors do not see this folder
+        yield
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def free_cpus(want=6.0):
+    """Ray's count of them lags a little behind."""
+    deadline = time.monotonic() + 5.0
+    while (free := ray.available_resources().get("CPU", 0.0)) != want:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return free
+
+
+def pids_of(backend):
+    ask = backend._worker._actor.__ray_call__.remote(lambda host: os.getpid())
+    return [*(member.pid for member in backend._crew.members), ray.get(ask, timeout=30)]
 
 
 class WarmCrew(Crew):
@@ -46,8 +96,9 @@ class WarmBackend(RayBackend):
 class Warm:
     """A placement and its crew."""
 
-    def __init__(self, num_stages):
-        self.placement = place(num_stages, "cpu", timeout_s=20.0, may_grow=True)
+    def __init__(self, num_stages=1, **more):
+        layout = make_layout(ParallelConfig(num_stages=num_stages, **more))
+        self.placement = place(layout, "cpu", timeout_s=20.0, may_grow=True)
         self.crew = WarmCrew(self.placement)
 
     def __enter__(self):

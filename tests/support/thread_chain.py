@@ -1,12 +1,13 @@
-"""A chain whose stages are threads of this process, over in-process links: Ray's without Ray."""
+"""A chain whose actors are threads of this process, over in-process links: Ray's without Ray."""
 
 import itertools
 import threading
 from functools import partial
 
+from longreel.parallel.edges import wire
 from longreel.parallel.link import LinkClosed, LinkSpec
 from longreel.parallel.messages import Stamp
-from longreel.parallel.ray_stage import Edges, StageActor
+from longreel.parallel.ray_stage import StageActor
 from longreel.pipeline.backend import (
     LocalBackend,
     make_stage,
@@ -21,24 +22,21 @@ _numbers = itertools.count()
 class ThreadChain:
     def __init__(self, plan, sampling, timeout_s=20.0, make_stage=make_stage):
         stamp = Stamp(render=f"threads-{next(_numbers)}", epoch=0)
-        cut = slices(plan)
-        last = len(cut) - 1
+        cut, layout = slices(plan), plan.layout
 
         def link(start, stop):
             name = f"{stamp.render}/{start}-{stop}"
             return LinkSpec(kind="local", name=name, host="", port=0, timeout_s=timeout_s)
 
-        self.stages = [StageActor() for _ in cut]
-        for i, (stage, layers) in enumerate(zip(self.stages, cut, strict=True)):
-            stage.load(partial(make_stage, plan, layers, "cpu"), "cpu")
+        self.stages = [StageActor() for _ in layout.seats]
+        last = layout.chain_length - 1
+        self.last = self.stages[last]
+        edges = wire(layout, stamp, timeout_s, link)
+        for i, (stage, seat) in enumerate(zip(self.stages, layout.seats, strict=True)):
+            builds = [partial(make_stage, plan, cut[number], "cpu") for number in seat.stages]
+            stage.load(builds, "cpu")
             stage.join(
-                Edges(
-                    stamp=stamp,
-                    inlet=link(i - 1, i) if i else None,
-                    outlet=link(i, i + 1) if i < last else None,
-                    ring=link(last, 0) if last and i in (0, last) else None,
-                    timeout_s=timeout_s,
-                ),
+                edges[i],
                 partial(make_windows, sampling, "cpu") if i == 0 else None,
                 partial(make_stepper, plan, sampling, "cpu") if i == last else None,
             )
@@ -58,7 +56,7 @@ class ThreadChain:
         taken = 0
         try:
             while True:
-                batch = self.stages[-1].take(0.05)
+                batch = self.last.take(0.05)
                 for done in batch.done():
                     yield done
                     taken += len(done.finished)

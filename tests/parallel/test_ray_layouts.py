@@ -1,0 +1,169 @@
+"""Branches on actors of their own, and stages that share one, have the bits of one process."""
+
+import os
+import signal
+import time
+from functools import cache
+
+import pytest
+import ray
+import torch
+from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
+from tiny_blocks import ARCHS, POLICIES, overrides
+
+from longreel.configs.schema import ParallelConfig
+from longreel.jobs.render import plan_render, stream_chunks
+from longreel.models import arch as archs
+from longreel.parallel.crew import Crew
+from longreel.parallel.layout import make_layout
+from longreel.parallel.placement import place
+from longreel.pipeline.errors import RenderError
+from longreel.pipeline.generator import Generator
+
+pytestmark = pytest.mark.ray
+GUIDED = "sampling.guidance_mode=sequential"  # the few-step policies have none of their own
+SPLIT = {"num_stages": 2, "cfg": "split"}
+SHARED = {"num_stages": 4, "devices": 2}
+BOTH = {"num_stages": 4, "cfg": "split", "devices": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster():
+    with two_nodes():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+def make_plan(policy, *more, frames=33, **layout):
+    settings = [f"parallel.{name}={value}" for name, value in layout.items()]
+    settings = overrides(policy, "model.device=cpu", "parallel.backend=ray", *more, *settings)
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
+
+
+@cache
+def expected(policy, *more):
+    return Generator(make_plan(policy, *more, backend="local")).latents()
+
+
+@pytest.mark.parametrize(
+    ("layout", "num_actors", "policies"),
+    [
+        (SPLIT, 4, POLICIES),
+        (SHARED, 2, POLICIES),
+        (BOTH, 4, ["dualparal", "rolling"]),
+    ],
+    ids=["split", "shared", "both"],
+)
+def test_every_layout_gives_the_bits_of_one_process(layout, num_actors, policies):
+    wanted = [(policy, GUIDED) for policy in policies]
+    wanted += [("dualparal", GUIDED, "model.dtype=bfloat16")]
+    with Warm(**layout) as warm:
+        pids = [member.pid for member in warm.crew.members]
+        assert len(set(pids)) == num_actors
+        nodes = [member.node for member in warm.crew.members]
+        assert len(set(nodes)) == 1 + (num_actors > 3)
+        for policy, *more in wanted:
+            plan = make_plan(policy, *more, **layout)
+            ours = Generator(plan, open_backend=warm.backend).latents()
+            assert torch.equal(ours, expected(policy, *more)), (policy, more)
+    assert all_gone(pids, within_s=2.0)
+    assert free_cpus() == 6
+
+
+@pytest.mark.parametrize("layout", [SPLIT, SHARED], ids=["split", "shared"])
+def test_a_stream_that_is_closed_leaves_no_process(layout):
+    stream = stream_chunks(make_plan("dualparal", frames=161, **layout))
+    for _ in range(3):
+        next(stream)
+    pids = pids_of(stream._generator._backend)
+    assert len(pids) == (5 if layout is SPLIT else 3)
+    before = time.monotonic()
+    stream.close()
+    assert all_gone(pids, within_s=1.0 - (time.monotonic() - before))
+    assert free_cpus() == 6
+
+
+@pytest.mark.parametrize(
+    ("layout", "actor", "sent", "words"),
+    [
+        (
+            SPLIT,
+            0,
+            signal.SIGKILL,
+            r"^stage 1 of 2 \(layers 0 to 2, conditional branch\) was lost at b",
+        ),
+        (
+            SPLIT,
+            2,
+            signal.SIGKILL,
+            r"^stage 1 of 2 \(layers 0 to 2, unconditional branch\) was lost at b",
+        ),
+        (SPLIT, 3, signal.SIGSTOP, r"^stage 2 of 2 \(.*, unconditional branch\) .*not answer"),
+        (
+            SHARED,
+            1,
+            signal.SIGKILL,
+            r"^the actor of stages 3 to 4 of 4 \(layers 3 to 4\) was lost at b",
+        ),
+    ],
+)
+def test_an_actor_that_is_lost_ends_the_render_with_its_name(layout, actor, sent, words):
+    plan = make_plan("dualparal", "parallel.transfer_timeout_s=1.5", frames=241, **layout)
+    generator = Generator(plan)
+    blocks = generator.blocks()
+    next(blocks)
+    pids = pids_of(generator._backend)
+    os.kill(pids[actor], sent)
+    start = time.monotonic()
+    with pytest.raises(RenderError, match=words):
+        list(blocks)
+    assert time.monotonic() - start < 10
+    assert all_gone(pids, within_s=1.0)
+    assert free_cpus() == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "words"),
+    [
+        (
+            {"num_stages": 2, "cfg": "split"},
+            "cuda",
+            r"num_stages=2 with parallel\.cfg=split asks for 4 x \{GPU: 1\}, which cannot be "
+            r"placed: .* has 2 GPUs .*set parallel\.devices=2 \(stages then share them\), or "
+            r"parallel\.cfg=batch; or add nodes",
+        ),
+        (
+            {"num_stages": 3},
+            "cuda",
+            r"num_stages=3 asks for 3 x .*; set parallel\.num_stages=2, or parallel\.devices=2 \(",
+        ),
+        (
+            {"num_stages": 8, "devices": 3},
+            "cuda",
+            r"devices=3 asks for 3 x .* 2 GPUs .*; set parallel\.devices=2 \(stages then share",
+        ),
+        ({"num_stages": 4, "cfg": "split"}, "cpu", r"8 x \{CPU: 1\}.*set parallel\.devices=6 \("),
+        ({"num_stages": 2, "devices": 1}, "cuda:1", r"the stages are given 1 by the cluster"),
+    ],
+)
+def test_devices_that_are_not_there_are_named(settings, device, words):
+    layout = make_layout(ParallelConfig(**settings))
+    with pytest.raises(ValueError, match=words):
+        place(layout, device, timeout_s=1.0, may_grow=False)
+    assert free_cpus() == 6
+
+
+def test_stages_that_share_a_gpu_share_its_one_actor():
+    layout = make_layout(ParallelConfig(num_stages=4, devices=2))
+    placement = place(layout, "auto", timeout_s=10.0, may_grow=False)
+    assert placement.device == "cuda"
+    crew = Crew(placement)
+    assert [member.gpu for member in crew.members] == ["0", "1"]
+    assert ray.available_resources().get("GPU", 0.0) == 0.0
+    crew.close()
+    placement.remove()

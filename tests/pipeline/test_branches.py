@@ -1,0 +1,117 @@
+"""Guidance whose branches have stages of their own gives what it gives through the same stages."""
+
+import pytest
+import torch
+from tiny_blocks import ARCHS, POLICIES, overrides
+
+from longreel.jobs.render import plan_render
+from longreel.models import arch as archs
+from longreel.pipeline import backend as backends
+from longreel.pipeline.generator import Generator
+from longreel.pipeline.plan import describe
+
+GUIDED = "sampling.guidance_mode=sequential"  # the few-step policies have none of their own
+INTERVAL = ("sampling.guidance_from=0.95", "sampling.guidance_to=0.5")
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+def make_plan(policy, *more):
+    return plan_render("a cat", frames=33, seed=3, overrides=overrides(policy, GUIDED, *more))
+
+
+def latents(policy, *more):
+    return Generator(make_plan(policy, *more)).latents()
+
+
+@pytest.mark.parametrize(("dtype", "counts"), [("float32", (1, 2, 5)), ("bfloat16", (3,))])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_branches_on_stages_of_their_own_give_the_bits_of_shared_ones(policy, dtype, counts):
+    expected = latents(policy, f"model.dtype={dtype}")
+    assert expected.std() > 0.1
+    assert not torch.equal(latents(policy, f"model.dtype={dtype}", "sampling.guidance=2"), expected)
+    for count in counts:
+        more = (f"model.dtype={dtype}", f"parallel.num_stages={count}")
+        assert torch.equal(latents(policy, "parallel.cfg=split", *more), expected), count
+
+
+@pytest.mark.parametrize("policy", ["buffer", "forcing", "dualparal", "causal"])
+def test_steps_that_are_not_guided_pass_the_other_branch_by(policy):
+    expected = latents(policy, *INTERVAL)
+    assert not torch.equal(expected, latents(policy))
+    ours = latents(policy, *INTERVAL, "parallel.cfg=split", "parallel.num_stages=2")
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("policy", ["dualparal-grouped", "buffer", "rolling"])
+def test_one_batch_of_two_differs_by_rounding_alone(policy):
+    ours = latents(policy, "parallel.cfg=split")
+    batched = latents(policy, "sampling.guidance_mode=batched")
+    torch.testing.assert_close(ours, batched, atol=1e-4, rtol=0.0)  # other GEMM shapes
+
+
+def test_each_branch_reads_its_own_text_and_the_same_latents(monkeypatch):
+    seen = {}
+
+    class Watched(backends.Stage):
+        def embed(self, task, inputs):
+            (text_BSD,) = inputs.texts_BSD
+            seen.setdefault(id(self), []).append((task.number, inputs.latents_BCTHW, text_BSD))
+            return super().embed(task, inputs)
+
+    monkeypatch.setattr(backends, "Stage", Watched)
+    latents("dualparal", "parallel.cfg=split", "parallel.num_stages=2")
+    conditional, other = seen.values()
+    for (number, ours, text), (same_number, theirs, negative) in zip(
+        conditional, other, strict=True
+    ):
+        assert number == same_number
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(text, negative)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["sampling.guidance=1"], r"sampling\.guidance=1 guides no step.*set parallel\.cfg=batch"),
+        (["sampling.guidance_mode=none"], r"guidance_mode=none guides no step, so half of the"),
+        (
+            ["sampling.guidance_from=0.001", "sampling.guidance_to=0.0"],
+            r"guidance=5 from level 0\.001 to 0 guides no step",
+        ),
+        (["sampling.guidance_mode=batched"], r"both branches into one forward; set .*=sequential"),
+    ],
+)
+def test_without_two_branches_there_is_nothing_to_split(settings, words):
+    with pytest.raises(ValueError, match=r"^parallel\.cfg=split gives the .*" + words):
+        make_plan("dualparal", "parallel.cfg=split", *settings)
+
+
+def test_a_distilled_model_is_refused_by_its_preset():
+    with pytest.raises(ValueError, match=r"guidance_mode=none guides no step"):
+        plan_render("a cat", preset="self-forcing-1.3b", overrides=["parallel.cfg=split"])
+
+
+def test_the_plan_counts_devices_and_weights_of_both_branches():
+    one, two = (
+        make_plan("dualparal", f"parallel.cfg={cfg}", "parallel.backend=ray")
+        for cfg in ("batch", "split")
+    )
+    name, copies = "transformer", one.weights_bytes["transformer"]
+    assert two.weights_bytes[f"{name} (twice)"] == 2 * copies
+    lines = dict(line.split(maxsplit=1) for line in describe(two).splitlines())
+    assert lines["blocks"] == "3 (dualparal), 1 stages for each branch of guidance (ray)"
+    assert lines["device"] == "2 x auto, float32"
+
+
+def test_two_devices_take_actors_unless_it_is_said():
+    config = [one for one in overrides("dualparal", GUIDED) if "backend" not in one]
+    found = {
+        cfg: plan_render("a cat", frames=33, overrides=[*config, f"parallel.cfg={cfg}"]).backend
+        for cfg in ("batch", "split")
+    }
+    assert found == {"batch": "local", "split": "ray"}
