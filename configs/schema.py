@@ -205,6 +205,7 @@ class ParallelConfig:
     address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
     place_timeout_s: float = 60.0  # how long to wait for the devices
     transfer_timeout_s: float = 60.0  # how long a stage may wait for another
+    calibration: str = "~/.cache/longreel/calibration"  # measured times; empty: layers by estimate
 
     def __post_init__(self) -> None:
         check_range(

@@ -92,22 +92,29 @@ def _cost(setting: "Setting", speed: "Speed", calibrated: bool) -> "Cost | None"
 
 
 def _measure(setting: "Setting", speed: "Speed") -> "Seconds":
+    """Kept, too, for renders of the same window on this device."""
     from dataclasses import replace
 
     from ..pipeline.calibrate import calibrate
+    from ..pipeline.measured import keep, make_case
     from ..pipeline.plan import DTYPES, find_device
 
     assert setting.config is not None
     model, video = setting.config.model, setting.config.video
+    device, folder = find_device(model.device), setting.config.parallel.calibration
     seconds = calibrate(
         setting.arch,
         setting.schedule,
         height=video.height,
         width=video.width,
-        device=find_device(model.device),
+        device=device,
         dtype=DTYPES[model.dtype],
         vae_dtype=DTYPES[model.vae_dtype],
     )
+    if folder and (
+        path := keep(folder, make_case(setting.config, setting.schedule, device), seconds)
+    ):
+        typer.echo(f"calibration: {path}", err=True)
     return replace(seconds, byte=1 / speed.bytes_per_s)
 
 

@@ -13,12 +13,14 @@ from ..models.arch import ARCHS, ModelArch
 from ..models.image import open_image
 from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
+from .cost import Seconds
 from .levels import Levels, make_levels
 from .noise import check_seed
 from .plan_blocks import find_policy, plan_schedule, widest_window
 from .policies import default_noise
 from .prompts import prompts_by_block
 from .schedule import BlockSchedule
+from .slices import describe_slices, find_measured
 
 DTYPES = {
     "float32": torch.float32,
@@ -121,6 +123,7 @@ def describe(plan: Plan) -> str:
         "latents": f"{channels} x {latents} x {height} x {width}, {_size(plan.latents_bytes)}",
         "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
         f"{config.parallel.num_stages} stages ({plan.backend})",
+        "layers": describe_slices(plan, _find_measured(plan)),
         "window": f"{plan.num_tokens} tokens",
         "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
         f"guidance {sampling.guidance:g} ({sampling.guidance_mode})",
@@ -128,6 +131,16 @@ def describe(plan: Plan) -> str:
         "device": f"{device}, {config.model.dtype}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
+
+
+def _find_measured(plan: Plan) -> Seconds | None:
+    """As the stages will, where they are to run on this machine."""
+    if plan.backend == "local":
+        return find_measured(plan, plan.device)
+    if plan.config.parallel.address != "local":
+        return None
+    has_gpu = plan.config.model.device != "cpu" and torch.cuda.device_count() > 0
+    return find_measured(plan, torch.device("cuda" if has_gpu else "cpu"))
 
 
 def expand(path: str | Path) -> Path:

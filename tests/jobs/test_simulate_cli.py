@@ -147,7 +147,8 @@ def play_slots(schedule, num_stages):
     return busy
 
 
-def test_calibrating_measures_a_model_on_this_machine():
+def test_calibrating_measures_a_model_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     row = json.loads(run("--preset tiny --blocks 2 --steps 1 --calibrate --json"))
     assert row["stages"] == 4  # as many as the model has layers
     assert row["total_s"] > row["first_frame_s"] > row["first_block_s"] > 0
@@ -171,3 +172,18 @@ def test_what_was_measured_is_what_the_commonest_window_costs(monkeypatch):
     assert cost.layer_seconds(task) == pytest.approx(2.0)
     assert cost.stage_seconds(task, range(4)) == pytest.approx(4 * 2.0 + 2.0 + 2.0)
     assert seconds.decode_latent == 2.0
+
+
+def test_a_render_splits_layers_by_what_was_calibrated_for_its_window(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    longreel = CliRunner().invoke
+    dry_run = ["render", "a cat", "--dry-run", "parallel.num_stages=2", "parallel.backend=local"]
+    assert "split as estimated (`longreel simulate --calibrate`" in longreel(app, dry_run).stdout
+    options = "--preset tiny --policy whole --latents 5 --steps 1 --calibrate"
+    done = longreel(app, ["simulate", *options.split()])
+    assert done.exit_code == 0
+    (path,) = (tmp_path / ".cache/longreel/calibration").iterdir()
+    assert done.stderr == f"calibration: {path}\n"
+    assert "split as measured on this device" in longreel(app, dry_run).stdout
+    other = longreel(app, [*dry_run, "--frames", "21"])
+    assert "split as estimated" in other.stdout

@@ -22,8 +22,10 @@ from longreel.models import arch as archs
 from longreel.parallel.crew import Crew
 from longreel.parallel.placement import place
 from longreel.pipeline import backend as backends
+from longreel.pipeline.cost import Seconds
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
+from longreel.pipeline.measured import keep, make_case
 
 pytestmark = pytest.mark.ray
 _QUIET = {
@@ -125,13 +127,17 @@ def test_a_reader_who_stops_reading_stops_admission():
         assert [block.block for block in blocks] == list(range(1, plan.schedule.num_blocks))
 
 
-def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed():
-    plan = make_plan("dualparal", "parallel.backend=ray", frames=161, num_stages=4)
+def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_path):
+    more = ["parallel.backend=ray", f"parallel.calibration={tmp_path}"]
+    plan = make_plan("dualparal", *more, frames=161, num_stages=4)
+    case = make_case(plan.config, plan.schedule, torch.device("cpu"))
+    keep(str(tmp_path), case, Seconds(token=1.0, embed_token=1.5))  # as measured where stages are
     before = set(os.listdir("/dev/shm"))
     stream = stream_chunks(plan)
     first = [next(stream) for _ in range(5)]
     pids = pids_of(stream._generator._backend)
     assert len(pids) == 5
+    assert [len(layers) for layers in stream._generator._chain._slices] == [1, 2, 1, 1]
     start = time.monotonic()
     stream.close()
     assert all_gone(pids, within_s=1.0 - (time.monotonic() - start))
