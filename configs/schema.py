@@ -176,6 +176,7 @@ class BlocksConfig:
     right: int | None = None  # latents of context after it
     sink: int | None = None  # first latents of the video that every block sees
     stagger: int | None = None  # steps that a block is behind its left neighbour
+    causal: int | None = None  # latents of runs that see no later run of their window (forcing)
     window: int = 25  # latents that one forward may hold (forcing)
     depth: int = 8  # stages that the order of service is made for, however many there are
     noise: str | None = None  # independent, or pool: blocks share one set of frames
@@ -189,7 +190,7 @@ class BlocksConfig:
             value = getattr(self, name)
             if value is not None:
                 check_range(f"blocks.{name}", value, 1, math.inf, "leaves nothing to work on")
-        for name in ("left", "right", "sink", "stagger"):
+        for name in ("left", "right", "sink", "stagger", "causal"):
             value = getattr(self, name)
             if value is not None:
                 check_range(f"blocks.{name}", value, 0, math.inf, "counts nothing")

@@ -67,6 +67,13 @@ class Plan:
         return find_policy(self.config, self.arch, self.latents_shape[1] or None)
 
     @property
+    def causal_latents(self) -> int:
+        """Runs of so many latents of a window see no later run; 0: all see all."""
+        if self.policy == "whole":
+            return self.arch.causal_latents
+        return self.schedule.causal
+
+    @property
     def backend(self) -> str:
         """What runs the stages: local, or ray."""
         return _find_backend(self.config)

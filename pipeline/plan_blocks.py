@@ -52,6 +52,15 @@ def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSc
             "blocks.policy=dualparal-grouped, or a model with a timestep per latent "
             "(skyreels-v2-df-1.3b, wan2.2-ti2v-5b)"
         )
+    if schedule.causal and not (arch.causal_windows or arch.causal_latents == schedule.causal):
+        trained = (
+            f"in runs of {arch.causal_latents}" if arch.causal_latents else "to see both sides"
+        )
+        raise ValueError(
+            f"blocks.causal={schedule.causal} hides later latents of a window from earlier ones, "
+            f"and model.arch={name} was trained {trained}, so it would make noise; leave it out, "
+            "or use a model of SkyReels-V2 (skyreels-v2-df-1.3b)"
+        )
     if schedule.commits and not arch.causal_latents:
         raise ValueError(
             f"blocks.policy={policy} lets blocks see only what is before them, and "

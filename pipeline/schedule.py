@@ -33,6 +33,7 @@ class BlockSchedule:
     extend_left: bool = False  # a window without a right neighbour sees that much more to the left
     depth: int = 0  # stages that a burst is made for: it extends no window so far that they wait
     keep_first: bool = False  # position 0 is the video's first latent's, and nobody else's
+    causal: int = 0  # runs of so many latents see no later run of their window; 0: all see all
     per_latent: bool = False  # a timestep per latent; otherwise all have the written block's
 
     def __post_init__(self) -> None:
@@ -43,6 +44,8 @@ class BlockSchedule:
         assert self.max_inflight >= max(1, self.burst)
         assert not self.right or self.joint == 1
         assert self.right <= self.size, "context after a block comes from its neighbour alone"
+        assert not self.causal or not (self.size % self.causal or self.left % self.causal)
+        assert not (self.causal and (self.right or self.commits)), "runs take no cached keys"
         assert not (self.commits and (self.burst or self.left or not self.stagger))
 
     @property

@@ -66,6 +66,14 @@ def folder(tmp_path, monkeypatch):
         (["sampling.guidance=nan"], ["sampling.guidance=nan", "NaN", "finite number"]),
         (["sampling.solver=unipc"], ["sampling.solver=unipc", "mean unipc2?", "one of"]),
         (["blocks.policy=dualparallel"], ["blocks.policy=dualparallel", "mean dualparal?"]),
+        (
+            ["blocks.policy=forcing", "blocks.causal=5", "model.arch=wan2.2-ti2v-5b"],
+            ["blocks.causal=5", "trained to see both sides", "leave it out", "SkyReels-V2"],
+        ),
+        (
+            ["blocks.policy=forcing", "blocks.causal=5", "model.arch=self-forcing-1.3b"],
+            ["blocks.causal=5", "trained in runs of 3", "leave it out"],
+        ),
         (["blocks.policy=causal"], ["blocks.policy=causal", "see both sides", "self-forcing"]),
         (
             ["blocks.policy=buffer", "model.arch=wan2.1-t2v-1.3b"],

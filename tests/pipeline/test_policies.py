@@ -127,6 +127,10 @@ def test_forcing_takes_the_rows_of_the_published_timestep_matrix(steps, num_bloc
     assert done == [steps] * num_blocks
 
 
+def test_forcing_in_causal_runs_takes_the_same_tasks():
+    assert walk("forcing", 20, 75, causal=5) == walk("forcing", 20, 75)
+
+
 def test_forcing_stays_within_its_window_and_goes_on_from_a_noised_prefix():
     tasks = walk("forcing", 20, 75, stagger=10)
     assert num_ticks(tasks) == 20 + 14 * 10
@@ -191,6 +195,10 @@ def test_a_number_that_a_queue_would_ignore_is_refused(policy, name):
         ("forcing", {"stagger": 9}, 30, "blocks.stagger=9 .* at most sampling.steps=8"),
         ("dualparal", {"right": 9}, 30, "blocks.right=9 .* at most 8"),
         ("dualparal-grouped", {"size": 4, "right": 5}, 30, "blocks.right=5 .* at most 4"),
+        ("forcing", {"size": 4, "left": 4, "causal": 3}, 30, "causal=3 .*size=4, .* as 6"),
+        ("forcing", {"size": 6, "left": 4, "causal": 3}, 30, "causal=3 .*left=4, .* as 6"),
+        ("forcing", {"causal": 2}, 30, r"blocks\.causal=2 does not divide blocks\.size=5"),
+        ("rolling", {"causal": 3}, 30, "blocks.causal=3 would be ignored, .*rolling"),
         ("forcing", {"window": 11}, 30, "blocks.window=11 is too short .* at least 12"),
     ],
 )
