@@ -25,6 +25,7 @@ POLICIES = (
     "causal",
 )
 NOISE = ("independent", "pool")
+RECACHES = ("none", "prompt")
 BACKENDS = ("auto", "local", "ray")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
@@ -178,6 +179,7 @@ class BlocksConfig:
     stagger: int | None = None  # steps that a block is behind its left neighbour
     causal: int | None = None  # latents of runs that see no later run of their window (forcing)
     window: int = 25  # latents that one forward may hold (forcing)
+    recache: str | None = None  # prompt: cached keys are made again for a new one (causal); or none
     depth: int = 8  # stages that the order of service is made for, however many there are
     noise: str | None = None  # independent, or pool: blocks share one set of frames
     prefix_level: float = 0.02  # noise on a clean prefix (forcing)
@@ -186,6 +188,8 @@ class BlocksConfig:
         check_name("blocks.policy", self.policy, POLICIES)
         if self.noise is not None:
             check_name("blocks.noise", self.noise, NOISE)
+        if self.recache is not None:
+            check_name("blocks.recache", self.recache, RECACHES)
         for name in ("size", "window", "depth"):
             value = getattr(self, name)
             if value is not None:

@@ -1,6 +1,6 @@
 """Which schedules to simulate, from what was asked on the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..pipeline.policies import make_schedule
 from ..pipeline.schedule import BlockSchedule
 from ..pipeline.simulate import Report, Slots, count_slots, simulate
 
-NUMBERS = ("size", "left", "right", "sink", "stagger")
+NUMBERS = ("size", "left", "right", "sink", "stagger", "causal", "recache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Setting:
     steps: int
     num_latents: int
     num_stages: int
+    new_prompts: tuple[int, ...] = ()  # blocks that begin with another prompt
     config: Config | None = None  # of the preset, where a model was named
 
     @property
@@ -34,7 +35,8 @@ class Setting:
 
     @property
     def schedule(self) -> BlockSchedule:
-        return make_schedule(self.blocks, self.steps, self.num_latents)
+        schedule = make_schedule(self.blocks, self.steps, self.num_latents)
+        return replace(schedule, new_prompts=self.new_prompts)
 
     def cost(self, seconds: Seconds) -> Cost:
         assert self.config is not None
@@ -89,6 +91,7 @@ def make_setting(
     num_latents: int | None,
     num_stages: int | None,
     numbers: dict[str, int | None],
+    new_prompts: Sequence[int] = (),
 ) -> Setting:
     """ValueError where the numbers make no video, or the model has too few layers."""
     for name, value in (("stages", num_stages), ("blocks", num_blocks), ("latents", num_latents)):
@@ -98,6 +101,8 @@ def make_setting(
     given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
     if policy is not None:
         given["policy"] = policy
+    if new_prompts:
+        given["recache"] = "prompt"
     blocks = replace(config.blocks if config else BlocksConfig(), **given)
     if blocks.policy == "auto":
         name = "dualparal-grouped"
@@ -110,13 +115,22 @@ def make_setting(
         raise ValueError(f"--steps={steps} makes no row of noise levels; give 1 to 1000")
     if num_latents is None:
         num_latents = num_blocks * _size(blocks, steps)
-    return Setting(
+    setting = Setting(
         blocks=blocks,
         steps=steps,
         num_latents=num_latents,
         num_stages=_stages(num_stages, config),
+        new_prompts=tuple(sorted(new_prompts)),
         config=config,
     )
+    num_blocks = setting.schedule.num_blocks or 0
+    for block in new_prompts:
+        if not 0 < block < num_blocks:
+            raise ValueError(
+                f"--new-prompt={block} is no block after the first, so no prompt changes there; "
+                f"give one of 1 to {num_blocks - 1}"
+            )
+    return setting
 
 
 def _arch(config: Config) -> ModelArch:

@@ -31,6 +31,13 @@ def simulate(
     stagger: Annotated[int | None, _number("Steps a block is behind its neighbour")] = None,
     window: Annotated[int | None, _number("Latents of a forward (forcing)")] = None,
     depth: Annotated[int | None, _number("Stages the order is made for")] = None,
+    new_prompt: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="BLOCK",
+            help="Block with another prompt, cached keys made again (causal); repeatable.",
+        ),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Model to count seconds and bytes of.")] = None,
     tflops: Annotated[float, typer.Option(help="What a device reaches, with --preset.")] = 100.0,
     gbytes: Annotated[float, typer.Option(help="What a link carries a second, in GB.")] = 25.0,
@@ -66,6 +73,7 @@ def simulate(
             "window": window,
             "depth": depth,
         },
+        new_prompts=new_prompt or (),
     )
     for name, value in (("tflops", tflops), ("gbytes", gbytes)):
         if not 0 < value < float("inf"):

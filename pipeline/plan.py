@@ -1,7 +1,7 @@
 """What a render will do, worked out and checked before anything is loaded."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,6 +95,13 @@ def make_plan(request: Request) -> Plan:
     dtype = DTYPES[config.model.dtype]
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
     schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
+    prompts = prompts_by_block(
+        request.prompt,
+        request.prompt_at,
+        schedule,
+        fps=config.video.fps,
+        frames_per_latent=arch.vae.time_stride,
+    )
     _, patch_height, patch_width = arch.dit.patch
     tokens = (shape[2] // patch_height) * (shape[3] // patch_width)
     return Plan(
@@ -102,14 +109,8 @@ def make_plan(request: Request) -> Plan:
         arch=arch,
         device=_driver_device(config),
         latents_shape=shape,
-        schedule=schedule,
-        prompts=prompts_by_block(
-            request.prompt,
-            request.prompt_at,
-            schedule,
-            fps=config.video.fps,
-            frames_per_latent=arch.vae.time_stride,
-        ),
+        schedule=replace(schedule, new_prompts=tuple(sorted(prompts)[1:])),
+        prompts=prompts,
         num_tokens=widest_window(schedule) * tokens,
         levels=levels,
         pictures=_open_images(request),

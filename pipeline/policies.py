@@ -32,7 +32,7 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
 def _check_fields(blocks: BlocksConfig) -> None:
     """What a policy does not read must not be set: it would seem to have been done."""
     known = _FIELDS[blocks.policy]
-    for name in ("size", "left", "right", "sink", "stagger", "causal"):
+    for name in ("size", "left", "right", "sink", "stagger", "causal", "recache"):
         if getattr(blocks, name) is not None and name not in known:
             raise ValueError(
                 f"blocks.{name}={getattr(blocks, name)} would be ignored, as "
@@ -195,6 +195,7 @@ def _causal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockS
         max_inflight=1,
         clean=_or(blocks.left, 9),
         sink=_or(blocks.sink, 3),
+        recache=blocks.recache == "prompt",
         keep_first=True,
     )
 
@@ -225,5 +226,5 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "buffer": ("size", "left", "stagger"),
     "forcing": ("size", "left", "stagger", "causal"),
     "rolling": ("size", "left", "sink"),
-    "causal": ("size", "left", "sink"),
+    "causal": ("size", "left", "sink", "recache"),
 }

@@ -34,6 +34,8 @@ class BlockSchedule:
     depth: int = 0  # stages that a burst is made for: it extends no window so far that they wait
     keep_first: bool = False  # position 0 is the video's first latent's, and nobody else's
     causal: int = 0  # runs of so many latents see no later run of their window; 0: all see all
+    recache: bool = False  # clean keys and values are made again when the prompt changes
+    new_prompts: tuple[int, ...] = ()  # blocks that are known to begin with another prompt
     per_latent: bool = False  # a timestep per latent; otherwise all have the written block's
 
     def __post_init__(self) -> None:
@@ -46,6 +48,7 @@ class BlockSchedule:
         assert self.right <= self.size, "context after a block comes from its neighbour alone"
         assert not self.causal or not (self.size % self.causal or self.left % self.causal)
         assert not (self.causal and (self.right or self.commits)), "runs take no cached keys"
+        assert not self.recache or self.max_inflight == 1, "others in flight read the old prompt"
         assert not (self.commits and (self.burst or self.left or not self.stagger))
 
     @property
@@ -76,9 +79,16 @@ class BlockSchedule:
         block = latent // self.size
         return block if self.num_blocks is None else min(block, self.num_blocks - 1)
 
-    def tasks(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Task]:
-        """Every task, in the order all stages keep; no block is admitted once it is stopped."""
-        return _Run(self, stopped).tasks()
+    def tasks(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        begins_prompt: Callable[[int], bool] | None = None,
+    ) -> Iterator[Task]:
+        """Every task, in the order all stages keep; no block is admitted once it is stopped.
+
+        `begins_prompt` is asked once about each block, before its first task; none: as planned.
+        """
+        return _Run(self, stopped, begins_prompt or self.new_prompts.__contains__).tasks()
 
     def burst_of(self, block: int) -> range:
         """Bursts of a finite video differ by at most one block, and the larger come first."""
@@ -110,18 +120,27 @@ class BlockSchedule:
 class _Run:
     """The state of one walk through a schedule: how far every block in flight is."""
 
-    def __init__(self, schedule: BlockSchedule, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        schedule: BlockSchedule,
+        stopped: Callable[[], bool],
+        begins_prompt: Callable[[int], bool],
+    ) -> None:
         self._s = schedule
         self._stopped = stopped
+        self._begins_prompt = begins_prompt
         self._done: dict[int, int] = {}  # steps taken by blocks in flight
         self._next = 0  # block to admit
         self._number = 0
         self._tick = 0
-        self._kept = 0  # first block whose latents are still held
+        self._kept: list[int] = []  # blocks whose latents are still held
         self._entries: dict[int, Entry] = {}  # of clean blocks
+        self._take = 0  # new prompts that entries were made again for
 
     def tasks(self) -> Iterator[Task]:
-        while self._admit() or self._done:
+        while (admitted := self._admit()) or self._done:
+            if admitted and self._s.recache and self._begins_prompt(self._next - 1):
+                yield from self._recache(self._next - 1)
             moving = self._moving()
             assert moving, "blocks in flight and none may move"
             for group in self._groups(moving):
@@ -146,6 +165,7 @@ class _Run:
             and self._steps_of(self._next - 1) >= s.gap(self._next)
         ):
             self._done[self._next] = 0
+            self._kept.append(self._next)
             self._next += 1
         return self._next > before
 
@@ -215,7 +235,7 @@ class _Run:
         start, stop = s.bounds(block)
         part = Part(block=block, start=start, stop=stop, step=s.steps, write=False)
         reads = self._clean(start)
-        entry = Entry(block=block, step=s.steps, start=start, stop=stop)
+        entry = Entry(block=block, step=s.steps, start=start, stop=stop, take=self._take)
         self._entries[block] = entry
         # what the next block can no longer see, nobody sees: windows only move to the right
         lost = [
@@ -223,16 +243,32 @@ class _Run:
             for b, old in self._entries.items()
             if old.stop <= stop - s.clean and old.start >= s.sink
         ]
-        for b in lost:
-            del self._entries[b]
+        frees = tuple(self._entries.pop(b).key for b in lost)
         return self._task(
             parts=(part,),
             reads=reads,
             stores=(entry,),
-            frees=tuple((b, s.steps) for b in lost),
+            frees=frees,
             drops=self._drop_before(stop),
             commit=True,
         )
+
+    def _recache(self, block: int) -> Iterator[Task]:
+        """What this block will read of clean blocks, made again of them with its own prompt."""
+        self._take += 1
+        old, self._entries = self._entries, {}
+        for b, entry in old.items():
+            part = Part(block=b, start=entry.start, stop=entry.stop, step=entry.step, write=False)
+            reads = self._clean(entry.start)
+            self._entries[b] = replace(entry, take=self._take)
+            yield self._task(
+                parts=(part,),
+                reads=reads,
+                stores=(self._entries[b],),
+                frees=(entry.key,),
+                commit=True,
+                text_of=block,
+            )
 
     def _left(self, start: int, end: int) -> tuple[Part, ...]:
         """These latents, block by block, each in its version of this moment."""
@@ -276,16 +312,21 @@ class _Run:
         block = min(unfinished, default=self._next)
         if block == s.num_blocks:
             return self._drop_before(s.bounds(block - 1)[1])
-        if any(map(self._is_read_clean, range(self._kept, block))):
+        if any(b < block and b not in self._entries for b in self._kept if self._is_read_clean(b)):
             return ()  # their commits are yet to come
         extra = s.right if s.extend_left else 0
         return self._drop_before(s.bounds(block)[0] - s.left - extra)
 
     def _drop_before(self, latent: int) -> tuple[int, ...]:
-        first = self._kept
-        while self._kept < self._next and self._s.bounds(self._kept)[1] <= latent:
-            self._kept += 1
-        return tuple(range(first, self._kept))
+        """Blocks that end by then, but for those that may yet be run again for a new prompt."""
+        again = self._entries if self._s.recache and self._may_begin() else {}
+        gone = [b for b in self._kept if self._s.bounds(b)[1] <= latent and b not in again]
+        self._kept = [b for b in self._kept if b not in gone]
+        return tuple(gone)
+
+    def _may_begin(self) -> bool:
+        """Whether a block is yet to be admitted."""
+        return self._next != self._s.num_blocks
 
     def _task(self, **fields: object) -> Task:
         task = Task(number=self._number, tick=self._tick, **fields)  # type: ignore[arg-type]

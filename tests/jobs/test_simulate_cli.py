@@ -63,6 +63,17 @@ def test_numbers_of_the_policy_are_passed_on():
     }
 
 
+def test_a_new_prompt_costs_a_slot_for_every_block_in_sight():
+    options = "--policy causal --steps 4 --blocks 12 --stages 3 --json"
+    plain, new = (json.loads(run(f"{options} {more}")) for more in ("", "--new-prompt 6"))
+    assert new["tasks"] - plain["tasks"] == 4  # the sink, and nine latents in three blocks
+    # nothing waits in between: each is read by the next at every stage
+    assert new["total_slots"] - plain["total_slots"] == 4
+    assert new["first_block_slots"] == plain["first_block_slots"]
+    longer = json.loads(run(f"{options} --new-prompt 6 --new-prompt 7 --new-prompt 9"))
+    assert longer["tasks"] - plain["tasks"] == 12
+
+
 def test_comparing_shows_every_queue_on_every_number_of_stages():
     options = "--steps 4 --blocks 5 --stages 6 --compare"
     rows = json.loads(run(f"{options} --json"))["rows"]
@@ -101,6 +112,9 @@ def test_a_model_adds_seconds_and_bytes():
         ("--policy causal --right 3", "blocks.right=3 would be ignored"),
         ("--preset tiny --stages 5", "--stages=5 leaves 1 of them without a layer, as tiny has 4"),
         ("--preset tony", "did you mean tiny?"),
+        ("--policy causal --blocks 9 --new-prompt 9", "--new-prompt=9 is no block after the first"),
+        ("--policy causal --blocks 9 --new-prompt 0", "give one of 1 to 8"),
+        ("--policy rolling --new-prompt 2", "blocks.recache=prompt would be ignored"),
         ("--calibrate", "--calibrate has no model to measure; name one with --preset"),
         ("--preset tiny --tflops 0", "--tflops=0 is no speed"),
         ("--preset tiny --gbytes nan", "--gbytes=nan is no speed"),

@@ -111,6 +111,25 @@ def test_actors_give_the_bits_of_one_process(num_stages, monkeypatch):
     assert free_cpus() == 6
 
 
+def test_keys_made_again_for_a_new_prompt_are_those_of_one_process():
+    def plan(num_stages):
+        settings = overrides("causal-recache", f"parallel.num_stages={num_stages}")
+        request = {"prompt_at": [(2.1, "a dog")], "overrides": [*settings, "model.device=cpu"]}
+        return plan_render("a cat", frames=57, seed=3, **request)
+
+    alone = Generator(plan(1)).latents()
+    assert plan(1).schedule.new_prompts == (3,)
+    with Warm(2) as warm:
+        ours = Generator(plan(2), open_backend=warm.backend).latents()
+        assert torch.equal(ours, alone)
+        blocks = Generator(plan(2), open_backend=warm.backend)
+        stream = blocks.blocks()
+        next(stream)
+        blocks.set_prompt("a bird")
+        rest = [block.latents_BCTHW for block in stream]
+        assert not torch.equal(torch.cat(rest, dim=2), alone[:, :, 3:])
+
+
 def test_a_reader_who_stops_reading_stops_admission():
     plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
     with Warm(2) as warm:

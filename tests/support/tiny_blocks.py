@@ -34,6 +34,7 @@ POLICIES = {
 }
 # other settings, under names of their own
 _VARIANTS = {
+    "causal-recache": [*POLICIES["causal"], "blocks.recache=prompt"],
     "forcing-causal": [*POLICIES["forcing"], "blocks.causal=2"],
     "forcing-causal-latents": [*POLICIES["forcing"], "blocks.causal=1"],
     "dualparal-grouped-pairs": [*_SIDES, "blocks.right=1", "blocks.depth=1"],
