@@ -82,9 +82,11 @@ def _check_stages(config: Config, arch: ModelArch, policy: str, schedule: BlockS
         "dualparal-grouped": f"set blocks.depth to at least {stages - 1}",
         "dualparal-staggered": f"set blocks.stagger to at most {max(1, schedule.steps // stages)}",
     }[policy]
+    idle = stages - inflight
     raise ValueError(
-        f"parallel.num_stages={stages} would leave {stages - inflight} stages idle at any time, as "
-        f"blocks.policy={policy} keeps {inflight} blocks in flight; {way_out}, or use fewer stages"
+        f"parallel.num_stages={stages} would leave {idle} stage{'s' * (idle > 1)} idle at any "
+        f"time, as blocks.policy={policy} keeps {inflight} block{'s' * (inflight > 1)} in flight; "
+        f"{way_out}, or use fewer stages"
     )
 
 

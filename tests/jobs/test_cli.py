@@ -115,6 +115,7 @@ def folder(tmp_path, monkeypatch):
             ["video.last_image=cut.png cannot be read", "save it again"],
         ),
         (["-o", "no/cat.mp4"], ["output=no/cat.mp4 lies in", "does not exist", "make that"]),
+        (["-o", "folder"], ["output=folder is a folder", "such as folder/video.mp4"]),
         (["-o", "folder.mp4"], ["output=folder.mp4 is a folder", "folder.mp4/video.mp4"]),
         (["-o", "cat.mov"], ["output=cat.mov does not end in .mp4", "name it cat.mp4"]),
         (["-o", "/proc/cat.mp4"], ["output=/proc/cat.mp4 needs a file", "choose a folder"]),
