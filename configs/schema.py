@@ -26,6 +26,7 @@ POLICIES = (
 )
 NOISE = ("independent", "pool")
 RECACHES = ("none", "prompt")
+LINKS = ("auto", "nccl", "host")
 BACKENDS = ("auto", "local", "ray")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
@@ -210,6 +211,7 @@ class ParallelConfig:
     address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
     place_timeout_s: float = 60.0  # how long to wait for the devices
     transfer_timeout_s: float = 60.0  # how long a stage may wait for another
+    link: str = "auto"  # nccl: from GPU to GPU; host: through the machines' memory; auto: by device
     calibration: str = "~/.cache/longreel/calibration"  # measured times; empty: layers by estimate
 
     def __post_init__(self) -> None:
@@ -217,6 +219,12 @@ class ParallelConfig:
             "parallel.num_stages", self.num_stages, 1, math.inf, "leaves no stage to run on"
         )
         check_name("parallel.backend", self.backend, BACKENDS)
+        check_name("parallel.link", self.link, LINKS)
+        if self.link == "nccl" and self.backend == "local":
+            raise ValueError(
+                "parallel.link=nccl would be ignored, as parallel.backend=local hands tensors over "
+                "in one process; set parallel.backend=ray, or leave it out"
+            )
         for name in ("place_timeout_s", "transfer_timeout_s"):
             check_finite(f"parallel.{name}", getattr(self, name))
             check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "fails at once")
@@ -252,6 +260,11 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.parallel.link == "nccl" and self.model.device == "cpu":
+            raise ValueError(
+                "parallel.link=nccl goes from one GPU to another, and model.device=cpu has none; "
+                "set parallel.link=auto, or model.device=cuda"
+            )
         if self.sampling.guidance_low is not None and not self.model.boundary:
             raise ValueError(
                 f"sampling.guidance_low={self.sampling.guidance_low} is never reached, as "

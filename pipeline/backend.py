@@ -127,6 +127,7 @@ class RayBackend:
             ),
             slices(plan, self.measured()),
             timeout_s=plan.config.parallel.transfer_timeout_s,
+            link=plan.config.parallel.link,
             check=self._check,
         )
 
