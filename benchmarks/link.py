@@ -10,6 +10,7 @@ between processes copies at least into shared memory and out of it, to memory th
 """
 
 import argparse
+import os
 import pickle
 import platform
 import statistics
@@ -23,6 +24,7 @@ from itertools import count
 import torch
 
 from longreel.parallel.link import (
+    NCCL_SETTINGS,
     LinkClosed,
     LinkSpec,
     Message,
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--other-end", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.update(NCCL_SETTINGS)
     if options.other_end:
         return answer(*pickle.load(sys.stdin.buffer))
 

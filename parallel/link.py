@@ -18,6 +18,8 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
 )
 
 KINDS = ("local", "gloo", "shm", "nccl")
+# in the environment of a process whose links go over NCCL: they end what fails, not torch
+NCCL_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 class LinkClosed(RuntimeError):  # noqa: N818 -- an end that callers expect, not always a fault

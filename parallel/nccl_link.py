@@ -3,10 +3,11 @@
 NCCL cannot say what is coming and does not notice that a peer is gone, so each message's words go
 over a gloo link, which does both. When they arrive, the receive is posted, into memory of this
 process's current GPU, while the caller still computes. A group of two ranks per edge, as a
-communicator that is aborted is aborted for all its edges. Not yet run on two GPUs.
+communicator that is aborted is aborted for all its edges. A process needs NCCL_SETTINGS in its
+environment: a transfer that fails is for the link to end, while torch's own watchdog would end the
+process. Not yet run on two GPUs.
 """
 
-import os
 import threading
 import time
 import weakref
@@ -101,8 +102,6 @@ class GpuPayloads:
             return self._group
 
     def _make(self) -> Any:
-        # a late transfer is for this link to end: torch's own watchdog would end the process
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         spec, kind = self._spec, torch.distributed.ProcessGroupNCCL
         timeout = timedelta(seconds=spec.timeout_s)
         store = TCPStore(

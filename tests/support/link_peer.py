@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from longreel.parallel import gloo_link, nccl_link
-from longreel.parallel.link import LinkSpec, Message, open_receiver, open_sender
+from longreel.parallel.link import NCCL_SETTINGS, LinkSpec, Message, open_receiver, open_sender
 from longreel.parallel.wire import payload_bytes
 
 APART = "/apart"  # ends the names of NCCL links that have gloo in its place
 GPU_PAYLOADS = nccl_link.GpuPayloads
 gpu = 0  # of this process
+
+os.environ.update(NCCL_SETTINGS)
 
 ends: dict[str, Any] = {}  # of this process, by the name of the link and the side
 sent: dict[str, int] = {}
