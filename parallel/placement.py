@@ -10,8 +10,6 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.placement_group import placement_group_table as _table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from .link import NCCL_SETTINGS
-
 _ray = cast(Any, ray)  # some of its functions have no types
 _POLL_S = 0.02
 _WORKER_GPU = 0.25  # of a GPU that a stage has the rest of: decoding shares it
@@ -27,8 +25,7 @@ class Placement:
 
     def stage_options(self, bundle: int) -> dict[str, Any]:
         if self.device == "cuda":
-            gpu = {"num_gpus": 1 - _WORKER_GPU, "runtime_env": {"env_vars": NCCL_SETTINGS}}
-            return {"num_cpus": 0, **gpu, **self._in(bundle)}
+            return {"num_cpus": 0, "num_gpus": 1 - _WORKER_GPU, **self._in(bundle)}
         return {"num_cpus": 1, **self._in(bundle)}
 
     def worker_options(self, bundle: int) -> dict[str, Any]:
