@@ -25,6 +25,12 @@ status=0
 "$PYTHON" -m pytest -m gpu -rs -p no:cacheprovider "$@" 2>&1 | tee "$scratch/tests" || status=1
 "$PYTHON" benchmarks/dit_forward.py --device cuda --shape 1.3b --dtype bfloat16 2>&1 |
     tee "$scratch/dit" || status=1
+devices="$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")"
+if [ "$devices" -ge 2 ]; then
+    "$PYTHON" benchmarks/link.py --nccl 2>&1 | tee "$scratch/links" || status=1
+else
+    echo "links over NCCL: not run, as they join two CUDA devices and here is $devices" | tee "$scratch/links"
+fi
 
 gpu="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -1)"
 echo
@@ -33,5 +39,6 @@ printf '%-22s %s\n' \
     "tests marked gpu" "$(tail -1 "$scratch/tests")" \
     "DiT forward, 1.3B" "$(tail -1 "$scratch/dit")" \
     "  measured with" "$(head -1 "$scratch/dit")" \
-    "  promised" "ratio of at most 0.8 in bfloat16"
+    "  promised" "ratio of at most 0.8 in bfloat16" \
+    "link over NCCL, 64 MB" "$(tail -1 "$scratch/links")"
 exit "$status"

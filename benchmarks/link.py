@@ -2,6 +2,7 @@
 
     python benchmarks/link.py                # 1, 16 and 64 MB
     python benchmarks/link.py --megabytes 4 256 --runs 50
+    python benchmarks/link.py --nccl         # with two CUDA devices: between them, too
 
 One way: from before `send` here to after `recv` in the other process (thread, for local), on the
 clock that the processes of a Linux machine share. The copy goes to memory already in use; a link
@@ -9,6 +10,7 @@ between processes copies at least into shared memory and out of it, to memory th
 """
 
 import argparse
+import os
 import pickle
 import platform
 import statistics
@@ -22,6 +24,7 @@ from itertools import count
 import torch
 
 from longreel.parallel.link import (
+    NCCL_SETTINGS,
     LinkClosed,
     LinkSpec,
     Message,
@@ -37,6 +40,8 @@ KINDS = ["local", "shm", "gloo"]
 
 def answer(there: LinkSpec, back: LinkSpec) -> None:
     """The other end: for every message the time it came, until the link closes."""
+    if there.kind == "nccl":
+        torch.cuda.set_device(1)
     receiver, sender = open_receiver(there), open_sender(back)
     try:
         while True:
@@ -67,7 +72,8 @@ def compare(ends: dict[str, tuple[Sender, Receiver]], num_bytes: int, runs: int)
     for run in range(runs + 3):
         now = {"copy": timed(lambda: target.copy_(tensor))}
         for kind, (sender, receiver) in ends.items():
-            now[kind] = one_way(sender, receiver, Message(b"", (tensor,)))
+            sent = tensor.cuda() if kind == "nccl" else tensor
+            now[kind] = one_way(sender, receiver, Message(b"", (sent,)))
         for name, seconds in now.items():
             if run >= 3:  # the first ones make the ring
                 times[name].append(seconds)
@@ -85,9 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, nargs="+", default=[1, 16, 64])
     parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--nccl", action="store_true", help="between two GPUs, too")
     parser.add_argument("--other-end", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.update(NCCL_SETTINGS)
     if options.other_end:
         return answer(*pickle.load(sys.stdin.buffer))
 
@@ -106,7 +114,7 @@ def main() -> None:
                 timeout_s=60,
             )
 
-        for kind in KINDS:
+        for kind in [*KINDS, *(["nccl"] if options.nccl else [])]:
             there, back = spec(kind), spec(kind)
             if kind == "local":
                 threads.append(threading.Thread(target=answer, args=(there, back)))

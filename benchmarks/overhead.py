@@ -85,6 +85,9 @@ class NoWindows:
     def put(self, moved: Moved) -> None:
         self._versions[moved.block] = moved.step
 
+    def begins_prompt(self, block: int) -> bool:
+        return False
+
     def change_text(self, text: object) -> None:
         raise AssertionError("nobody asks for it")
 

@@ -35,12 +35,13 @@ from longreel.parallel.placement import place
 from longreel.parallel.ray_chain import ChainParts, RayChain
 from longreel.parallel.stage import Inputs, Moved
 from longreel.parallel.tasks import Task
-from longreel.pipeline.backend import Backend, Frames, make_stage, make_stepper, slices
+from longreel.pipeline.backend import Backend, Frames, make_stage, make_stepper
 from longreel.pipeline.calibrate import calibrate
 from longreel.pipeline.condition import Condition
 from longreel.pipeline.cost import Seconds, model_cost
 from longreel.pipeline.generator import Generator
 from longreel.pipeline.plan import Plan
+from longreel.pipeline.slices import slices
 from longreel.pipeline.stepper import Stepper
 from longreel.pipeline.timeline import play
 from longreel.pipeline.windows import Sampling, Windows

@@ -25,6 +25,8 @@ POLICIES = (
     "causal",
 )
 NOISE = ("independent", "pool")
+RECACHES = ("none", "prompt")
+LINKS = ("auto", "nccl", "host")
 BACKENDS = ("auto", "local", "ray")
 CFG = ("batch", "split")
 FORMATS = ("mp4", "png")
@@ -177,7 +179,9 @@ class BlocksConfig:
     right: int | None = None  # latents of context after it
     sink: int | None = None  # first latents of the video that every block sees
     stagger: int | None = None  # steps that a block is behind its left neighbour
+    causal: int | None = None  # latents of runs that see no later run of their window (forcing)
     window: int = 25  # latents that one forward may hold (forcing)
+    recache: str | None = None  # prompt: cached keys are made again for a new one (causal); or none
     depth: int = 8  # stages that the order of service is made for, however many there are
     noise: str | None = None  # independent, or pool: blocks share one set of frames
     prefix_level: float = 0.02  # noise on a clean prefix (forcing)
@@ -186,11 +190,13 @@ class BlocksConfig:
         check_name("blocks.policy", self.policy, POLICIES)
         if self.noise is not None:
             check_name("blocks.noise", self.noise, NOISE)
+        if self.recache is not None:
+            check_name("blocks.recache", self.recache, RECACHES)
         for name in ("size", "window", "depth"):
             value = getattr(self, name)
             if value is not None:
                 check_range(f"blocks.{name}", value, 1, math.inf, "leaves nothing to work on")
-        for name in ("left", "right", "sink", "stagger"):
+        for name in ("left", "right", "sink", "stagger", "causal"):
             value = getattr(self, name)
             if value is not None:
                 check_range(f"blocks.{name}", value, 0, math.inf, "counts nothing")
@@ -208,6 +214,8 @@ class ParallelConfig:
     address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
     place_timeout_s: float = 60.0  # how long to wait for the devices
     transfer_timeout_s: float = 60.0  # how long a stage may wait for another
+    link: str = "auto"  # nccl: from GPU to GPU; host: through the machines' memory; auto: by device
+    calibration: str = "~/.cache/longreel/calibration"  # measured times; empty: layers by estimate
 
     def __post_init__(self) -> None:
         check_range(
@@ -216,6 +224,12 @@ class ParallelConfig:
         check_name("parallel.cfg", self.cfg, CFG)
         check_name("parallel.backend", self.backend, BACKENDS)
         self._check_devices()
+        check_name("parallel.link", self.link, LINKS)
+        if self.link == "nccl" and self.backend == "local":
+            raise ValueError(
+                "parallel.link=nccl would be ignored, as parallel.backend=local hands tensors over "
+                "in one process; set parallel.backend=ray, or leave it out"
+            )
         for name in ("place_timeout_s", "transfer_timeout_s"):
             check_finite(f"parallel.{name}", getattr(self, name))
             check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "fails at once")
@@ -283,6 +297,11 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.parallel.link == "nccl" and self.model.device == "cpu":
+            raise ValueError(
+                "parallel.link=nccl goes from one GPU to another, and model.device=cpu has none; "
+                "set parallel.link=auto, or model.device=cuda"
+            )
         if self.sampling.guidance_low is not None and not self.model.boundary:
             raise ValueError(
                 f"sampling.guidance_low={self.sampling.guidance_low} is never reached, as "

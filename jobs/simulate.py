@@ -1,6 +1,6 @@
 """Which schedules to simulate, from what was asked on the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..pipeline.policies import make_schedule
 from ..pipeline.schedule import BlockSchedule
 from ..pipeline.simulate import Report, Slots, count_slots, simulate
 
-NUMBERS = ("size", "left", "right", "sink", "stagger")
+NUMBERS = ("size", "left", "right", "sink", "stagger", "causal", "recache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Setting:
     num_latents: int
     num_stages: int  # of a chain
     cfg: str = "batch"  # split: a chain for each branch of guidance
+    new_prompts: tuple[int, ...] = ()  # blocks that begin with another prompt
     config: Config | None = None  # of the preset, where a model was named
 
     @property
@@ -36,7 +37,8 @@ class Setting:
 
     @property
     def schedule(self) -> BlockSchedule:
-        return make_schedule(self.blocks, self.steps, self.num_latents)
+        schedule = make_schedule(self.blocks, self.steps, self.num_latents)
+        return replace(schedule, new_prompts=self.new_prompts)
 
     def cost(self, seconds: Seconds) -> Cost:
         assert self.config is not None
@@ -95,6 +97,7 @@ def make_setting(
     num_stages: int | None,
     cfg: str | None,
     numbers: dict[str, int | None],
+    new_prompts: Sequence[int] = (),
 ) -> Setting:
     """ValueError where the numbers make no video, or the model has too few layers."""
     for name, value in (("stages", num_stages), ("blocks", num_blocks), ("latents", num_latents)):
@@ -104,6 +107,8 @@ def make_setting(
     given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
     if policy is not None:
         given["policy"] = policy
+    if new_prompts:
+        given["recache"] = "prompt"
     blocks = replace(config.blocks if config else BlocksConfig(), **given)
     if blocks.policy == "auto":
         name = "dualparal-grouped"
@@ -122,14 +127,23 @@ def make_setting(
     if config is not None:
         config = replace(config, parallel=parallel)
         check_branches(config, _guided(config))
-    return Setting(
+    setting = Setting(
         blocks=blocks,
         steps=steps,
         num_latents=num_latents,
         num_stages=_stages(num_stages, config),
         cfg=parallel.cfg,
+        new_prompts=tuple(sorted(new_prompts)),
         config=config,
     )
+    num_blocks = setting.schedule.num_blocks or 0
+    for block in new_prompts:
+        if not 0 < block < num_blocks:
+            raise ValueError(
+                f"--new-prompt={block} is no block after the first, so no prompt changes there; "
+                f"give one of 1 to {num_blocks - 1}"
+            )
+    return setting
 
 
 def _guided(config: Config) -> bool:

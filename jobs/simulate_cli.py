@@ -34,6 +34,13 @@ def simulate(
     stagger: Annotated[int | None, _number("Steps a block is behind its neighbour")] = None,
     window: Annotated[int | None, _number("Latents of a forward (forcing)")] = None,
     depth: Annotated[int | None, _number("Stages the order is made for")] = None,
+    new_prompt: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="BLOCK",
+            help="Block with another prompt, cached keys made again (causal); repeatable.",
+        ),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Model to count seconds and bytes of.")] = None,
     tflops: Annotated[float, typer.Option(help="What a device reaches, with --preset.")] = 100.0,
     gbytes: Annotated[float, typer.Option(help="What a link carries a second, in GB.")] = 25.0,
@@ -70,6 +77,7 @@ def simulate(
             "window": window,
             "depth": depth,
         },
+        new_prompts=new_prompt or (),
     )
     for name, value in (("tflops", tflops), ("gbytes", gbytes)):
         if not 0 < value < float("inf"):
@@ -96,22 +104,29 @@ def _cost(setting: "Setting", speed: "Speed", calibrated: bool) -> "Cost | None"
 
 
 def _measure(setting: "Setting", speed: "Speed") -> "Seconds":
+    """Kept, too, for renders of the same window on this device."""
     from dataclasses import replace
 
     from ..pipeline.calibrate import calibrate
+    from ..pipeline.measured import keep, make_case
     from ..pipeline.plan import DTYPES, find_device
 
     assert setting.config is not None
     model, video = setting.config.model, setting.config.video
+    device, folder = find_device(model.device), setting.config.parallel.calibration
     seconds = calibrate(
         setting.arch,
         setting.schedule,
         height=video.height,
         width=video.width,
-        device=find_device(model.device),
+        device=device,
         dtype=DTYPES[model.dtype],
         vae_dtype=DTYPES[model.vae_dtype],
     )
+    if folder and (
+        path := keep(folder, make_case(setting.config, setting.schedule, device), seconds)
+    ):
+        typer.echo(f"calibration: {path}", err=True)
     return replace(seconds, byte=1 / speed.bytes_per_s)
 
 

@@ -43,6 +43,11 @@ def check_output(
 
 def check_target(path: Path, output: OutputConfig) -> None:
     """ValueError if the name, its folder or what is already there does not suit the format."""
+    if output.format == "mp4" and os.path.isdir(path):
+        raise ValueError(
+            f"output={path} is a folder, which a video file cannot replace; "
+            f"choose a name inside it, such as {path / 'video.mp4'}"
+        )
     _check_suffix(path, output)
     target = path.absolute()
     if not os.path.isdir(target.parent):  # Path.is_dir raises for names that are too long
@@ -101,11 +106,6 @@ def _check_suffix(path: Path, output: OutputConfig) -> None:
 
 
 def _check_existing(path: Path, output: OutputConfig) -> None:
-    if output.format == "mp4" and path.is_dir():
-        raise ValueError(
-            f"output={path} is a folder, which a video file cannot replace; "
-            f"choose a name inside it, such as {path / 'video.mp4'}"
-        )
     if output.format == "png" and not path.is_dir():
         raise ValueError(
             f"output={path} is a file, where output.format=png makes a folder; "

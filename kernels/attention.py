@@ -37,7 +37,8 @@ def attend(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
 def _attend_with_gradient(q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
     """The definition as two products: torch's fused backward takes twice as long on a CPU."""
     scores_BHLS = (q_BHLD / q_BHLD.shape[-1] ** 0.5) @ k_BHSD.transpose(-1, -2)
-    return scores_BHLS.softmax(-1).to(v_BHSD.dtype) @ v_BHSD
+    y_BHLD: Tensor = scores_BHLS.softmax(-1).to(v_BHSD.dtype) @ v_BHSD
+    return y_BHLD
 
 
 def attend_causal(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, tokens: int) -> Tensor:

@@ -60,6 +60,7 @@ class ModelArch:
     per_latent_timestep: bool = False  # trained with a timestep per latent
     window: int = 21  # latents of the videos it was trained on
     causal_latents: int = 0  # trained so that runs of this many latents see no later run
+    causal_windows: bool = False  # trained to run with such runs, of any length, or without
     text_parameters: int = 5_680_910_336  # UMT5-XXL
     image_parameters: int = 0
     vae_parameters: int = 126_892_531  # Wan 2.1
@@ -79,6 +80,7 @@ ARCHS: dict[str, ModelArch] = {
         vae=_TINY_VAE,
         text_len=64,
         per_latent_timestep=True,
+        causal_windows=True,
         text_parameters=33_056,  # of bytes, untrained
         vae_parameters=668_043,
     ),
@@ -135,9 +137,10 @@ ARCHS: dict[str, ModelArch] = {
         vae=_VAE_2_1,
         per_latent_timestep=True,
         window=25,
+        causal_windows=True,
     ),
     "skyreels-v2-df-14b": ModelArch(
-        dit=_WAN_14B, vae=_VAE_2_1, per_latent_timestep=True, window=25
+        dit=_WAN_14B, vae=_VAE_2_1, per_latent_timestep=True, window=25, causal_windows=True
     ),
     "self-forcing-1.3b": ModelArch(
         dit=_WAN_1_3B, vae=_VAE_2_1, per_latent_timestep=True, causal_latents=3

@@ -52,6 +52,12 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
             )
         path = _download(reference, hub[1], hub[2], part, field)
     if path.is_file():
+        if part == "transformer_2":
+            raise ValueError(
+                f"{field}={reference} is one file, which holds one expert, and model.arch names a "
+                f"model of two; set {field} to a folder that has both, as transformer and "
+                f"transformer_2, or as high_noise_model and low_noise_model"
+            )
         if part != "transformer":
             raise ValueError(
                 f"{field}={reference} is one file, which holds no {part}; set model.transformer to "

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .tasks import Entry, Task
 
-_Key = tuple[int, int, int]  # block, version, pass through the model
+_Key = tuple[int, int, int, int]  # an entry's, and the pass through the model
 
 
 class KeyValueCache:
@@ -26,9 +26,9 @@ class KeyValueCache:
 
     def free(self, task: Task) -> None:
         """Let go of what nobody reads after this task."""
-        for block, step in task.frees:
-            found = [key for key in self._layers if key[:2] == (block, step)]
-            assert found, f"block {block} at step {step} is freed and not held"
+        for freed in task.frees:
+            found = [key for key in self._layers if key[:3] == freed]
+            assert found, f"(block, step, take) {freed} is freed and not held"
             for key in found:
                 del self._layers[key], self._spans[key]
 

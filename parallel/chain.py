@@ -17,6 +17,7 @@ class Windows(Protocol):
     def ready(self, task: Task) -> bool: ...
     def inputs(self, task: Task) -> Inputs: ...
     def put(self, moved: Moved) -> None: ...
+    def begins_prompt(self, block: int) -> bool: ...
     def change_text(self, text: object) -> None: ...
 
 
@@ -35,9 +36,14 @@ class Done:
 
 
 class Schedule(Protocol):
-    """Where the tasks come from: the same stream at every call, also in another process."""
+    """Where the tasks come from: the same stream at every call, also in another process.
 
-    def tasks(self, stopped: Callable[[], bool] = ...) -> Iterator[Task]: ...
+    But for what happens meanwhile: whether it is stopped, and which blocks begin with a new prompt.
+    """
+
+    def tasks(
+        self, stopped: Callable[[], bool] = ..., begins_prompt: Callable[[int], bool] | None = ...
+    ) -> Iterator[Task]: ...
 
 
 class Chain(Protocol):
@@ -74,7 +80,7 @@ class LocalChain:
         self._stopped = threading.Event()
 
     def run(self, schedule: Schedule) -> Generator[Done]:
-        for task in schedule.tasks(self._stopped.is_set):
+        for task in schedule.tasks(self._stopped.is_set, self._windows.begins_prompt):
             assert self._windows.ready(task), f"task {task.number} comes before what it reads"
             velocities = self._velocities(task, self._windows.inputs(task))
             moved: list[Moved] = []

@@ -77,6 +77,11 @@ class Front:
         with self._changed:
             self._windows.change_text(text)
 
+    def begins_prompt(self, block: int) -> bool:
+        """Whether this block reads another prompt than the one before: from now on that is so."""
+        with self._changed:
+            return self._windows.begins_prompt(block)
+
     def admitted(self) -> Admitted:
         with self._changed:
             return Admitted(begun=self._begun, finished=self._finished, taken=self._taken)

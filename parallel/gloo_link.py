@@ -156,7 +156,7 @@ class _Pair:
     def close(self) -> None:
         self.end("closed here")
         for thread in self._threads:
-            thread.join()
+            thread.join(self.spec.timeout_s)  # moments, unless a subclass waits for more than gloo
 
 
 class GlooSender:
@@ -192,6 +192,14 @@ class GlooSender:
             self._num_sent += 1
             self._outbox.append((words, views))
             pair.changed.notify_all()
+
+    def check(self) -> None:
+        """LinkClosed once the link is over."""
+        self._pair.check()
+
+    def end(self, reason: str) -> None:
+        """For the first reason given; `close` still has to follow."""
+        self._pair.end(reason)
 
     def _has_credit(self) -> bool:
         return self._num_sent - self._num_received < self._spec.credits
@@ -256,6 +264,14 @@ class GlooReceiver:
         with contextlib.suppress(LinkClosed, RuntimeError):  # the other side left after sending it
             self._acknowledge()
         return message
+
+    def check(self) -> None:
+        """LinkClosed once the link is over."""
+        self._pair.check()
+
+    def end(self, reason: str) -> None:
+        """For the first reason given; `close` still has to follow."""
+        self._pair.end(reason)
 
     def _acknowledge(self) -> None:
         """Nobody waits for a receipt, but its Work must live until it has left."""

@@ -12,9 +12,14 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stubs hide it
+from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide the store
+    TCPStore,
+    is_nccl_available,
+)
 
-KINDS = ("local", "gloo", "shm")
+KINDS = ("local", "gloo", "shm", "nccl")
+# in the environment of a process whose links go over NCCL: they end what fails, not torch
+NCCL_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 class LinkClosed(RuntimeError):  # noqa: N818 -- an end that callers expect, not always a fault
@@ -26,7 +31,8 @@ class Message:
     """Tensors under way, with the sender's own words about them.
 
     Received tensors belong to the receiver, who may write to them. gloo and shm deliver copies in
-    CPU memory wherever the tensor was; local hands over the very tensor, so its sender lets go.
+    CPU memory wherever the tensor was, nccl on the receiver's current GPU;
+    local hands over the very tensor, so its sender lets go.
     """
 
     header: bytes  # small, for instance a pickled dataclass
@@ -37,7 +43,7 @@ class Message:
 class LinkSpec:
     """One edge of a chain in one epoch: both ends are opened with the same."""
 
-    kind: str  # "local" in one process, "shm" on one node, "gloo" anywhere
+    kind: str  # "local" in one process, "shm" on one node, "gloo" anywhere, "nccl" between GPUs
     name: str  # render/epoch/edge; never used twice
     host: str  # of the coordinator's Rendezvous
     port: int
@@ -92,6 +98,10 @@ def open_sender(spec: LinkSpec) -> Sender:
             from .shm_link import ShmSender
 
             return ShmSender(spec)
+        case "nccl":
+            from .nccl_link import NcclSender
+
+            return NcclSender(spec)
         case _:
             from .gloo_link import GlooSender
 
@@ -108,10 +118,32 @@ def open_receiver(spec: LinkSpec) -> Receiver:
             from .shm_link import ShmReceiver
 
             return ShmReceiver(spec)
+        case "nccl":
+            from .nccl_link import NcclReceiver
+
+            return NcclReceiver(spec)
         case _:
             from .gloo_link import GlooReceiver
 
             return GlooReceiver(spec)
+
+
+def choose_kind(wanted: str, *, cuda: bool, one_node: bool, one_gpu: bool) -> str:
+    """What joins two processes: NCCL from GPU to GPU, else what goes through the host's memory.
+
+    `wanted` is parallel.link. One GPU cannot be both ranks of an NCCL group.
+    """
+    if wanted == "nccl":
+        if not cuda or one_gpu:
+            why = "two of them share a GPU" if cuda else "they run on CPUs"
+            raise ValueError(
+                f"parallel.link=nccl goes from one GPU to another, and the stages cannot: {why}; "
+                "set parallel.link=auto, or give every stage a GPU of its own"
+            )
+        return "nccl"
+    if wanted == "auto" and cuda and not one_gpu and is_nccl_available():
+        return "nccl"
+    return "shm" if one_node else "gloo"
 
 
 class Rendezvous:

@@ -1,9 +1,12 @@
 """What a process that Ray has started for us needs before it works."""
 
+import os
 import sys
 from pathlib import Path
 
 import torch
+
+from .link import NCCL_SETTINGS
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,3 +21,5 @@ def settle() -> None:
     if (_ROOT / "longreel").is_dir():
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
     torch.set_num_threads(1)
+    for name, value in NCCL_SETTINGS.items():
+        os.putenv(name, value)  # torch reads it from C++, when a link makes its group

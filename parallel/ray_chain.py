@@ -20,7 +20,7 @@ from .chain import Done, Schedule, Stepper, Windows
 from .crew import SLICE_S, Check, Crew, Member, result, wait_all
 from .edges import wire
 from .errors import ChainBroken
-from .link import LinkClosed, LinkSpec, Rendezvous
+from .link import LinkClosed, LinkSpec, Rendezvous, choose_kind
 from .messages import Stamp
 from .outbox import Batch
 from .ray_stage import Counters
@@ -54,15 +54,18 @@ class RayChain:
         slices: Sequence[range],
         *,
         timeout_s: float,
+        link: str = "auto",
         check: Check = lambda: None,
     ) -> None:
-        """`check` is called now and then from every wait, and raises to give the render up."""
+        """`link` is parallel.link. `check` is called now and then from every wait, and raises to
+        give the render up."""
         self._crew = crew
         self._layout = crew.layout
         self._device = device
         self._parts = parts
         self._slices = slices
         self._timeout_s = timeout_s
+        self._wanted_link = link
         self._check = check
         self._stamp = Stamp(render=uuid.uuid4().hex[:12], epoch=0)
         self._running = threading.Event()
@@ -129,9 +132,15 @@ class RayChain:
     def _link(
         self, members: Sequence[Member], meeting: Rendezvous, start: int, stop: int
     ) -> LinkSpec:
-        near = members[start].node == members[stop].node
+        here, there = members[start], members[stop]
+        one_node = here.node == there.node
         return LinkSpec(
-            kind="shm" if near else "gloo",
+            kind=choose_kind(
+                self._wanted_link,
+                cuda=self._device == "cuda",
+                one_node=one_node,
+                one_gpu=one_node and here.gpu == there.gpu,
+            ),
             name=f"{self._stamp.render}/{self._stamp.epoch}/{start}-{stop}",
             host=meeting.host,
             port=meeting.port,

@@ -161,7 +161,7 @@ class StageActor:
         ring = threading.Thread(target=self._bring_home, args=(front,), name="ring", daemon=True)
         if self._ring is not None:
             ring.start()
-        for task in schedule.tasks(self._stopped.is_set):
+        for task in schedule.tasks(self._stopped.is_set, front.begins_prompt):
             inputs = front.enter(task, self._say_idle)
             self._task = task.number
             self._run_one(task, self._loaded[0].embed(task, self._own_part(task, inputs)))

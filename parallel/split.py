@@ -12,8 +12,9 @@ def split_layers(
     `embed` and `head` are what the first and the last stage do besides, measured in layers.
     """
     if num_stages > num_layers:
+        idle = num_stages - num_layers
         raise ValueError(
-            f"parallel.num_stages={num_stages} leaves {num_stages - num_layers} stages without a "
+            f"parallel.num_stages={num_stages} leaves {idle} stage{'s' * (idle > 1)} without a "
             f"layer, as the model has {num_layers}; set it to at most {num_layers}"
         )
     return split_evenly(num_layers, num_stages, first=embed, last=head)

@@ -6,6 +6,8 @@ version 0 is noise, version `steps` is clean.
 
 from dataclasses import dataclass
 
+Key = tuple[int, int, int]  # block, version, take: what an entry is kept under
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -31,11 +33,11 @@ class Entry:
     step: int  # the version they were made of
     start: int
     stop: int
+    take: int = 0  # how many new prompts they were made again for
 
     @property
-    def key(self) -> tuple[int, int]:
-        """Of the cache: a block has one entry per version."""
-        return self.block, self.step
+    def key(self) -> Key:
+        return self.block, self.step, self.take
 
     @property
     def num_latents(self) -> int:
@@ -51,13 +53,14 @@ class Task:
     parts: tuple[Part, ...]  # in order of time
     reads: tuple[Entry, ...] = ()  # cached context; a slice of the entry of the same key
     stores: tuple[Entry, ...] = ()  # to be kept of this window
-    frees: tuple[tuple[int, int], ...] = ()  # keys that nobody reads after this task
+    frees: tuple[Key, ...] = ()  # keys that nobody reads after this task
     positions: tuple[int, ...] = ()  # of every latent of the parts
     context_positions: tuple[int, ...] = ()  # of every latent of the reads
     admits: tuple[int, ...] = ()  # blocks that begin with this task
     finishes: tuple[int, ...] = ()  # blocks that are clean after it
     drops: tuple[int, ...] = ()  # blocks whose latents nobody reads after it
     commit: bool = False  # for its keys and values alone: no velocity is wanted
+    text_of: int | None = None  # block whose prompt is read; none: the last part's
 
     @property
     def num_latents(self) -> int:

@@ -17,9 +17,10 @@ from ..parallel.chain import Chain, LocalChain
 from ..parallel.stage import Stage
 from .codec import Codec, make_codec
 from .condition import Condition
-from .cost import Speed, estimate_seconds, model_cost
+from .cost import Seconds
 from .parts import Experts
 from .plan import Plan, find_device
+from .slices import find_measured, slices
 from .solver import make_solver
 from .stepper import Stepper
 from .windows import Sampling, Windows
@@ -63,8 +64,9 @@ class LocalBackend:
 
     def chain(self, sampling: Sampling) -> Chain:
         plan, device = self._plan, str(self._plan.device)
+        cut = slices(plan, find_measured(plan, plan.device))
         conditional, *others = (
-            [make_stage(plan, layers, device) for layers in slices(plan)]
+            [make_stage(plan, layers, device) for layers in cut]
             for _ in range(plan.layout.num_branches)
         )
         return LocalChain(
@@ -128,10 +130,16 @@ class RayBackend:
                 windows=partial(make_windows, sampling),
                 stepper=partial(make_stepper, plan, sampling),
             ),
-            slices(plan),
+            slices(plan, self.measured()),
             timeout_s=plan.config.parallel.transfer_timeout_s,
+            link=plan.config.parallel.link,
             check=self._check,
         )
+
+    def measured(self) -> Seconds | None:
+        """Where the stages are: their device may be none of this machine's."""
+        measured: Seconds | None = self._worker.call("measured")
+        return measured
 
     def decode(self, latents_BCTHW: Tensor) -> Iterator[Frames]:
         return self._worker.stream("decode", latents_BCTHW)
@@ -152,20 +160,6 @@ class RayBackend:
 
 class GivenUp(Exception):  # noqa: N818 -- nobody's error: nobody waits for it any more
     """The reader of a render has gone while it waited for others."""
-
-
-def slices(plan: Plan) -> list[range]:
-    """Which layers each stage has: even in what they multiply out, embedding and head included."""
-    anywhere = Speed(flops=1.0, bytes_per_s=1.0, task_s=0.0)  # only the ratio of the parts counts
-    cost = model_cost(
-        plan.arch,
-        height=plan.config.video.height,
-        width=plan.config.video.width,
-        dtype=plan.config.model.dtype,
-        passes=1,
-        seconds=estimate_seconds(plan.arch.dit, plan.arch.text_len, anywhere),
-    )
-    return cost.split(plan.config.parallel.num_stages, next(iter(plan.schedule.tasks())))
 
 
 def make_stage(plan: Plan, layers: range, device: str) -> Stage:

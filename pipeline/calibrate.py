@@ -1,7 +1,6 @@
 """How long this machine takes for the parts of a model, measured with random weights."""
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -15,6 +14,7 @@ from ..models.vae import StreamingDecoder
 from ..models.vae_build import random_vae
 from ..models.wan import WanDiT, keep_float32
 from .cost import Seconds, pair_flops, token_flops
+from .measured import commonest_task
 from .schedule import BlockSchedule
 
 _RUNS = 3
@@ -34,7 +34,8 @@ def calibrate(
 
     Other windows follow by their products, as one layer is one kind of work.
     """
-    latents, context = _commonest_window(schedule)
+    task = commonest_task(schedule)
+    latents, context = task.num_latents, sum(entry.num_latents for entry in task.reads)
     dit = arch.dit
     stride = arch.vae.space_stride
     rows, columns = height // stride, width // stride
@@ -82,15 +83,6 @@ class _Context:
 
     def write(self, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
         pass
-
-
-def _commonest_window(schedule: BlockSchedule) -> tuple[int, int]:
-    """Latents of its own, and latents that it reads from a cache."""
-    shapes = Counter(
-        (task.num_latents, sum(entry.num_latents for entry in task.reads))
-        for task in schedule.tasks()
-    )
-    return max(shapes, key=lambda shape: (shapes[shape], shape))
 
 
 def _decode_seconds(

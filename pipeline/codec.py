@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ..models.vae import StreamingDecoder, to_uint8
 from .condition import Condition
+from .cost import Seconds
 from .errors import RenderError
 from .parts import check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan, find_device
+from .slices import find_measured
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -33,6 +35,10 @@ class Codec:
     def check(self) -> None:
         """ValueError unless every file is there, whole, and of this model."""
         check_parts(self._plan)
+
+    def measured(self) -> Seconds | None:
+        """What was measured of the DiT on this machine's device."""
+        return find_measured(self._plan, self._plan.device)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """(prompts, S, D)."""

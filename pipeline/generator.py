@@ -149,7 +149,7 @@ class Generator:
                 zip(plan.prompts, self._texts(backend, [*plan.prompts.values()]), strict=True)
             ),
             condition=backend.condition() if plan.pictures else Condition(),
-            causal_latents=plan.arch.causal_latents if plan.policy == "whole" else 0,
+            causal_latents=plan.causal_latents,
             fps=plan.config.video.fps,
             prefix_level=plan.config.blocks.prefix_level,
             device=torch.device("cpu"),  # until an end of the chain takes it to its own

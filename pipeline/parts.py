@@ -11,7 +11,7 @@ from ..models.checkpoint import check_transformer, locate
 from ..models.image import ImageSource, encode_images, fit_image
 from ..models.image_encoder import check_image_encoder, load_processor
 from ..models.text import TextSource, encode_prompts
-from ..models.text_encoder import check_encoder
+from ..models.text_encoder import check_encoder, load_tokenizer
 from ..models.vae_build import random_vae
 from ..models.vae_load import check_vae, load_vae
 from ..models.wan import WanDiT
@@ -41,6 +41,7 @@ def check_parts(plan: Plan) -> None:
     found = {part: locate(model.checkpoint, part) for part in wanted}  # all, before any is opened
     check_vae(found["vae"], plan.arch.vae)
     check_encoder(found["text_encoder"], dit.text_dim)
+    load_tokenizer(found["tokenizer"])
     if dit.image_dim is not None:
         check_image_encoder(found["image_encoder"], dit.image_dim)
         load_processor(_processor_folder(found["image_processor"]))

@@ -1,7 +1,7 @@
 """What a render will do, worked out and checked before anything is loaded."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
 from ..parallel.layout import Layout, make_layout
 from .branches import check_branches
+from .cost import Seconds
 from .guidance import plan_guidance
 from .levels import Levels, make_levels
 from .noise import check_seed
@@ -22,6 +23,7 @@ from .plan_blocks import find_policy, plan_schedule, widest_window
 from .policies import default_noise
 from .prompts import prompts_by_block
 from .schedule import BlockSchedule
+from .slices import describe_slices, find_measured
 
 DTYPES = {
     "float32": torch.float32,
@@ -68,6 +70,13 @@ class Plan:
         return find_policy(self.config, self.arch, self.latents_shape[1] or None)
 
     @property
+    def causal_latents(self) -> int:
+        """Runs of so many latents of a window see no later run; 0: all see all."""
+        if self.policy == "whole":
+            return self.arch.causal_latents
+        return self.schedule.causal
+
+    @property
     def backend(self) -> str:
         """What runs the stages: local, or ray."""
         return _find_backend(self.config)
@@ -95,6 +104,13 @@ def make_plan(request: Request) -> Plan:
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
     check_branches(config, plan_guidance(sampling, levels, config.model.boundary).guided)
     schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
+    prompts = prompts_by_block(
+        request.prompt,
+        request.prompt_at,
+        schedule,
+        fps=config.video.fps,
+        frames_per_latent=arch.vae.time_stride,
+    )
     _, patch_height, patch_width = arch.dit.patch
     tokens = (shape[2] // patch_height) * (shape[3] // patch_width)
     return Plan(
@@ -102,14 +118,8 @@ def make_plan(request: Request) -> Plan:
         arch=arch,
         device=_driver_device(config),
         latents_shape=shape,
-        schedule=schedule,
-        prompts=prompts_by_block(
-            request.prompt,
-            request.prompt_at,
-            schedule,
-            fps=config.video.fps,
-            frames_per_latent=arch.vae.time_stride,
-        ),
+        schedule=replace(schedule, new_prompts=tuple(sorted(prompts)[1:])),
+        prompts=prompts,
         num_tokens=widest_window(schedule) * tokens,
         levels=levels,
         pictures=_open_images(request),
@@ -133,6 +143,7 @@ def describe(plan: Plan) -> str:
         "latents": f"{channels} x {latents} x {height} x {width}, {_size(plan.latents_bytes)}",
         "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
         f"{layout.num_stages} stages{each} ({plan.backend})",
+        "layers": describe_slices(plan, _find_measured(plan)),
         "window": f"{plan.num_tokens} tokens",
         "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
         f"guidance {sampling.guidance:g} ({sampling.guidance_mode})",
@@ -140,6 +151,16 @@ def describe(plan: Plan) -> str:
         "device": f"{device}, {config.model.dtype}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
+
+
+def _find_measured(plan: Plan) -> Seconds | None:
+    """As the stages will, where they are to run on this machine."""
+    if plan.backend == "local":
+        return find_measured(plan, plan.device)
+    if plan.config.parallel.address != "local":
+        return None
+    has_gpu = plan.config.model.device != "cpu" and torch.cuda.device_count() > 0
+    return find_measured(plan, torch.device("cuda" if has_gpu else "cpu"))
 
 
 def expand(path: str | Path) -> Path:

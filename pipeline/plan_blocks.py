@@ -53,6 +53,15 @@ def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSc
             "blocks.policy=dualparal-grouped, or a model with a timestep per latent "
             "(skyreels-v2-df-1.3b, wan2.2-ti2v-5b)"
         )
+    if schedule.causal and not (arch.causal_windows or arch.causal_latents == schedule.causal):
+        trained = (
+            f"in runs of {arch.causal_latents}" if arch.causal_latents else "to see both sides"
+        )
+        raise ValueError(
+            f"blocks.causal={schedule.causal} hides later latents of a window from earlier ones, "
+            f"and model.arch={name} was trained {trained}, so it would make noise; leave it out, "
+            "or use a model of SkyReels-V2 (skyreels-v2-df-1.3b)"
+        )
     if schedule.commits and not arch.causal_latents:
         raise ValueError(
             f"blocks.policy={policy} lets blocks see only what is before them, and "
@@ -75,12 +84,14 @@ def _check_stages(config: Config, arch: ModelArch, policy: str, schedule: BlockS
         "dualparal-grouped": f"set blocks.depth to at least {length - 1}",
         "dualparal-staggered": f"set blocks.stagger to at most {max(1, schedule.steps // length)}",
     }[policy]
-    asked, what = f"parallel.num_stages={stages}", "stages"
+    asked, what, of = f"parallel.num_stages={stages}", "stage", ""
     if layout.shared:
-        asked, what = f"parallel.devices={layout.num_devices}", "devices of a chain"
+        asked, what, of = f"parallel.devices={layout.num_devices}", "device", " of a chain"
+    idle = length - inflight
     raise ValueError(
-        f"{asked} would leave {length - inflight} {what} idle at any time, as "
-        f"blocks.policy={policy} keeps {inflight} blocks in flight; {way_out}, or use fewer"
+        f"{asked} would leave {idle} {what}{'s' * (idle > 1)}{of} idle at any time, as "
+        f"blocks.policy={policy} keeps {inflight} block{'s' * (inflight > 1)} in flight; "
+        f"{way_out}, or use fewer"
     )
 
 

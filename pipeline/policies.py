@@ -32,7 +32,7 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
 def _check_fields(blocks: BlocksConfig) -> None:
     """What a policy does not read must not be set: it would seem to have been done."""
     known = _FIELDS[blocks.policy]
-    for name in ("size", "left", "right", "sink", "stagger"):
+    for name in ("size", "left", "right", "sink", "stagger", "causal", "recache"):
         if getattr(blocks, name) is not None and name not in known:
             raise ValueError(
                 f"blocks.{name}={getattr(blocks, name)} would be ignored, as "
@@ -138,13 +138,20 @@ def _buffer(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockS
 
 def _forcing(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """SkyReels-V2: neighbours `stagger` rows apart, in a window that a noised prefix begins."""
-    size, left = _or(blocks.size, 5), _or(blocks.left, 5)
+    size, left, causal = _or(blocks.size, 5), _or(blocks.left, 5), blocks.causal or 0
     most = size if num_latents is None else size + size // 2  # the last block may be longer
     if left + most > blocks.window:
         raise ValueError(
             f"blocks.window={blocks.window} is too short for a block of blocks.size={size} latents "
             f"after blocks.left={left} of the past; set it to at least {left + most}"
         )
+    for name, count in (("size", size), ("left", left)):
+        if causal and count % causal:
+            raise ValueError(
+                f"blocks.causal={causal} does not divide blocks.{name}={count}, so that a run "
+                f"would lie in two blocks and its latents see each other at some steps and not at "
+                f"others; set blocks.{name} to a multiple of it, as {causal * -(-count // causal)}"
+            )
     return BlockSchedule(
         size=size,
         steps=steps,
@@ -155,6 +162,7 @@ def _forcing(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Block
         joint=0,
         left=left,
         left_noised=True,
+        causal=causal,
         per_latent=True,
         keep_first=True,
     )
@@ -187,6 +195,7 @@ def _causal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockS
         max_inflight=1,
         clean=_or(blocks.left, 9),
         sink=_or(blocks.sink, 3),
+        recache=blocks.recache == "prompt",
         keep_first=True,
     )
 
@@ -215,7 +224,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "dualparal-staggered": ("size", "left", "right", "stagger"),
     "diagonal": ("size", "left"),
     "buffer": ("size", "left", "stagger"),
-    "forcing": ("size", "left", "stagger"),
+    "forcing": ("size", "left", "stagger", "causal"),
     "rolling": ("size", "left", "sink"),
-    "causal": ("size", "left", "sink"),
+    "causal": ("size", "left", "sink", "recache"),
 }

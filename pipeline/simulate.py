@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ..parallel.tasks import Key
 from .cost import Cost
 from .schedule import BlockSchedule
 from .timeline import Timeline, play
@@ -150,7 +151,7 @@ def _windows(timeline: Timeline, stage: int) -> list[_Span]:
 def _caches(timeline: Timeline, stage: int) -> list[_Span]:
     t = timeline
     unit = t.cost.sizes.cached_token * t.cost.tokens_per_latent * len(t.layers[stage])
-    held: dict[tuple[int, int], tuple[float, int]] = {}
+    held: dict[Key, tuple[float, int]] = {}
     spans = []
     for i, task in enumerate(t.tasks):
         for entry in task.stores:

@@ -119,7 +119,7 @@ class Windows:
         step = min((part.step for part in task.written), default=s.levels.steps - 1)
         for block in task.drops:
             self._held.pop(block, None)
-            self._dropped = block + 1
+            self._dropped = max(self._dropped, block + 1)
         return Inputs(
             latents_BCTHW=s.condition.add_channels(latents_BCTHW, spans),
             timesteps_BT=self._timesteps(task),
@@ -135,6 +135,12 @@ class Windows:
         assert isinstance(text, Text)
         with self._lock:
             self.sampling.texts[self._admitted] = text.to(self.sampling.device)
+
+    def begins_prompt(self, block: int) -> bool:
+        """Whether this block reads another prompt than the one before: from now on that is so."""
+        with self._lock:
+            self._admitted = max(self._admitted, block + 1)
+            return block > 0 and block in self.sampling.texts
 
     def num_bytes(self) -> int:
         return sum(latents.nbytes for _, latents in self._held.values())
@@ -174,7 +180,8 @@ class Windows:
         return 1000 * self.sampling.prefix_level if part.noised else 0.0
 
     def _texts(self, task: Task) -> tuple[Tensor, ...]:
-        text = self.sampling.text(task.parts[-1].block)
+        block = task.parts[-1].block if task.text_of is None else task.text_of
+        text = self.sampling.text(block)
         if not self.sampling.guided(task):
             return (text.prompt_BSD,)
         assert text.negative_BSD is not None

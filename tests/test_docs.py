@@ -164,7 +164,7 @@ def test_a_command_line_works_as_it_is_shown(page, arguments, workplace):
     for block in blocks(page, "yaml"):
         if named := re.match(r"# (\S+\.yaml)\n", block):
             (workplace / named[1]).write_text(block, encoding="utf-8")
-    if "--preset" in arguments and "--dry-run" not in arguments:
+    if arguments[0] == "render" and "--preset" in arguments and "--dry-run" not in arguments:
         arguments = [*arguments, "--dry-run"]  # the others need weights
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -86,7 +86,9 @@ class LiveRecipe:
         torch.manual_seed(seed)
         assert arch.causal_latents, "a student sees chunks of some length"
         self.dit, teacher = (
-            load_dit(start / "transformer", arch.dit, device="cpu", dtype=torch.float32)
+            load_dit(
+                start / "transformer", arch.dit, device=torch.device("cpu"), dtype=torch.float32
+            )
             for _ in range(2)
         )
         self.dit.requires_grad_(True)

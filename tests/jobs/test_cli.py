@@ -66,6 +66,14 @@ def folder(tmp_path, monkeypatch):
         (["sampling.guidance=nan"], ["sampling.guidance=nan", "NaN", "finite number"]),
         (["sampling.solver=unipc"], ["sampling.solver=unipc", "mean unipc2?", "one of"]),
         (["blocks.policy=dualparallel"], ["blocks.policy=dualparallel", "mean dualparal?"]),
+        (
+            ["blocks.policy=forcing", "blocks.causal=5", "model.arch=wan2.2-ti2v-5b"],
+            ["blocks.causal=5", "trained to see both sides", "leave it out", "SkyReels-V2"],
+        ),
+        (
+            ["blocks.policy=forcing", "blocks.causal=5", "model.arch=self-forcing-1.3b"],
+            ["blocks.causal=5", "trained in runs of 3", "leave it out"],
+        ),
         (["blocks.policy=causal"], ["blocks.policy=causal", "see both sides", "self-forcing"]),
         (
             ["blocks.policy=buffer", "model.arch=wan2.1-t2v-1.3b"],
@@ -116,6 +124,7 @@ def folder(tmp_path, monkeypatch):
             ["video.last_image=cut.png cannot be read", "save it again"],
         ),
         (["-o", "no/cat.mp4"], ["output=no/cat.mp4 lies in", "does not exist", "make that"]),
+        (["-o", "folder"], ["output=folder is a folder", "such as folder/video.mp4"]),
         (["-o", "folder.mp4"], ["output=folder.mp4 is a folder", "folder.mp4/video.mp4"]),
         (["-o", "cat.mov"], ["output=cat.mov does not end in .mp4", "name it cat.mp4"]),
         (["-o", "/proc/cat.mp4"], ["output=/proc/cat.mp4 needs a file", "choose a folder"]),

@@ -63,6 +63,17 @@ def test_numbers_of_the_policy_are_passed_on():
     }
 
 
+def test_a_new_prompt_costs_a_slot_for_every_block_in_sight():
+    options = "--policy causal --steps 4 --blocks 12 --stages 3 --json"
+    plain, new = (json.loads(run(f"{options} {more}")) for more in ("", "--new-prompt 6"))
+    assert new["tasks"] - plain["tasks"] == 4  # the sink, and nine latents in three blocks
+    # nothing waits in between: each is read by the next at every stage
+    assert new["total_slots"] - plain["total_slots"] == 4
+    assert new["first_block_slots"] == plain["first_block_slots"]
+    longer = json.loads(run(f"{options} --new-prompt 6 --new-prompt 7 --new-prompt 9"))
+    assert longer["tasks"] - plain["tasks"] == 12
+
+
 def test_comparing_shows_every_queue_on_every_number_of_stages():
     options = "--steps 4 --blocks 5 --stages 6 --compare"
     rows = json.loads(run(f"{options} --json"))["rows"]
@@ -119,6 +130,9 @@ def test_branches_of_their_own_take_twice_the_devices_and_half_the_time():
         ("--policy causal --right 3", "blocks.right=3 would be ignored"),
         ("--preset tiny --stages 5", "--stages=5 leaves 1 of them without a layer, as tiny has 4"),
         ("--preset tony", "did you mean tiny?"),
+        ("--policy causal --blocks 9 --new-prompt 9", "--new-prompt=9 is no block after the first"),
+        ("--policy causal --blocks 9 --new-prompt 0", "give one of 1 to 8"),
+        ("--policy rolling --new-prompt 2", "blocks.recache=prompt would be ignored"),
         ("--calibrate", "--calibrate has no model to measure; name one with --preset"),
         ("--preset tiny --tflops 0", "--tflops=0 is no speed"),
         ("--preset tiny --gbytes nan", "--gbytes=nan is no speed"),
@@ -165,7 +179,8 @@ def play_slots(schedule, num_stages):
     return busy
 
 
-def test_calibrating_measures_a_model_on_this_machine():
+def test_calibrating_measures_a_model_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     row = json.loads(run("--preset tiny --blocks 2 --steps 1 --calibrate --json"))
     assert row["stages"] == 4  # as many as the model has layers
     assert row["total_s"] > row["first_frame_s"] > row["first_block_s"] > 0
@@ -189,3 +204,18 @@ def test_what_was_measured_is_what_the_commonest_window_costs(monkeypatch):
     assert cost.layer_seconds(task) == pytest.approx(2.0)
     assert cost.stage_seconds(task, range(4)) == pytest.approx(4 * 2.0 + 2.0 + 2.0)
     assert seconds.decode_latent == 2.0
+
+
+def test_a_render_splits_layers_by_what_was_calibrated_for_its_window(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    longreel = CliRunner().invoke
+    dry_run = ["render", "a cat", "--dry-run", "parallel.num_stages=2", "parallel.backend=local"]
+    assert "split as estimated (`longreel simulate --calibrate`" in longreel(app, dry_run).stdout
+    options = "--preset tiny --policy whole --latents 5 --steps 1 --calibrate"
+    done = longreel(app, ["simulate", *options.split()])
+    assert done.exit_code == 0
+    (path,) = (tmp_path / ".cache/longreel/calibration").iterdir()
+    assert done.stderr == f"calibration: {path}\n"
+    assert "split as measured on this device" in longreel(app, dry_run).stdout
+    other = longreel(app, [*dry_run, "--frames", "21"])
+    assert "split as estimated" in other.stdout

@@ -84,6 +84,8 @@ def test_the_transformer_may_be_a_folder_or_a_file_of_its_own(tmp_path: Path) ->
     assert locate(str(tmp_path), "transformer") == file
     with pytest.raises(ValueError, match=r"one file, which holds no vae; set model\.transformer"):
         locate(str(file), "vae")
+    with pytest.raises(ValueError, match=r"one file, which holds one expert.*folder that has both"):
+        locate(str(file), "transformer_2", "model.transformer")
     (tmp_path / "sky").mkdir()
     (tmp_path / "sky" / "model-00001-of-00002.safetensors").touch()
     assert locate(str(tmp_path / "sky"), "transformer") == tmp_path / "sky"

@@ -15,17 +15,34 @@ import pytest
 import torch
 from link_peer import Peer
 
+from longreel.parallel import link as links
+from longreel.parallel import nccl_link
 from longreel.parallel.link import (
     LinkClosed,
     LinkSpec,
     Message,
     Rendezvous,
+    choose_kind,
     open_receiver,
     open_sender,
 )
+from longreel.parallel.nccl_link import missing_for_nccl
 
-KINDS = ["local", "gloo", "shm"]
-BETWEEN_PROCESSES = ["gloo", "shm"]
+PLAIN = ["local", "gloo", "shm"]
+NCCL = pytest.param(
+    "nccl",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(
+            bool(missing_for_nccl()) or torch.cuda.device_count() < 2,
+            reason="NCCL joins two CUDA devices, and here are not two",
+        ),
+    ],
+)
+# the same link with gloo in the place of NCCL, which shows all of it but NCCL
+WORDS_APART = "words apart"
+KINDS = [*PLAIN, WORDS_APART, NCCL]
+BETWEEN_PROCESSES = ["gloo", "shm", WORDS_APART, NCCL]
 CASES = ["dtypes", "shapes", "no tensors", "large header", "64 MB", "many small", "growing"]
 SIDES = ["sender", "receiver"]
 names = count()
@@ -54,9 +71,10 @@ def spec(kind: str, rendezvous: Rendezvous) -> LinkSpec:
 def make_spec(
     kind: str, rendezvous: Rendezvous, timeout_s: float = 20, credits: int = 2
 ) -> LinkSpec:
+    apart = kind == WORDS_APART
     return LinkSpec(
-        kind=kind,
-        name=f"render/0/{next(names)}",
+        kind="nccl" if apart else kind,
+        name=f"render/0/{next(names)}{link_peer.APART if apart else ''}",
         host=rendezvous.host,
         port=rendezvous.port,
         credits=credits,
@@ -115,7 +133,7 @@ def test_received_tensors_are_writable_and_the_next_message_does_not_touch_them(
     peer.start(link_peer.send, spec.name, "4 MB")
     got = [link_peer.ends[spec.name + "receiver"].recv().tensors[0] for _ in range(8)]
     for i, tensor in enumerate(got):
-        assert torch.equal(tensor, torch.full((1 << 20,), float(i)))
+        assert torch.equal(tensor.cpu(), torch.full((1 << 20,), float(i)))
         tensor.add_(1)
     assert [int(tensor[-1]) for tensor in got] == [i + 1 for i in range(8)]
 
@@ -357,7 +375,7 @@ def test_ten_links_leave_no_thread_no_file_and_no_memory(kind, peer, rendezvous)
 
 
 def test_a_process_ends_though_it_forgot_its_open_links(mortal, rendezvous):
-    for kind in KINDS:
+    for kind in [*PLAIN, WORDS_APART]:
         for side in SIDES:
             spec = make_spec(kind, rendezvous)
             join(mortal, spec, side)
@@ -369,7 +387,56 @@ def test_a_process_ends_though_it_forgot_its_open_links(mortal, rendezvous):
 def test_an_unknown_kind_names_those_there_are(rendezvous):
     with pytest.raises(ValueError, match=re.escape("'tcp' is unknown")) as error:
         make_spec("tcp", rendezvous)
-    assert "local, gloo, shm" in str(error.value)
+    assert "local, gloo, shm, nccl" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cuda", "one_node", "one_gpu", "nccl", "kind"),
+    [
+        ("auto", True, True, False, True, "nccl"),
+        ("auto", True, False, False, True, "nccl"),
+        ("auto", True, True, True, True, "shm"),  # NCCL refuses two ranks on one GPU
+        ("auto", True, True, False, False, "shm"),
+        ("auto", True, False, False, False, "gloo"),
+        ("auto", False, True, False, True, "shm"),
+        ("auto", False, False, False, True, "gloo"),
+        ("host", True, True, False, True, "shm"),
+        ("host", True, False, False, True, "gloo"),
+        ("nccl", True, False, False, True, "nccl"),
+    ],
+)
+def test_nccl_joins_different_gpus_and_nothing_else(
+    monkeypatch, wanted, cuda, one_node, one_gpu, nccl, kind
+):
+    monkeypatch.setattr(links, "is_nccl_available", lambda: nccl)
+    assert choose_kind(wanted, cuda=cuda, one_node=one_node, one_gpu=one_gpu) == kind
+
+
+@pytest.mark.parametrize(
+    ("cuda", "one_gpu", "words"), [(False, False, "run on CPUs"), (True, True, "share a GPU")]
+)
+def test_nccl_where_it_cannot_be_says_what_to_set(cuda, one_gpu, words):
+    with pytest.raises(
+        ValueError, match=rf"parallel\.link=nccl .*{words}; set parallel\.link=auto"
+    ):
+        choose_kind("nccl", cuda=cuda, one_node=True, one_gpu=one_gpu)
+
+
+@pytest.mark.parametrize(
+    ("built", "devices", "words"),
+    [(False, 2, "this torch was built without it"), (True, 0, "torch finds no CUDA device here")],
+)
+@pytest.mark.parametrize("open_end", [open_sender, open_receiver])
+def test_an_nccl_link_without_nccl_or_gpu_says_so_and_opens_nothing(
+    rendezvous, monkeypatch, open_end, built, devices, words
+):
+    monkeypatch.setattr(nccl_link, "GpuPayloads", link_peer.GPU_PAYLOADS)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: built)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    before = threading.active_count()
+    with pytest.raises(ValueError, match=rf"{words}; set parallel\.link=host"):
+        open_end(make_spec("nccl", rendezvous))
+    assert threading.active_count() == before
 
 
 def test_a_rendezvous_that_is_gone_is_a_closed_link():

@@ -22,8 +22,10 @@ from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline import backend as backends
+from longreel.pipeline.cost import Seconds
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
+from longreel.pipeline.measured import keep, make_case
 
 pytestmark = pytest.mark.ray
 
@@ -78,6 +80,25 @@ def test_actors_give_the_bits_of_one_process(num_stages, monkeypatch):
     assert free_cpus() == 6
 
 
+def test_keys_made_again_for_a_new_prompt_are_those_of_one_process():
+    def plan(num_stages):
+        settings = overrides("causal-recache", f"parallel.num_stages={num_stages}")
+        request = {"prompt_at": [(2.1, "a dog")], "overrides": [*settings, "model.device=cpu"]}
+        return plan_render("a cat", frames=57, seed=3, **request)
+
+    alone = Generator(plan(1)).latents()
+    assert plan(1).schedule.new_prompts == (3,)
+    with Warm(2) as warm:
+        ours = Generator(plan(2), open_backend=warm.backend).latents()
+        assert torch.equal(ours, alone)
+        blocks = Generator(plan(2), open_backend=warm.backend)
+        stream = blocks.blocks()
+        next(stream)
+        blocks.set_prompt("a bird")
+        rest = [block.latents_BCTHW for block in stream]
+        assert not torch.equal(torch.cat(rest, dim=2), alone[:, :, 3:])
+
+
 def test_a_reader_who_stops_reading_stops_admission():
     plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
     with Warm(2) as warm:
@@ -94,13 +115,17 @@ def test_a_reader_who_stops_reading_stops_admission():
         assert [block.block for block in blocks] == list(range(1, plan.schedule.num_blocks))
 
 
-def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed():
-    plan = make_plan("dualparal", "parallel.backend=ray", frames=161, num_stages=4)
+def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_path):
+    more = ["parallel.backend=ray", f"parallel.calibration={tmp_path}"]
+    plan = make_plan("dualparal", *more, frames=161, num_stages=4)
+    case = make_case(plan.config, plan.schedule, torch.device("cpu"))
+    keep(str(tmp_path), case, Seconds(token=1.0, embed_token=1.5))  # as measured where stages are
     before = set(os.listdir("/dev/shm"))
     stream = stream_chunks(plan)
     first = [next(stream) for _ in range(5)]
     pids = pids_of(stream._generator._backend)
     assert len(pids) == 5
+    assert [len(layers) for layers in stream._generator._chain._slices] == [1, 2, 1, 1]
     start = time.monotonic()
     stream.close()
     assert all_gone(pids, within_s=1.0 - (time.monotonic() - start))

@@ -69,3 +69,11 @@ def test_short_videos_are_made_too(policy, frames):
 @pytest.mark.parametrize("policy", ["dualparal-grouped-pairs", "dualparal-staggered-wide"])
 def test_several_bursts_and_wider_staggers_are_cut_without_a_trace_too(policy):
     assert torch.equal(latents(policy, num_stages=2), latents(policy))
+
+
+@pytest.mark.parametrize("policy", ["forcing-causal", "forcing-causal-latents"])
+def test_causal_runs_are_cut_without_a_trace_and_are_not_the_plain_window(policy):
+    expected = latents(policy)
+    for num_stages in (2, 3, 5):
+        assert torch.equal(latents(policy, num_stages=num_stages), expected), num_stages
+    assert not torch.equal(latents("forcing"), expected)

@@ -171,6 +171,28 @@ def test_an_image_processor_that_cannot_be_read_is_found_before_anything_is_load
         stream_chunks(plan)
 
 
+def test_a_tokenizer_that_cannot_be_read_is_found_before_anything_is_loaded(
+    checkpoint, monkeypatch
+):
+    folder = checkpoint("test-t2v")
+    plan = _plan("test-t2v", folder)
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text()[:-20])
+    forbid_loading(monkeypatch)
+    with pytest.raises(ValueError, match=r"the tokenizer in .*tokenizer cannot be read .*again"):
+        stream_chunks(plan)
+
+
+def test_one_file_for_a_model_of_two_experts_is_told_what_has_both(checkpoint, monkeypatch):
+    folder = checkpoint("test-a14b")
+    file = _weights_of(folder / "transformer")
+    plan = _plan("test-a14b", folder, "model.boundary=0.8", f"model.transformer={file}")
+    forbid_loading(monkeypatch)
+    with pytest.raises(ValueError, match=r"^model\.transformer=.* one expert.* has both") as error:
+        stream_chunks(plan)
+    assert "set model.transformer to it" not in str(error.value)
+
+
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "image_encoder"])
 def test_a_config_cut_short_is_found_before_anything_is_loaded(
     checkpoint, tmp_path, monkeypatch, part

@@ -1,5 +1,6 @@
 """Each named queue is the one its authors describe, and refuses numbers it would not use."""
 
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -127,6 +128,10 @@ def test_forcing_takes_the_rows_of_the_published_timestep_matrix(steps, num_bloc
     assert done == [steps] * num_blocks
 
 
+def test_forcing_in_causal_runs_takes_the_same_tasks():
+    assert walk("forcing", 20, 75, causal=5) == walk("forcing", 20, 75)
+
+
 def test_forcing_stays_within_its_window_and_goes_on_from_a_noised_prefix():
     tasks = walk("forcing", 20, 75, stagger=10)
     assert num_ticks(tasks) == 20 + 14 * 10
@@ -162,6 +167,19 @@ def test_causal_runs_a_block_at_a_time_and_once_more_for_its_clean_keys():
     assert last.positions == (12, 13, 14)
 
 
+def test_a_new_prompt_takes_the_blocks_in_sight_through_once_more():
+    schedule = make_schedule(BlocksConfig(policy="causal", recache="prompt"), 4, 30)
+    tasks = list(replace(schedule, new_prompts=(6,)).tasks())
+    again = [task for task in tasks if task.text_of is not None]
+    assert [(task.parts[0].block, task.text_of) for task in again] == [(b, 6) for b in (0, 3, 4, 5)]
+    assert tasks[again[-1].number + 1].admits == (6,)
+    assert [[entry.block for entry in task.reads] for task in again] == [[], [0], [0, 3], [0, 3, 4]]
+    assert {entry.key for entry in tasks[again[-1].number + 1].reads} == {
+        (block, 4, 1) for block in (0, 3, 4, 5)
+    }
+    assert len(tasks) == len(list(schedule.tasks())) + 4
+
+
 def test_sink_and_near_context_of_one_block_are_two_runs_of_it():
     tasks = walk("causal", 2, 48, size=8, left=9, sink=3)
     third = windows_of(tasks, 2)[0]
@@ -191,6 +209,11 @@ def test_a_number_that_a_queue_would_ignore_is_refused(policy, name):
         ("forcing", {"stagger": 9}, 30, "blocks.stagger=9 .* at most sampling.steps=8"),
         ("dualparal", {"right": 9}, 30, "blocks.right=9 .* at most 8"),
         ("dualparal-grouped", {"size": 4, "right": 5}, 30, "blocks.right=5 .* at most 4"),
+        ("forcing", {"size": 4, "left": 4, "causal": 3}, 30, "causal=3 .*size=4, .* as 6"),
+        ("forcing", {"size": 6, "left": 4, "causal": 3}, 30, "causal=3 .*left=4, .* as 6"),
+        ("forcing", {"causal": 2}, 30, r"blocks\.causal=2 does not divide blocks\.size=5"),
+        ("rolling", {"causal": 3}, 30, "blocks.causal=3 would be ignored, .*rolling"),
+        ("rolling", {"recache": "prompt"}, 30, "recache=prompt would be ignored, .*rolling"),
         ("forcing", {"window": 11}, 30, "blocks.window=11 is too short .* at least 12"),
     ],
 )

@@ -1,5 +1,6 @@
 """Schedules of every policy in sizes that are small and odd, for property tests."""
 
+from dataclasses import replace
 from itertools import islice
 
 from hypothesis import strategies as st
@@ -38,10 +39,18 @@ def schedules(
     most |= {"sink": (0, 7), "stagger": (0, steps)}
     numbers = {name: draw(st.integers(*most[name])) for name in NUMBERS[policy]}
     window = left + size + size // 2 + draw(st.integers(0, 12))
-    blocks = BlocksConfig(policy=policy, window=window, depth=draw(st.integers(1, 4)), **numbers)
+    more = {"recache": draw(st.sampled_from(["none", "prompt"]))} if policy == "causal" else {}
+    blocks = BlocksConfig(
+        policy=policy, window=window, depth=draw(st.integers(1, 4)), **numbers, **more
+    )
     endless = draw(st.booleans()) if open_ended is None else open_ended
     num_latents = None if endless and policy != "whole" else draw(st.integers(1, 40))
-    return make_schedule(blocks, steps, num_latents)
+    schedule = make_schedule(blocks, steps, num_latents)
+    if not schedule.recache or schedule.num_blocks is None:
+        return schedule
+    later = list(range(1, schedule.num_blocks))
+    new = draw(st.sets(st.sampled_from(later), max_size=4)) if later else set()
+    return replace(schedule, new_prompts=tuple(sorted(new)))
 
 
 def first_tasks(schedule: BlockSchedule) -> list[Task]:

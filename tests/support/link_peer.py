@@ -10,13 +10,24 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longreel.parallel.link import LinkSpec, Message, open_receiver, open_sender
+from longreel.parallel import gloo_link, nccl_link
+from longreel.parallel.link import NCCL_SETTINGS, LinkSpec, Message, open_receiver, open_sender
+from longreel.parallel.wire import payload_bytes
+
+APART = "/apart"  # ends the names of NCCL links that have gloo in its place
+GPU_PAYLOADS = nccl_link.GpuPayloads
+gpu = 0  # of this process
+
+os.environ.update(NCCL_SETTINGS)
 
 ends: dict[str, Any] = {}  # of this process, by the name of the link and the side
 sent: dict[str, int] = {}
@@ -55,12 +66,17 @@ def contents(message: Message) -> list[tuple[object, ...]]:
     """To the bit, where equality would find NaN unlike itself."""
 
     def bits(tensor: Tensor) -> bytes:
-        return bytes(tensor.resolve_conj().reshape(-1).view(torch.uint8).numpy())
+        return bytes(tensor.cpu().resolve_conj().reshape(-1).view(torch.uint8).numpy())
 
     return [(message.header,), *((t.dtype, t.shape, bits(t)) for t in message.tensors)]
 
 
 def open_end(spec: LinkSpec, side: str) -> None:
+    if spec.name.endswith(APART):
+        nccl_link.GpuPayloads = GlooPayloads
+    elif spec.kind == "nccl":
+        nccl_link.GpuPayloads = GPU_PAYLOADS
+        torch.cuda.set_device(gpu)  # of this thread
     ends[spec.name + side] = {"sender": open_sender, "receiver": open_receiver}[side](spec)
 
 
@@ -128,6 +144,54 @@ def holdings() -> dict[str, int]:
     }
 
 
+class GlooPayloads:
+    """NCCL's part on CPUs: a group of its own, whose transfers are waited for in threads.
+
+    As NCCL's, they can be asked whether they are over, and abort ends them.
+    """
+
+    def __init__(self, spec: LinkSpec, rank: int) -> None:
+        self._pair = gloo_link._Pair(replace(spec, name=f"{spec.name}/payloads"), rank)
+        self._pair.start()
+
+    def send(self, tensors: Any, places: Any) -> tuple[Any, Tensor]:
+        payload = torch.empty(payload_bytes(places), dtype=torch.uint8)
+        for at, tensor in zip(places, tensors, strict=True):
+            at.view(payload).copy_(tensor)
+        return Transfer(partial(self._pair.post_send, payload, 0)), payload
+
+    def ask(self, places: Any) -> Any:
+        payload = torch.empty(payload_bytes(places), dtype=torch.uint8)
+        work = Transfer(partial(self._pair.post_recv, payload, 0)) if len(payload) else None
+        return nccl_link.Coming(payload, places, work)
+
+    def take(self, coming: Any) -> Any:
+        return coming.tensors()
+
+    def abort(self) -> None:
+        self._pair.close()
+
+
+class Transfer:
+    def __init__(self, post: Callable[[], Any]) -> None:
+        work = post()  # here, so that transfers keep their order
+        self._done: Future[None] = Future()
+        threading.Thread(target=self._run, args=(work,), name="link work", daemon=True).start()
+
+    def _run(self, work: Any) -> None:
+        try:
+            work.wait(timedelta(days=1))
+            self._done.set_result(None)
+        except RuntimeError as error:
+            self._done.set_exception(error.with_traceback(None))  # whose frames hold the group
+
+    def is_completed(self) -> bool:
+        return self._done.done()
+
+    def wait(self) -> None:
+        self._done.result(0)
+
+
 class Peer:
     """Runs functions of this file in threads: here if `local`, else in another process."""
 
@@ -188,6 +252,8 @@ class Peer:
 
 
 def main() -> None:
+    global gpu
+    gpu = 1
     torch.set_num_threads(1)
     out, lock = sys.stdout.buffer, threading.Lock()
 

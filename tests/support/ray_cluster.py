@@ -15,6 +15,7 @@ from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline.backend import LocalBackend, RayBackend
+from longreel.pipeline.codec import Codec
 
 _QUIET = {
     "RAY_AUTH_MODE": "disabled",
@@ -77,6 +78,7 @@ class WarmBackend(RayBackend):
         local = LocalBackend(plan)
         self.given_up = local.given_up
         self.texts, self.condition, self.decode = local.texts, local.condition, local.decode
+        self.measured = Codec(plan).measured
         self._make_stage = make_stage
 
     def chain(self, sampling):

@@ -13,8 +13,8 @@ from longreel.pipeline.backend import (
     make_stage,
     make_stepper,
     make_windows,
-    slices,
 )
+from longreel.pipeline.slices import slices
 
 _numbers = itertools.count()
 

@@ -9,6 +9,7 @@ _ARCH = ModelArch(
     vae=VaeArch(base_dim=4, num_res_blocks=1),
     text_len=8,
     per_latent_timestep=True,
+    causal_windows=True,
 )
 ARCHS = {"test-blocks": _ARCH, "test-causal": replace(_ARCH, causal_latents=3)}
 
@@ -33,6 +34,9 @@ POLICIES = {
 }
 # other settings, under names of their own
 _VARIANTS = {
+    "causal-recache": [*POLICIES["causal"], "blocks.recache=prompt"],
+    "forcing-causal": [*POLICIES["forcing"], "blocks.causal=2"],
+    "forcing-causal-latents": [*POLICIES["forcing"], "blocks.causal=1"],
     "dualparal-grouped-pairs": [*_SIDES, "blocks.right=1", "blocks.depth=1"],
     "dualparal-staggered-wide": [*_SIDES, "blocks.right=1", "blocks.stagger=2"],
 }

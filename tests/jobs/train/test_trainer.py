@@ -65,7 +65,9 @@ def test_a_run_is_adamw_on_the_recipes_batches_and_exports_the_average(tmp_path)
         torch.nn.utils.clip_grad_norm_(weights, 0.5)
         adamw.step()
         decay = min(0.9, (1 + step) / (10 + step))
-        average = [decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights, strict=True)]
+        average = [
+            decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights, strict=True)
+        ]
     names = [name for name, p in recipe.model.named_parameters() if p.requires_grad]
     for name, expected in zip(names, average, strict=True):
         # another order of the same sum of two terms

@@ -1,0 +1,246 @@
+"""One walk through a block schedule: how far every block in flight is, and so the next task."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..parallel.tasks import Entry, Part, Task
+
+if TYPE_CHECKING:
+    from .schedule import BlockSchedule
+
+
+class Walk:
+    """The state of one walk through a schedule: how far every block in flight is."""
+
+    def __init__(
+        self,
+        schedule: "BlockSchedule",
+        stopped: Callable[[], bool],
+        begins_prompt: Callable[[int], bool],
+    ) -> None:
+        self._s = schedule
+        self._stopped = stopped
+        self._begins_prompt = begins_prompt
+        self._done: dict[int, int] = {}  # steps taken by blocks in flight
+        self._next = 0  # block to admit
+        self._number = 0
+        self._tick = 0
+        self._kept: list[int] = []  # blocks whose latents are still held
+        self._entries: dict[int, Entry] = {}  # of clean blocks
+        self._take = 0  # new prompts that entries were made again for
+
+    def tasks(self) -> Iterator[Task]:
+        while (admitted := self._admit()) or self._done:
+            if admitted and self._s.recache and self._begins_prompt(self._next - 1):
+                yield from self._recache(self._next - 1)
+            moving = self._moving()
+            assert moving, "blocks in flight and none may move"
+            for group in self._groups(moving):
+                yield self._step(group, moving)
+            for block in moving:
+                self._done[block] += 1
+            finished = [block for block, steps in self._done.items() if steps == self._s.steps]
+            for block in finished:
+                del self._done[block]
+                if self._is_read_clean(block):
+                    yield self._commit(block)
+            self._tick += 1
+
+    def _admit(self) -> bool:
+        """Take in the blocks that may begin with this tick."""
+        s, before = self._s, self._next
+        while (
+            self._next != s.num_blocks
+            and not self._stopped()
+            and len(self._done) < s.max_inflight
+            and self._fits(self._next)
+            and self._steps_of(self._next - 1) >= s.gap(self._next)
+        ):
+            self._done[self._next] = 0
+            self._kept.append(self._next)
+            self._next += 1
+        return self._next > before
+
+    def _fits(self, block: int) -> bool:
+        """Whether a window of all blocks in flight may grow by this one."""
+        s = self._s
+        if not s.window or not self._done:
+            return True
+        first = s.bounds(min(self._done))[0]
+        return s.bounds(block)[1] - max(0, first - s.left) <= s.window
+
+    def _moving(self) -> list[int]:
+        """Blocks that may take a step in this tick, judged by where all stand at its start."""
+        s = self._s
+        return [
+            block
+            for block, steps in self._done.items()
+            if self._steps_of(block - 1) >= min(s.steps, steps + s.gap(block))
+        ]
+
+    def _steps_of(self, block: int) -> int:
+        """Blocks that have left, and the one before the first, are as far as can be."""
+        return self._done.get(block, self._s.steps)
+
+    def _groups(self, moving: list[int]) -> list[list[int]]:
+        """Runs of neighbours that share a forward, in their order of service: the newest first,
+        so that what a block reads of the one before has had the longest time to come round."""
+        width = self._s.joint or len(moving)
+        runs: list[list[int]] = []
+        for block in moving:
+            if not runs or len(runs[-1]) == width or runs[-1][-1] != block - 1:
+                runs.append([])
+            runs[-1].append(block)
+        return runs[::-1]
+
+    def _step(self, group: list[int], moving: list[int]) -> Task:
+        s = self._s
+        own = [
+            Part(block=b, start=s.bounds(b)[0], stop=s.bounds(b)[1], step=self._done[b], write=True)
+            for b in group
+        ]
+        first, last = own[0].start, group[-1]
+        right = self._right(last) if last + 1 in moving else ()
+        seen = s.first_seen(group[0], has_right=bool(right))
+        parts = (*self._left(seen, first), *own)
+        reads = (*self._clean(first), *right)
+        stores = (self._entry(group[0], s.right),) if group[0] - 1 in moving and s.right else ()
+        finishes = tuple(b for b in group if self._done[b] + 1 == s.steps)
+        return self._task(
+            parts=parts,
+            reads=reads,
+            stores=stores,
+            frees=tuple(entry.key for entry in right),
+            admits=tuple(b for b in group if self._done[b] == 0),
+            finishes=finishes,
+            drops=self._drops() if min(self._done) in finishes else (),
+        )
+
+    def _is_read_clean(self, block: int) -> bool:
+        """Whether later windows see keys and values of this block's clean version."""
+        s = self._s
+        return block + 1 != s.num_blocks and (s.clean > 0 or s.bounds(block)[0] < s.sink)
+
+    def _commit(self, block: int) -> Task:
+        """One more pass of a clean block, at level 0, for its keys and values."""
+        s = self._s
+        start, stop = s.bounds(block)
+        part = Part(block=block, start=start, stop=stop, step=s.steps, write=False)
+        reads = self._clean(start)
+        entry = Entry(block=block, step=s.steps, start=start, stop=stop, take=self._take)
+        self._entries[block] = entry
+        # what the next block can no longer see, nobody sees: windows only move to the right
+        lost = [
+            b
+            for b, old in self._entries.items()
+            if old.stop <= stop - s.clean and old.start >= s.sink
+        ]
+        frees = tuple(self._entries.pop(b).key for b in lost)
+        return self._task(
+            parts=(part,),
+            reads=reads,
+            stores=(entry,),
+            frees=frees,
+            drops=self._drop_before(stop),
+            commit=True,
+        )
+
+    def _recache(self, block: int) -> Iterator[Task]:
+        """What this block will read of clean blocks, made again of them with its own prompt."""
+        self._take += 1
+        old, self._entries = self._entries, {}
+        for b, entry in old.items():
+            part = Part(block=b, start=entry.start, stop=entry.stop, step=entry.step, write=False)
+            reads = self._clean(entry.start)
+            self._entries[b] = replace(entry, take=self._take)
+            yield self._task(
+                parts=(part,),
+                reads=reads,
+                stores=(self._entries[b],),
+                frees=(entry.key,),
+                commit=True,
+                text_of=block,
+            )
+
+    def _left(self, start: int, end: int) -> tuple[Part, ...]:
+        """These latents, block by block, each in its version of this moment."""
+        s, parts = self._s, []
+        while start < end:
+            block = s.block_at(start)
+            stop = min(end, s.bounds(block)[1])
+            step = self._steps_of(block)
+            noised = s.left_noised and step == s.steps
+            parts.append(
+                Part(block=block, start=start, stop=stop, step=step, write=False, noised=noised)
+            )
+            start = stop
+        return tuple(parts)
+
+    def _right(self, block: int) -> tuple[Entry, ...]:
+        return (self._entry(block + 1, self._s.right),) if self._s.right else ()
+
+    def _entry(self, block: int, count: int) -> Entry:
+        """The first latents of a block in flight."""
+        start, stop = self._s.bounds(block)
+        stop = min(stop, start + count)
+        return Entry(block=block, step=self._done[block], start=start, stop=stop)
+
+    def _clean(self, first: int) -> tuple[Entry, ...]:
+        """The sink and the latents before `first`, as far as they are committed."""
+        s = self._s
+        lost, near = s.sink, max(s.sink, first - s.clean)  # latents between them are past
+        seen = []
+        for entry in self._entries.values():
+            runs = [(entry.start, entry.stop)]
+            if lost < near:
+                runs = [(entry.start, min(entry.stop, lost)), (max(entry.start, near), entry.stop)]
+            seen += [replace(entry, start=a, stop=b) for a, b in runs if a < b]
+        return tuple(seen)
+
+    def _drops(self) -> tuple[int, ...]:
+        """Blocks that no window reaches any more once this tick, whose last task it is, is over."""
+        s = self._s
+        unfinished = (block for block, steps in self._done.items() if steps + 1 < s.steps)
+        block = min(unfinished, default=self._next)
+        if block == s.num_blocks:
+            return self._drop_before(s.bounds(block - 1)[1])
+        if any(b < block and b not in self._entries for b in self._kept if self._is_read_clean(b)):
+            return ()  # their commits are yet to come
+        extra = s.right if s.extend_left else 0
+        return self._drop_before(s.bounds(block)[0] - s.left - extra)
+
+    def _drop_before(self, latent: int) -> tuple[int, ...]:
+        """Blocks that end by then, but for those that may yet be run again for a new prompt."""
+        again = self._entries if self._s.recache and self._may_begin() else {}
+        gone = [b for b in self._kept if self._s.bounds(b)[1] <= latent and b not in again]
+        self._kept = [b for b in self._kept if b not in gone]
+        return tuple(gone)
+
+    def _may_begin(self) -> bool:
+        """Whether a block is yet to be admitted."""
+        return self._next != self._s.num_blocks
+
+    def _task(self, **fields: object) -> Task:
+        task = Task(number=self._number, tick=self._tick, **fields)  # type: ignore[arg-type]
+        self._number += 1
+        return _with_positions(task, self._s.keep_first)
+
+
+def _with_positions(task: Task, keep_first: bool) -> Task:
+    """Latents of the window and of its context, in order of time, count up without gaps."""
+    runs = sorted(
+        [(part.start, part.stop) for part in task.parts]
+        + [(entry.start, entry.stop) for entry in task.reads]
+    )
+    latents = [latent for start, stop in runs for latent in range(start, stop)]
+    offset = 1 if keep_first and latents[0] > 0 else 0
+    place = {latent: i + offset for i, latent in enumerate(latents)}
+    assert len(place) == len(latents), "a latent stands twice in a window"
+    return replace(
+        task,
+        positions=tuple(place[i] for part in task.parts for i in range(part.start, part.stop)),
+        context_positions=tuple(
+            place[i] for entry in task.reads for i in range(entry.start, entry.stop)
+        ),
+    )
