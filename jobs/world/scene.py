@@ -23,7 +23,8 @@ from .words import (
 )
 
 Split = Literal["train", "held-out"]
-_STREAMS = {"train": 1, "held-out": 2}
+_STREAMS = {"train": 1, "held-out": 2}  # of random numbers, so no seed of one is one of the other
+_APART = 2.0  # pixels between two things at the start: less, and two of a colour look like one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,7 @@ def _apart(rng: np.random.Generator, things: list[Thing]) -> tuple[Thing, ...]:
         tried = [replace(thing, start=_start(rng)) for thing in things]
         now = min(
             (
-                float(np.hypot(*np.subtract(a.start, b.start))) - extent(a) - extent(b)
+                float(np.hypot(*np.subtract(a.start, b.start))) - _corner(a) - _corner(b)
                 for i, a in enumerate(tried)
                 for b in tried[:i]
             ),
@@ -184,6 +185,11 @@ def _apart(rng: np.random.Generator, things: list[Thing]) -> tuple[Thing, ...]:
         )
         if now > gap:
             best, gap = tried, now
-        if gap > 0:
+        if gap > _APART:
             break
     return tuple(best)
+
+
+def _corner(thing: Thing) -> float:
+    """How far the furthest point of a shape is from its centre."""
+    return extent(thing) * {"square": 2**0.5, "cross": 10**0.5 / 3}.get(thing.shape, 1.0)
