@@ -49,10 +49,8 @@ def _clause(things: Sequence[Thing], rng: np.random.Generator) -> str:
     names = [_name(looks, count, rng) for looks, count in alike.items()]
     motion = things[0].motion
     one, several, passing = _VERBS[motion.kind][rng.integers(len(_VERBS[motion.kind]))]
-    if rng.random() < 0.3:
-        verb = passing
-    else:
-        verb = one if len(things) == 1 else several
+    finite = one if len(things) == 1 else several
+    verb = passing if rng.random() < 0.3 else finite
     words = [_and(names), verb]
     if motion.kind != "still":
         # what is neither slow nor quick need not be said
