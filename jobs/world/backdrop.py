@@ -160,14 +160,16 @@ def _find_checks(frames_THWC: Array, seen_THW: Array) -> tuple[Array, Array]:
     """T H W: checks (0 and 1) where they correlate best, and where no edge of theirs is near."""
     at = np.arange(SIZE) + 0.5
     across_P = np.arange(0, 2 * CHECK, 1 / _PHASES)
-    down_P = np.arange(CHECK)  # with the other half of the phases, checks change places
+    down_P = np.arange(CHECK)  # the other half of the phases is the same with a shift across
     across_PW = checks(at + across_P[:, None]).astype(np.float32)
     down_PH = checks(at + down_P[:, None]).astype(np.float32)
     total = seen_THW.sum(axis=(1, 2)) + 1e-6
     mean_TC = np.einsum("thw,thwc->tc", seen_THW.astype(np.float32), frames_THWC) / total[:, None]
     off_TCHW = np.moveaxis((frames_THWC - mean_TC[:, None, None]) * seen_THW[..., None], -1, 1)
     found_TCPP = down_PH @ off_TCHW @ across_PW.T
-    energy_TP = np.square(found_TCPP).sum(axis=1).reshape(len(frames_THWC), -1)
+    energy_TPP = np.square(found_TCPP).sum(axis=1)
+    energy_TPP[found_TCPP.sum(axis=1) < 0] = 0  # of the pattern and its negative, 1 is brighter
+    energy_TP = energy_TPP.reshape(len(frames_THWC), -1)
     down, across = np.divmod(energy_TP.argmax(axis=1), len(across_P))
     mix_THW = down_PH[down][:, :, None] * across_PW[across][:, None, :] * 0.5 + 0.5
     sharp_TW = _far_from_edges(at + across_P[across][:, None])

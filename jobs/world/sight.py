@@ -34,6 +34,7 @@ class Sighting:
     x: float
     y: float
     radius: float  # of the circle of its area
+    rgb: tuple[float, float, float]  # mean of its inner pixels
     shape: str | None  # none: no shape we know, or not enough of it to see
     cut: bool  # by the frame's edge
     touching: bool  # another patch, which may hide a part of it
@@ -155,6 +156,8 @@ def _look(
     x, y = float(share_HW.sum(axis=0) @ x_W) / area, float(share_HW.sum(axis=1) @ y_H) / area
     radius = float(np.sqrt(area / np.pi))
     touching = bool((grown(mine_HW, 2) & others_HW).any())
+    inner_HW = mine_HW & (share_HW > 0.9)
+    rgb_C = pixels_HWC[inner_HW if inner_HW.any() else mine_HW].mean(axis=0)
     shape = None
     if area > _LEAST_AREA * np.pi * min(SIZES.values()) ** 2:
         most = _MOST_UNLIKE_HIDDEN if cut or touching else _MOST_UNLIKE
@@ -165,6 +168,7 @@ def _look(
         x=x + corner[0],
         y=y + corner[1],
         radius=radius,
+        rgb=(float(rgb_C[0]), float(rgb_C[1]), float(rgb_C[2])),
         shape=shape,
         cut=cut,
         touching=touching,

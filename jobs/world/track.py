@@ -56,7 +56,7 @@ class Track:
     @cached_property
     def clear(self) -> dict[int, Sighting]:
         """Frames in which its place can be measured."""
-        return {t: self.seen[t] for t in self.kept if not self.seen[t].cut}
+        return {t: self.seen[t] for t in self.kept if self.seen[t].plain}
 
     @cached_property
     def lost(self) -> list[int]:
