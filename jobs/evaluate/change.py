@@ -56,7 +56,7 @@ def flicker(tracked: Tracked, borders: Sequence[int]) -> float:
         for t in inside
         if {t - 1, t, t + 1} <= one.clear.keys()
     ]
-    return max(_nanmean(ground), _nanmean(np.array(things))) / 2
+    return float(max(_nanmean(ground), _nanmean(np.array(things)))) / 2
 
 
 def drift(tracked: Tracked) -> float:

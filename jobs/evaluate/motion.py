@@ -69,8 +69,8 @@ def as_asked(scene: Scene, tracked: Tracked) -> dict[str, float | None]:
 def _asked(scene: Scene, thing: Thing) -> Array:
     """Pixels a frame on the screen; of what bounces, without signs."""
     velocity = thing.motion.velocity
-    if thing.motion.kind == "bounce" and scene.pan is None:
-        return np.abs(velocity)
+    if thing.motion.kind == "bounce":
+        velocity = np.abs(velocity)
     asked: Array = velocity - scene.pan_velocity
     return asked
 

@@ -44,10 +44,13 @@ class Track:
 
     @cached_property
     def kept(self) -> dict[int, bool]:
-        """By frame, whether it looks as it first did; without frames that hide a part of it."""
+        """By frame, whether it looks as it first did; without frames that hide a part of it.
+
+        What has no shape has none to keep.
+        """
         verdicts = {}
         for t, s in self.seen.items():
-            same = (s.size, s.colour, s.shape) == self.looks
+            same = s.shape is not None and (s.size, s.colour, s.shape) == self.looks
             # what looks different beside a thing, or at the edge, may only be half seen
             if t not in self.merged and (s.plain or same):
                 verdicts[t] = same
