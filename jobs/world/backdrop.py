@@ -5,6 +5,7 @@ T frames, H height, W width, C colours, P phases of the checks.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ Array = np.ndarray[Any, Any]
 _CHUNK = 64  # frames worked on at once
 _LEAST_CONTRAST = 35.0  # of two colours; the nearest two grounds are 71 apart
 _LEAST_EXPLAINED = 0.5  # of the variance about one colour, for a pattern to be there
+_LEAST_SHOWN = 0.1  # of the pixels, away from what is coloured
 _MOST_RESIDUAL = 40.0  # gray levels about the pattern; even noise is 74 about its mean
 _KNOWN = 50.0  # gray levels between a colour and its name
 _PHASES = 4  # a pixel
@@ -44,8 +46,8 @@ def find_backdrop(frames_THWC: Array) -> Backdrop:
     contrast = np.linalg.norm(np.median(np.diff(ends[best], axis=1), axis=0))
     if contrast < _LEAST_CONTRAST or errors[best] > (1 - _LEAST_EXPLAINED) * errors["plain"]:
         best = "plain"
-    seen = sum(fit[best].num_seen for fit in fits)
-    unclear = errors[best] > _MOST_RESIDUAL**2 * max(1, seen)
+    shown = float(np.mean([fit["plain"].seen_THW.mean() for fit in fits]))
+    unclear = shown < _LEAST_SHOWN or errors[best] > _MOST_RESIDUAL**2 * len(fits)
     median_2C = np.median(ends[best], axis=0)
     pattern = {"across": "gradient", "down": "gradient"}.get(best, best)
     pictures, residuals = [], []
@@ -99,8 +101,7 @@ class _Fit:
     mix_THW: Array
     seen_THW: Array  # pixels of the ground alone, that the fit is made on
     ends_T2C: Array
-    error: float
-    num_seen: int
+    error: float  # mean square
 
 
 def _chunks(count: int) -> Iterator[slice]:
@@ -122,15 +123,21 @@ def _fit(frames_THWC: Array) -> dict[str, _Fit]:
 
 
 def _coloured(frames_THWC: Array) -> Array:
-    """Pixels nearer to a thing's colour than to any ground's: a table over 32 shades a channel."""
+    """Pixels nearer to a thing's colour than to any ground's."""
+    red, green, blue = np.moveaxis(frames_THWC.astype(np.intp) >> 3, -1, 0)
+    coloured: Array = _coloured_shades()[(red << 10) + (green << 5) + blue]
+    return coloured
+
+
+@cache
+def _coloured_shades() -> Array:
+    """The same for 32 shades a channel, red first."""
     shade = np.arange(32, dtype=np.float32) * 8 + 4
     table_NC = np.stack(np.meshgrid(shade, shade, shade, indexing="ij"), axis=-1).reshape(-1, 3)
     things = np.array([*THING_COLOURS.values()], np.float32)
     off = np.linalg.norm(table_NC[:, None] - things, axis=-1).min(axis=1)
-    table = off < like_ground(table_NC)
-    red, green, blue = np.moveaxis(frames_THWC.astype(np.intp) >> 3, -1, 0)
-    coloured: Array = table[(red << 10) + (green << 5) + blue]
-    return coloured
+    nearer: Array = off < like_ground(table_NC)
+    return nearer
 
 
 def _least_squares(frames_THWC: Array, seen_THW: Array, mix_THW: Array) -> _Fit:
@@ -146,13 +153,11 @@ def _least_squares(frames_THWC: Array, seen_THW: Array, mix_THW: Array) -> _Fit:
     first_TC = mean_TC - mean_mix[:, None] * slope_TC
     off_THWC = frames_THWC - _blend(mix_THW, first_TC, first_TC + slope_TC)
     error_THW = np.square(off_THWC).mean(axis=-1)
-    # judged on as many pixels as the others, though fewer are looked at
     return _Fit(
         mix_THW=mix_THW,
         seen_THW=seen_THW,
         ends_T2C=np.stack([first_TC, first_TC + slope_TC], axis=1),
-        error=float((error_THW * weight).sum() / max(1.0, weight.sum()) * seen_THW.size),
-        num_seen=seen_THW.size,
+        error=float((error_THW * weight).sum() / max(1.0, weight.sum())),
     )
 
 

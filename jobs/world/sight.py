@@ -156,7 +156,7 @@ def _look(
     x, y = float(share_HW.sum(axis=0) @ x_W) / area, float(share_HW.sum(axis=1) @ y_H) / area
     radius = float(np.sqrt(area / np.pi))
     touching = bool((grown(mine_HW, 2) & others_HW).any())
-    inner_HW = mine_HW & (share_HW > 0.9)
+    inner_HW = mine_HW & (share_HW > 0.98)
     rgb_C = pixels_HWC[inner_HW if inner_HW.any() else mine_HW].mean(axis=0)
     shape = None
     if area > _LEAST_AREA * np.pi * min(SIZES.values()) ** 2:
