@@ -1,4 +1,4 @@
-"""The command line: `longreel render`, `longreel presets`."""
+"""The command line: `longreel render`, `longreel presets`, and where the others are."""
 
 import io
 import re
@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..pipeline.errors import RenderError
+from .evaluate.cli import evaluate
 from .simulate_cli import simulate
 from .train.errors import TrainingError
 from .train.train_cli import train
@@ -218,3 +219,4 @@ def _fail(message: str, code: int) -> NoReturn:
 
 app.command()(_plain_errors()(simulate))
 app.command(no_args_is_help=True)(_plain_errors()(train))
+app.command()(_plain_errors()(evaluate))

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
 FOLDERS = ("configs", "kernels", "models", "parallel", "pipeline", "jobs")
+SUBFOLDERS = ("jobs/evaluate", "jobs/train", "jobs/world")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -196,7 +197,7 @@ def test_every_path_named_exists(page):
         assert list(ROOT.glob(path.rstrip("."))), path
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [*FOLDERS, *SUBFOLDERS])
 def test_architecture_names_every_file_of_a_folder(folder):
     page = PAGES["architecture.md"]
     section = re.search(rf"^### {folder}/.*?\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL)

@@ -32,23 +32,30 @@ def draw_with_owners(scene: Scene, first: int, count: int) -> tuple[Array, Array
 
 def coverage(shape: str, radius: float, x: Array, y: Array) -> Array:
     """How much of the pixels at (x, y) from the centre the shape covers, 0 to 1."""
-    return np.clip(0.5 - _distance(shape, radius, x, y), 0.0, 1.0)
+    covered: Array = np.clip(0.5 - _distance(shape, radius, x, y), 0.0, 1.0)
+    return covered
 
 
 def _distance(shape: str, radius: float, x: Array, y: Array) -> Array:
     """Pixels outside the edge, negative inside; exact along straight edges."""
     reach = REACH[shape] * radius
+    distance: Array
     if shape == "circle":
-        return np.hypot(x, y) - reach
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - reach
-    if shape == "cross":
+        distance = np.hypot(x, y) - reach
+    elif shape == "square":
+        distance = np.maximum(np.abs(x), np.abs(y)) - reach
+    elif shape == "cross":
         along, across = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
-        return np.maximum(along - reach, across - reach / 3)
-    if shape == "triangle":  # upright
+        distance = np.maximum(along - reach, across - reach / 3)
+    elif shape == "triangle":  # upright
         inner = reach / 2
-        return np.maximum(y - inner, np.abs(x) * np.sqrt(0.75) - y / 2 - inner)
-    assert shape == "star", shape
+        distance = np.maximum(y - inner, np.abs(x) * np.sqrt(0.75) - y / 2 - inner)
+    else:
+        distance = _star_distance(reach, x, y)
+    return distance
+
+
+def _star_distance(reach: float, x: Array, y: Array) -> Array:
     # fold the plane onto half a spike: its edge runs from the tip to the waist
     turn = np.pi / 5
     angle = np.abs(np.mod(np.arctan2(x, -y) + turn, 2 * turn) - turn)
@@ -57,7 +64,8 @@ def _distance(shape: str, radius: float, x: Array, y: Array) -> Array:
     waist = STAR_WAIST * reach * np.array([np.cos(turn), np.sin(turn)])
     edge = waist - tip
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-    return (along - tip[0]) * normal[0] + (across - tip[1]) * normal[1]
+    distance: Array = (along - tip[0]) * normal[0] + (across - tip[1]) * normal[1]
+    return distance
 
 
 def _paint(picture_HWC: Array, owner_HW: Array, thing: Thing, number: int, centre: Array) -> None:
@@ -82,7 +90,7 @@ def _ground(scene: Scene, frames: Array) -> Array:
     y_TH = np.arange(SIZE) + 0.5 + shift[:, 1:]
     first, last = (_rgb(scene.ground, end) for end in (0, -1))
     if scene.ground.kind == "checkered":
-        mix_THW = _checks(y_TH)[:, :, None] * _checks(x_TW)[:, None, :] * 0.5 + 0.5
+        mix_THW = checks(y_TH)[:, :, None] * checks(x_TW)[:, None, :] * 0.5 + 0.5
     elif scene.ground.kind == "gradient":
         along = x_TW[:, None, :] if scene.ground.across else y_TH[:, :, None]
         # there and back, so that a camera may pan over it for ever
@@ -90,15 +98,17 @@ def _ground(scene: Scene, frames: Array) -> Array:
         mix_THW = np.broadcast_to(ramp, (len(frames), SIZE, SIZE))
     else:
         mix_THW = np.zeros((len(frames), SIZE, SIZE))
-    return (first + mix_THW[..., None].astype(np.float32) * (last - first)).astype(np.float32)
+    ground_THWC: Array = first + mix_THW[..., None].astype(np.float32) * (last - first)
+    return ground_THWC.astype(np.float32)
 
 
-def _checks(at: Array) -> Array:
+def checks(at: Array) -> Array:
     """+1 and -1 in turn, with edges one pixel wide."""
     phase = np.mod(at, 2 * CHECK)
     edge = np.minimum(np.minimum(phase, 2 * CHECK - phase), np.abs(phase - CHECK))
     sign = np.where(phase < CHECK, 1.0, -1.0)
-    return sign * np.clip(2 * edge, 0.0, 1.0)
+    soft: Array = sign * np.clip(2 * edge, 0.0, 1.0)
+    return soft
 
 
 def _rgb(ground: Ground, end: int) -> Array:

@@ -133,7 +133,8 @@ def _path(thing: Thing, scene: Scene, frames: np.ndarray[Any, Any]) -> np.ndarra
         low, high = reach, SIZE - reach
         at = start + frames[:, None] * thing.motion.velocity - low
         turn = np.mod(at, 2 * (high - low))
-        return low + np.minimum(turn, 2 * (high - low) - turn)
+        bounced: np.ndarray[Any, Any] = low + np.minimum(turn, 2 * (high - low) - turn)
+        return bounced
     velocity = thing.motion.velocity - scene.pan_velocity
     period = SIZE + 2 * reach  # just out of sight on one side is just out of sight on the other
     moved = np.mod(start + reach + frames[:, None] * velocity, period) - reach

@@ -45,7 +45,10 @@ def picture(tmp_path):
         (["video.height=16400"], ["video.height=16400", "1025 positions", "at most 16384"]),
         (["video.width=1000000002"], ["video.width=1000000002", "at most 16384"]),
         (["model.arch=wan2.1-t2v-14"], ["model.arch=wan2.1-t2v-14", "mean wan2.1-t2v-14b?"]),
-        (["model.arch=sora"], ["model.arch=sora is no model", "one of tiny, shapes, wan2.1-t2v-1.3b"]),
+        (
+            ["model.arch=sora"],
+            ["model.arch=sora is no model", "one of tiny, shapes, wan2.1-t2v-1.3b"],
+        ),
         (["model.device=cuda:99"], ["model.device=cuda:99 is not there", "model.device=cpu"]),
         # torch.device wraps these round to -56 and 0
         (["model.device=cuda:200"], ["model.device=cuda:200 is not there", "model.device=auto"]),

@@ -1,0 +1,1 @@
+"""Renders measured against the world's truth."""

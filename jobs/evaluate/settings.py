@@ -1,0 +1,99 @@
+"""What is evaluated: policies, lengths and overrides, and the prompts that all of them render."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from ...configs.load import to_yaml
+from ...pipeline.plan import Plan
+from ..render import plan_render
+from ..world.captions import caption
+from ..world.scene import Scene, random_scene
+from ..world.words import FPS, SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the table. Without a policy it is the world itself."""
+
+    preset: str | None
+    policy: str  # empty: clips of the world, which bound what a render can reach
+    frames: int
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        words = [self.policy or "truth", str(self.frames), *self.overrides]
+        return " ".join([self.preset, *words] if self.preset else words)
+
+    def plan(self, number: int) -> Plan:
+        """The render of a prompt, checked."""
+        assert self.policy, "the world renders nothing"
+        return plan_render(
+            prompt(number),
+            preset=self.preset,
+            frames=self.frames,
+            seed=number,
+            overrides=(
+                f"video.height={SIZE}",
+                f"video.width={SIZE}",
+                f"video.fps={FPS}",
+                f"blocks.policy={self.policy}",
+                *self.overrides,
+            ),
+        )
+
+    def identity(self, number: int) -> str:
+        """All that a clip depends on, besides the weights' bytes and our code."""
+        what = to_yaml(self.plan(number).config) if self.policy else f"truth {self.frames}"
+        return f"{what}\n{number}\n{prompt(number)}"
+
+
+def make_settings(
+    *,
+    preset: str | None,
+    policies: Sequence[str],
+    lengths: Sequence[int],
+    groups: Sequence[str],
+    overrides: Sequence[str],
+    truth: bool,
+) -> list[Setting]:
+    """Every policy at every length with every group of overrides; ValueError before any renders."""
+    for frames in lengths:
+        if frames < 2:
+            raise ValueError(
+                f"--frames={frames} shows nothing that moves, so nothing could be measured; "
+                "give at least 2, or 81 for the least that targets are set for"
+            )
+    if truth and (preset or policies or groups or overrides):
+        raise ValueError(
+            "--truth measures the world's own clips, which no preset, policy or override changes; "
+            "leave these out, or leave --truth out"
+        )
+    settings = [
+        Setting(
+            preset=preset,
+            policy="" if truth else policy,
+            frames=frames,
+            overrides=(*overrides, *group.split()),
+        )
+        for policy, frames, group in product(policies or ["auto"], lengths, groups or [""])
+    ]
+    for setting in settings:
+        if setting.policy:
+            setting.plan(0)
+    return settings
+
+
+def scene(number: int) -> Scene:
+    """The held-out prompts are those of scenes 0, 1, 2 and so on of the split of that name."""
+    return random_scene(number, "held-out")
+
+
+def prompt(number: int) -> str:
+    return caption(scene(number), number)
+
+
+def clips(settings: Sequence[Setting], count: int) -> Iterator[tuple[Setting, int]]:
+    """Prompt by prompt, so that a table of what is there so far compares equal ones."""
+    return ((setting, number) for number in range(count) for setting in settings)

@@ -1,0 +1,136 @@
+"""`longreel evaluate`: rows of means, pictures, and nothing measured twice."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command import files_in, longreel
+from PIL import Image
+
+from longreel.jobs.evaluate import records
+from longreel.jobs.evaluate.clip import make_clip
+from longreel.jobs.evaluate.measure import IDEALS
+from longreel.jobs.evaluate.settings import Setting, prompt, scene
+from longreel.jobs.world.captions import caption
+from longreel.jobs.world.draw import draw
+from longreel.jobs.world.scene import random_scene
+
+# random weights, as few tokens and steps as there can be
+TINY = ("--preset", "tiny", "sampling.steps=1", "sampling.guidance_mode=none", "model.text_cache=")
+
+
+def rows(*options):
+    done = longreel("evaluate", *options, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)["rows"]
+
+
+def test_the_truth_is_the_upper_bound(tmp_path):
+    out = tmp_path / "out"
+    (row,) = rows("--truth", "--prompts", 3, "--frames", 41, "-o", out)
+    assert (row["setting"], row["prompts"]) == ("truth 41", 3)
+    assert {row[name] for name in ("prompt", "prompt_whole", "identity", "smoothness")} == {1}
+    assert row["teleports"] == 0
+    assert [*row] == [
+        *("setting", "prompts", *IDEALS, "frechet", "first_frame_s", "total_s"),
+    ]
+    assert {"sheet.png", "plot.png", "scores.jsonl"} <= files_in(out).keys()
+    with Image.open(out / "sheet.png") as sheet:
+        picture = np.asarray(sheet)
+    first = draw(random_scene(0, "held-out"), 0, 1)[0]
+    assert picture.shape[1] == 8 * 96
+    assert np.array_equal(picture[44 : 44 + 96, :96], first)
+
+
+def test_prompts_are_those_of_held_out_scenes():
+    for number in range(20):
+        assert scene(number) == random_scene(number, "held-out")
+        assert prompt(number) == caption(random_scene(number, "held-out"), number)
+    assert len({prompt(number) for number in range(64)}) == 64
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch):
+    options = ("--truth", "--frames", 17, "-o", tmp_path / "out")
+    (before,) = rows(*options, "--prompts", 2)
+    made = []
+
+    def make(setting, number):
+        made.append(number)
+        return make_clip(setting, number)
+
+    monkeypatch.setattr(records, "make_clip", make)
+    assert rows(*options, "--prompts", 2) == [before]
+    assert made == []
+    scores = tmp_path / "out" / "scores.jsonl"
+    scores.write_text(scores.read_text()[:-40])  # a crash in mid-line
+    rows(*options, "--prompts", 3)
+    assert made == [1, 2]
+    assert [json.loads(line)["number"] for line in scores.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_every_policy_at_every_length_with_every_setting_is_a_row(tmp_path):
+    done = longreel(
+        *("evaluate", "--preset", "tiny", "--dry-run", "--prompts", 5),
+        *("--policy", "whole", "--policy", "dualparal-grouped", "--frames", 81, "--frames", 257),
+        *("--setting", "sampling.steps=2", "--setting", "sampling.steps=4 sampling.shift=3"),
+    )
+    lines = done.out.splitlines()
+    assert len(lines) == len({*lines}) == 8
+    assert "tiny dualparal-grouped 257 sampling.steps=4 sampling.shift=3: 5 prompts" in lines
+
+
+def test_an_untrained_model_keeps_no_prompt(tmp_path):
+    table = longreel(
+        *("evaluate", "--prompts", 1, "--frames", 9, "--policy", "whole"),
+        *("--policy", "dualparal-grouped", "-o", tmp_path / "out", *TINY),
+        *("blocks.depth=1",),
+    )
+    assert table.code == 0, table.err
+    assert table.out.splitlines()[0].startswith("(1) tiny whole 9 sampling.steps=1")
+    scores = dict(
+        line.split()[:2] for line in table.out.splitlines() if line.startswith(("prompt ", "ide"))
+    )
+    assert float(scores["prompt"]) < 0.3
+    assert float(scores["identity"]) == 0
+
+
+def test_borders_are_the_first_frames_of_blocks():
+    setting = Setting(
+        preset="tiny",
+        policy="dualparal",
+        frames=21,
+        overrides=("blocks.size=2", "sampling.steps=1", "sampling.guidance_mode=none"),
+    )
+    clip = make_clip(setting, 0)
+    assert clip.frames_THWC.shape == (21, 96, 96, 3)
+    # two latents a block, of which the first is one frame: 1 + 4, then 8 each
+    assert [*clip.borders] == [5, 13]
+    assert 0 < clip.first_frame_s <= clip.total_s
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--truth", "--policy", "whole"), "leave these out"),
+        (("--frames", 1), "nothing that moves"),
+        (("--frames", 18), "use 17 or 21"),
+        (("--policy", "wholly"), "whole"),
+        (("blocks.left=4", "--policy", "whole"), "blocks.left"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(options, said, tmp_path):
+    done = longreel("evaluate", *options, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert said in done.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_keeps_ray_out_of_it():
+    code = (
+        "import sys; from longreel.jobs.cli import app\n"
+        "app(['evaluate', '--dry-run', '--truth'], standalone_mode=False)\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, stdout=subprocess.DEVNULL)
