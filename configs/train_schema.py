@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from .checks import check_name, check_range
 
 RECIPES = ("vae", "dit")
+OPTIMIZERS = ("adamw", "muon")
 TRAIN_DTYPES = ("float32", "bfloat16")
 _MANY = 1e9
 
@@ -41,8 +42,11 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW: a warm-up, then a cosine down to a share of the learning rate."""
+    """A warm-up, then a cosine down to a share of the learning rate."""
 
+    kind: str = (
+        "adamw"  # muon: for the matrices of a DiT's layers, AdamW at half the rate for all else
+    )
     learning_rate: float = 1e-3
     warmup: int = 100  # steps
     final: float = 0.02  # of the learning rate, at the last step
@@ -53,6 +57,7 @@ class OptimizerConfig:
     ema: float = 0.998  # of the averaged weights that are shown and exported; 0: the last weights
 
     def __post_init__(self) -> None:
+        check_name("optimizer.kind", self.kind, OPTIMIZERS, "the training")
         check_range("optimizer.learning_rate", self.learning_rate, 1e-12, 10, "learns nothing")
         check_range("optimizer.warmup", self.warmup, 0, _MANY, "is no number of steps")
         check_range("optimizer.clip", self.clip, 1e-12, 1e12, "leaves no gradient")
@@ -148,6 +153,7 @@ class DitTraining:
     """A small DiT and its text encoder, learnt on latents of the world in mixed noise patterns."""
 
     arch: str = "shapes"  # a name in models/arch.py
+    start: str = ""  # folder of a model to go on from; empty: random weights
     vae: str = ""  # folder of the VAE whose latents are learnt
     clips: int = 2048  # of the world, encoded once
     clip_latents: int = 25
@@ -155,7 +161,7 @@ class DitTraining:
     latents: int = 96  # of a batch, on each process: short windows make many rows
     shortest: int = 3  # latents of a window
     longest: int = 24
-    first: float = 0.4  # of the batches hold windows that begin their video
+    first: float = 0.5  # of the batches hold windows that begin their video
     shift: float = 3.0  # of the noise levels, as in sampling
     pattern: str = ""  # of the noise, for every window; empty: the mix
 
@@ -187,6 +193,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_name("recipe", self.recipe, RECIPES, "the training")
+        if self.optimizer.kind == "muon" and (self.recipe == "vae" or self.run.zero_stage):
+            raise ValueError(
+                "optimizer.kind=muon moves whole matrices of a DiT's layers, which "
+                f"recipe={self.recipe} with run.zero_stage={self.run.zero_stage} does not have; "
+                "set optimizer.kind=adamw, or run.zero_stage=0 and the recipe of a DiT"
+            )
         check_range("steps", self.steps, 1, _MANY, "trains nothing")
         if not re.search(r"\S", self.run.output or "runs"):
             raise ValueError("run.output is blank, so the run has no folder; name one")

@@ -22,10 +22,51 @@ class AdamW:
     beta2: float
     weight_decay: float
     clip: float  # the gradient's largest norm
+    muon: bool = False  # the layers' matrices are moved by Muon, at twice the others' rate
 
     def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(parameters, 0.0, betas, weight_decay=self.weight_decay)
+
+    def build_for(self, model: nn.Module) -> "Optimizers":
+        """AdamW for everything, or for all that Muon is not made for."""
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not self.muon:
+            return Optimizers([self.build([p for _, p in named])])
+        matrices = [p for name, p in named if p.ndim == 2 and "blocks." in name]
+        theirs = {id(p) for p in matrices}
+        adamw = self.build([p for _, p in named if id(p) not in theirs])
+        for group in adamw.param_groups:
+            group["share"] = 0.5
+        decay, like = self.weight_decay, "match_rms_adamw"
+        muon = torch.optim.Muon(matrices, 0.0, weight_decay=decay, adjust_lr_fn=like)
+        return Optimizers([muon, adamw])
+
+
+class Optimizers:
+    """Some optimisers, each with parameters of its own, as one."""
+
+    def __init__(self, each: Sequence[torch.optim.Optimizer]) -> None:
+        self._each = each
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for one in self._each for group in one.param_groups]
+
+    def zero_grad(self) -> None:
+        for one in self._each:
+            one.zero_grad()
+
+    def step(self) -> None:
+        for one in self._each:
+            one.step()
+
+    def state_dict(self) -> list[Any]:
+        return [one.state_dict() for one in self._each]
+
+    def load_state_dict(self, states: Sequence[Any]) -> None:
+        for one, state in zip(self._each, states, strict=True):
+            one.load_state_dict(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +127,7 @@ class WholeEngine:
         self._run = Lowered(model, dtype)
         self._ranks, self._clip = ranks, adamw.clip
         self._trained = trained(model)
-        self._optimizer = adamw.build(self._trained)
+        self._optimizer = adamw.build_for(model)
 
     def step(self, batch: Mapping[str, Tensor], learning_rate: float) -> Stepped:
         self._optimizer.zero_grad()
@@ -125,4 +166,4 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 def set_rate(optimizer: Any, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("share", 1.0)

@@ -14,8 +14,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...models.arch import ModelArch
+from ...models.checkpoint import open_transformer
 from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
+from ...models.weights import Weights, load_module
 from ..world.captions import caption, vocabulary
 from ..world.scene import random_scene
 from .export import save_transformer
@@ -37,7 +39,7 @@ class WindowMix:
     latents: int = 96  # of a batch: short windows make many rows
     shortest: int = 3
     longest: int = 24
-    first: float = 0.4  # of the windows begin with their video
+    first: float = 0.5  # of the windows begin with their video
     shift: float = 3.0
     pattern: str = ""  # one for all windows; empty: the mix
 
@@ -80,11 +82,16 @@ class DitRecipe:
         mix: WindowMix,
         vae: Any,
         vae_folder: Path,
+        start: Path | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.dit = WanDiT(arch.dit)
         start_from_identity(self.dit)
         self.text = TextSide(vocabulary(), text_len=arch.text_len, text_dim=arch.dit.text_dim)
+        if start is not None:
+            here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+            load_module(self.dit, open_transformer(start / "transformer", arch.dit), **here)
+            load_module(self.text.encoder, Weights(start / "text_encoder"), **here)
         self.model = DitLoss(self.dit, self.text)
         self._clips, self._seed, self._mix = clips, seed, mix
         self._vae, self._vae_folder = vae, vae_folder
@@ -92,7 +99,8 @@ class DitRecipe:
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
         mix = self._mix
-        latents = min(int(rng.integers(mix.shortest, mix.longest + 1)), self._clips.latents - 1)
+        # the shorter of two: more rows, hence more scenes, for the same work
+        latents = int(rng.integers(mix.shortest, mix.longest + 1, size=2).min())
         at_start = rng.random() < mix.first
         rows = max(1, mix.latents // latents)
         numbers = [int(n) for n in rng.integers(len(self._clips), size=rows)]
@@ -116,7 +124,7 @@ class DitRecipe:
             "ids_BS": ids_BS,
             "mask_BS": mask_BS,
             # position 0 is the video's first latent's; the classic queue gives it to any
-            "first_position": torch.tensor(0 if at_start or rng.random() < 0.15 else 1),
+            "first_position": torch.tensor(0 if at_start or rng.random() < 0.05 else 1),
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:

@@ -66,4 +66,5 @@ def _dit(config: TrainConfig) -> Recipe:
         ),
         vae=vae,
         vae_folder=folder,
+        start=Path(dit.start).expanduser() if dit.start else None,
     )

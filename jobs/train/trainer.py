@@ -189,6 +189,7 @@ def _engine(config: TrainConfig, recipe: Recipe, ranks: Ranks) -> Engine:
         beta2=optimizer.beta2,
         weight_decay=optimizer.weight_decay,
         clip=optimizer.clip,
+        muon=optimizer.kind == "muon",
     )
     dtype = getattr(torch, config.run.dtype)
     if config.run.zero_stage == 0:
