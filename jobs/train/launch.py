@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from ...configs.train_schema import TrainConfig
 from .errors import TrainingError
@@ -134,7 +135,7 @@ def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
             _watch(processes, asked)
         finally:
             _end(processes)
-    said = [end.recv() if end.poll() else None for end in ends]
+    said = [_last_word(end) for end in ends]
     for kind, value in filter(None, said):
         if kind != "done":
             raise (ValueError if kind == "ValueError" else TrainingError)(value)
@@ -146,6 +147,14 @@ def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
             "it printed says why. Run the same command again to go on from the last checkpoint"
         )
     return all(word[1] for word in said if word)
+
+
+def _last_word(end: Connection) -> tuple[str, Any] | None:
+    try:
+        word: tuple[str, Any] = end.recv()
+    except EOFError:  # it could say nothing
+        return None
+    return word
 
 
 def _watch(processes: Sequence[BaseProcess], asked: Sequence[int]) -> None:

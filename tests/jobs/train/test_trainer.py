@@ -65,7 +65,9 @@ def test_a_run_is_adamw_on_the_recipes_batches_and_exports_the_average(tmp_path)
         torch.nn.utils.clip_grad_norm_(weights, 0.5)
         adamw.step()
         decay = min(0.9, (1 + step) / (10 + step))
-        average = [decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights)]
+        average = [
+            decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights, strict=True)
+        ]
     names = [name for name, p in recipe.model.named_parameters() if p.requires_grad]
     for name, expected in zip(names, average, strict=True):
         # another order of the same sum of two terms
@@ -162,7 +164,7 @@ def test_the_pictures_show_the_average_and_the_training_goes_on_without_it(tmp_p
 @pytest.mark.parametrize("first_bad", [0, 7])
 def test_a_loss_that_is_lost_ends_the_run_and_spoils_no_checkpoint(tmp_path, first_bad):
     run = trainer(config(tmp_path), ToyRecipe(bad_step=first_bad))
-    with pytest.raises(TrainingError, match="lower optimizer.learning_rate") as error:
+    with pytest.raises(TrainingError, match=r"lower optimizer\.learning_rate") as error:
         run.run()
     kept = list((tmp_path / "checkpoints").iterdir())
     assert [path.name for path in kept] == (["step-00000006"] if first_bad else [])
