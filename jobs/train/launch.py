@@ -16,7 +16,7 @@ from typing import Any
 from ...configs.train_schema import TrainConfig
 from .errors import TrainingError
 from .recipe import Recipe
-from .recipes import build_recipe
+from .recipes import build_recipe, prepare_recipe
 from .store import RunFolder
 
 Build = Callable[[TrainConfig], Recipe]
@@ -33,6 +33,7 @@ def train(config: TrainConfig, build: Build = build_recipe) -> bool:
 
     _check(config)
     RunFolder(output_folder(config)).claim(config)
+    prepare_recipe(config, _device_type(config))
     if config.run.num_processes == 1:
         return _rank(config, build, 0, None)
     with tempfile.TemporaryDirectory(prefix="longreel-train-") as folder:
