@@ -21,6 +21,7 @@ from .store import RunFolder
 
 Build = Callable[[TrainConfig], Recipe]
 
+_SAME_STOP_S = 3.0  # a terminal and a parent may both pass one Ctrl-C on
 _GRACE_S = 120.0  # for the others, once one has ended
 
 
@@ -93,11 +94,18 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Ctrl-C and the like fill the list, and the step in hand is finished."""
-    asked: list[int] = []
+def _asked_to_stop() -> Iterator[list[float]]:
+    """Ctrl-C and the like fill the list, and the step in hand ends first; a later one cuts it."""
+    asked: list[float] = []
+
+    def ask(signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if asked and now - asked[0] > _SAME_STOP_S:
+            raise KeyboardInterrupt
+        asked.append(now)
+
     previous = {
-        signum: signal.signal(signum, lambda number, _: asked.append(number))
+        signum: signal.signal(signum, ask)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(signum) is not signal.SIG_IGN
     }
@@ -158,7 +166,7 @@ def _last_word(end: Connection) -> tuple[str, Any] | None:
     return word
 
 
-def _watch(processes: Sequence[BaseProcess], asked: Sequence[int]) -> None:
+def _watch(processes: Sequence[BaseProcess], asked: Sequence[float]) -> None:
     """Until all have ended; once one has failed, the others get a moment to say why."""
     deadline, passed_on = float("inf"), False
     while alive := [process for process in processes if process.is_alive()]:
