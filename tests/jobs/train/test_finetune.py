@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_wan import diffusers_model
+from toy_recipe import build_test_finetune
 
 from longreel.configs.schema import OutputConfig
 from longreel.configs.train_schema import (
@@ -158,6 +159,20 @@ def test_batches_follow_from_seed_step_and_rank(place):
         first, again = one.batch(step, rank, 2), other.batch(step, rank, 2)
         assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(one.batch(0, 0, 2)["noise_BCTHW"], one.batch(0, 1, 2)["noise_BCTHW"])
+
+
+def test_two_ranks_that_share_windows_learn_as_one_process_does(place, tmp_path):
+    def losses(output, **run):
+        settings = config(place, output, steps=3)
+        run = RunConfig(output=str(output), device="cpu", dtype="float32", **run)
+        assert train(TrainConfig(**vars(settings) | {"run": run}), build_test_finetune)
+        return [
+            json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()
+        ]
+
+    together = losses(tmp_path / "two", num_processes=2, sequence_ranks=2)
+    # float32 sums over tokens in two parts
+    assert together == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
 def test_a_copy_leaves_the_other_ranks_alone(place):
