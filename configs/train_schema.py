@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from .checks import check_name, check_range
 
-RECIPES = ("vae", "dit")
+RECIPES = ("vae", "dit", "finetune")
 OPTIMIZERS = ("adamw", "muon")
+METHODS = ("lora", "full")
+EXPORTS = ("adapter", "merged")
 TRAIN_DTYPES = ("float32", "bfloat16")
 _MANY = 1e9
 
@@ -24,15 +26,22 @@ class RunConfig:
     dtype: str = "bfloat16"  # of the arithmetic where autocast lowers it; weights stay float32
     num_processes: int = 1  # on this machine; each draws batches of its own
     threads: int = 1  # of each process, on a CPU
+    sequence_ranks: int = 1  # consecutive processes that share every window's tokens
     zero_stage: int = 0  # 0: everything whole on each process; 1 to 3: spread by DeepSpeed
 
     def __post_init__(self) -> None:
         check_name("run.dtype", self.dtype, TRAIN_DTYPES, "the training")
         check_range("run.seed", self.seed, 0, 2**63 - 1, "is no seed")
-        for name in ("num_processes", "threads"):
+        for name in ("num_processes", "threads", "sequence_ranks"):
             value = getattr(self, name)
             check_range(f"run.{name}", value, 1, 1024, "leaves nothing to compute with")
         check_range("run.zero_stage", self.zero_stage, 0, 3, "is no stage of ZeRO")
+        if self.num_processes % self.sequence_ranks:
+            raise ValueError(
+                f"run.sequence_ranks={self.sequence_ranks} does not divide "
+                f"run.num_processes={self.num_processes}, so some would have no partner; set it to "
+                "a divisor"
+            )
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(
                 f"run.device={self.device} is no device we can train on; "
@@ -179,6 +188,54 @@ class DitTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Clips for `finetune`: videos, and beside each a .txt file with its caption."""
+
+    folder: str = ""
+    cache: str = "~/.cache/longreel/train"  # of encoded clips, by content
+    height: int = 480
+    width: int = 832
+    frames: int = 81  # the first of each video
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < 32 or value % 16:
+                raise ValueError(
+                    f"data.{name}={value} cannot be cut into whole latents and tokens; set it to "
+                    "a multiple of 16 (32 for models whose latents are 16 pixels) from 32 up"
+                )
+        if self.frames < 1 or self.frames % 4 != 1:
+            raise ValueError(
+                f"data.frames={self.frames} does not end with a latent; set it to 4n + 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """A Wan-shaped checkpoint that learns from clips."""
+
+    checkpoint: str = ""  # folder or hub id with transformer, VAE and text encoder
+    arch: str = "wan2.1-t2v-1.3b"  # a name in models/arch.py; the checkpoint must agree with it
+    method: str = "lora"
+    rank: int = 16  # of each low-rank sum
+    alpha: float = 16.0  # its weight is alpha / rank
+    export: str = "adapter"  # of lora: the sums alone, or merged into the transformer
+    clips: int = 1  # of a batch, on each process
+    shift: float = 5.0  # of the levels drawn, towards noise
+    drop_prompt: float = 0.1  # share of clips learnt without their caption, for guidance
+
+    def __post_init__(self) -> None:
+        check_name("finetune.method", self.method, METHODS, "the training")
+        check_name("finetune.export", self.export, EXPORTS, "the training")
+        check_range("finetune.rank", self.rank, 1, 4096, "leaves nothing to learn")
+        check_range("finetune.alpha", self.alpha, 1e-6, 1e6, "leaves nothing to learn")
+        check_range("finetune.clips", self.clips, 1, 4096, "leaves no clip to learn from")
+        check_range("finetune.shift", self.shift, 0.01, 100, "leaves one level to learn")
+        check_range("finetune.drop_prompt", self.drop_prompt, 0, 1, "is no share")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
@@ -190,6 +247,8 @@ class TrainConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     vae: VaeTraining = field(default_factory=VaeTraining)
     dit: DitTraining = field(default_factory=DitTraining)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         check_name("recipe", self.recipe, RECIPES, "the training")
@@ -200,5 +259,15 @@ class TrainConfig:
                 "set optimizer.kind=adamw, or run.zero_stage=0 and the recipe of a DiT"
             )
         check_range("steps", self.steps, 1, _MANY, "trains nothing")
+        if self.recipe != "finetune" and self.run.sequence_ranks > 1:
+            raise ValueError(
+                f"run.sequence_ranks={self.run.sequence_ranks} shares the tokens of a DiT, and "
+                f"recipe={self.recipe} has none that it cuts; set it to 1"
+            )
+        if self.recipe == "finetune" and not (self.finetune.checkpoint and self.data.folder):
+            raise ValueError(
+                f"recipe=finetune with finetune.checkpoint={self.finetune.checkpoint} and "
+                f"data.folder={self.data.folder} has nothing to start or to learn from; set both"
+            )
         if not re.search(r"\S", self.run.output or "runs"):
             raise ValueError("run.output is blank, so the run has no folder; name one")

@@ -39,9 +39,12 @@ def affine_norm(x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def rms_norm(x_BLD: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """x / rms(x) * weight over the whole width, before any split into heads."""
-    shape, eps = list(norm.normalized_shape), norm.eps
-    return torch.rms_norm(x_BLD, shape, norm.weight.to(x_BLD.dtype), eps)
+    """x / rms(x) * weight over the whole width, before any split into heads.
+
+    In the weight's type: under autocast that is float32, and torch has no kernel for the two mixed.
+    """
+    y: Tensor = norm(x_BLD.to(norm.weight.dtype))
+    return y.to(x_BLD.dtype)
 
 
 def _by_run(x_BLD: Tensor, rows_BFD: Tensor) -> Tensor:

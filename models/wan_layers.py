@@ -17,6 +17,8 @@ from ..kernels.rope import rotate
 from .arch import WanArch
 from .protocol import DiTState, LayerCache
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each B tokens H D
+
 _TOKENS_AT_ONCE = 256  # through a feed-forward on a CPU
 
 
@@ -105,13 +107,19 @@ class Layer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
-        self, state: DiTState, rotary: Rotary, index: int, cache: LayerCache | None
+        self,
+        state: DiTState,
+        rotary: Rotary,
+        index: int,
+        cache: LayerCache | None,
+        attend_tokens: Attend = attend,
     ) -> Tensor:
+        """`attend_tokens` lets a window's tokens see each other, wherever they are."""
         x = state.tokens_BLD
         rows_R6D = self.scale_shift_table.float() + state.modulation.rows_R6D
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = state.modulation.select(rows_R6D)
         y = norm_modulate(x, scale, shift, self._eps)
-        y = self._attend_window(y, state, rotary, index, cache)
+        y = self._attend_window(y, state, rotary, index, cache, attend_tokens)
         x = gated_residual(x, y, gate)
         x = x + self._attend_prompt(affine_norm(x, self.norm2), state)
         y = self.ffn(norm_modulate(x, ffn_scale, ffn_shift, self._eps))
@@ -124,6 +132,7 @@ class Layer(nn.Module):
         rotary: Rotary,
         index: int,
         cache: LayerCache | None,
+        attend_tokens: Attend,
     ) -> Tensor:
         attn, key_rotary_LC = self.attn1, rotary.own_LC
         q = rotate(attn.queries(x_BLD), rotary.own_LC)
@@ -140,7 +149,7 @@ class Layer(nn.Module):
             assert k.shape[1] == q.shape[1], "causal runs inside a window take no extra keys"
             tokens = causal * state.window.height * state.window.width
             return attn.out(attend_causal(q, k, v, tokens))
-        return attn.out(attend(q, k, v))
+        return attn.out(attend_tokens(q, k, v))
 
     def _attend_prompt(self, x_BLD: Tensor, state: DiTState) -> Tensor:
         attn = self.attn2

@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from ...configs.train_schema import TrainConfig
 from .errors import TrainingError
 from .recipe import Recipe
-from .recipes import build_recipe
+from .recipes import build_recipe, prepare_recipe
 from .store import RunFolder
 
 Build = Callable[[TrainConfig], Recipe]
 
+_SAME_STOP_S = 3.0  # a terminal and a parent may both pass one Ctrl-C on
 _GRACE_S = 120.0  # for the others, once one has ended
 
 
@@ -32,6 +34,7 @@ def train(config: TrainConfig, build: Build = build_recipe) -> bool:
 
     _check(config)
     RunFolder(output_folder(config)).claim(config)
+    prepare_recipe(config, _device_type(config))
     if config.run.num_processes == 1:
         return _rank(config, build, 0, None)
     with tempfile.TemporaryDirectory(prefix="longreel-train-") as folder:
@@ -91,11 +94,18 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Ctrl-C and the like fill the list, and the step in hand is finished."""
-    asked: list[int] = []
+def _asked_to_stop() -> Iterator[list[float]]:
+    """Ctrl-C and the like fill the list, and the step in hand ends first; a later one cuts it."""
+    asked: list[float] = []
+
+    def ask(signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if asked and now - asked[0] > _SAME_STOP_S:
+            raise KeyboardInterrupt
+        asked.append(now)
+
     previous = {
-        signum: signal.signal(signum, lambda number, _: asked.append(number))
+        signum: signal.signal(signum, ask)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(signum) is not signal.SIG_IGN
     }
@@ -134,7 +144,7 @@ def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
             _watch(processes, asked)
         finally:
             _end(processes)
-    said = [end.recv() if end.poll() else None for end in ends]
+    said = [_last_word(end) for end in ends]
     for kind, value in filter(None, said):
         if kind != "done":
             raise (ValueError if kind == "ValueError" else TrainingError)(value)
@@ -148,7 +158,15 @@ def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
     return all(word[1] for word in said if word)
 
 
-def _watch(processes: Sequence[BaseProcess], asked: Sequence[int]) -> None:
+def _last_word(end: Connection) -> tuple[str, Any] | None:
+    try:
+        word: tuple[str, Any] = end.recv()
+    except EOFError:  # it could say nothing
+        return None
+    return word
+
+
+def _watch(processes: Sequence[BaseProcess], asked: Sequence[float]) -> None:
     """Until all have ended; once one has failed, the others get a moment to say why."""
     deadline, passed_on = float("inf"), False
     while alive := [process for process in processes if process.is_alive()]:

@@ -58,9 +58,11 @@ class Trainer:
         """One step and what is due after it; whether any rank was asked to stop."""
         config, report = self._config, self._config.report
         started = time.monotonic()
-        seed_step(config.run.seed, self.step, self._ranks.rank)
+        together = config.run.sequence_ranks  # these see one batch
+        rank, num = self._ranks.rank // together, self._ranks.num // together
+        seed_step(config.run.seed, self.step, rank)
         rate = learning_rate(config.optimizer, self.step, config.steps)
-        batch = self._recipe.batch(self.step, self._ranks.rank, self._ranks.num)
+        batch = self._recipe.batch(self.step, rank, num)
         device = self._ranks.device
         here = {name: tensor.to(device) for name, tensor in batch.items()}
         stepped = self._engine.step(here, rate)

@@ -1,5 +1,7 @@
 """A recipe that learns in milliseconds: a line of small linears, with noise of torch's own."""
 
+import os
+
 import numpy as np
 import torch
 from torch import nn
@@ -45,3 +47,29 @@ class ToyRecipe:
 
 def build_toy(config):
     return ToyRecipe(config.run.seed)
+
+
+def build_bad(config):
+    return ToyRecipe(config.run.seed, bad_step=2)
+
+
+class FragileRecipe(ToyRecipe):
+    def batch(self, step, rank, num_ranks):
+        if (step, rank) == (2, 1):
+            os._exit(7)
+        return super().batch(step, rank, num_ranks)
+
+
+def build_fragile(config):
+    return FragileRecipe(config.run.seed)
+
+
+def build_test_finetune(config):
+    """The shapes of test models are not known to a process until it is told."""
+    import tiny_pipeline
+
+    from longreel.jobs.train.recipes import build_recipe
+    from longreel.models.arch import ARCHS
+
+    ARCHS["test-t2v"] = tiny_pipeline.ARCHS["test-t2v"]
+    return build_recipe(config)

@@ -1,0 +1,209 @@
+"""A Wan-shaped checkpoint learns from a folder of clips, through the same loop."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_pipeline
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_wan import diffusers_model
+from toy_recipe import build_test_finetune
+
+from longreel.configs.schema import OutputConfig
+from longreel.configs.train_schema import (
+    DataConfig,
+    FinetuneConfig,
+    OptimizerConfig,
+    ReportConfig,
+    RunConfig,
+    TrainConfig,
+)
+from longreel.jobs.train import clips
+from longreel.jobs.train.finetune_recipe import FinetuneRecipe, FlowLoss
+from longreel.jobs.train.launch import train
+from longreel.jobs.train.recipes import prepare_recipe
+from longreel.jobs.writer import open_writer
+from longreel.models import arch as archs
+from longreel.models.checkpoint import check_transformer
+from longreel.models.wan_load import load_dit
+
+ARCH = tiny_pipeline.ARCHS["test-t2v"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkpoint, and two captioned clips, one longer than needed."""
+    folder = tmp_path_factory.mktemp("finetune")
+    tiny_pipeline.write_checkpoint(folder / "checkpoint", ARCH)
+    (folder / "clips").mkdir()
+    rng = np.random.default_rng(0)
+    for name, frames in (("a", 5), ("b", 8)):
+        path = folder / "clips" / f"{name}.mp4"
+        output = OutputConfig()
+        with open_writer(path, height=32, width=48, fps=8, output=output, metadata={}) as writer:
+            writer.write(rng.integers(0, 255, (frames, 32, 48, 3), np.uint8))
+        path.with_suffix(".txt").write_text(f"a red cat {name}\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    monkeypatch.setitem(archs.ARCHS, "test-t2v", ARCH)
+
+
+def config(place, output, steps=4, frames=5, **finetune):
+    return TrainConfig(
+        recipe="finetune",
+        steps=steps,
+        run=RunConfig(output=str(output), device="cpu"),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0, ema=0.5),
+        report=ReportConfig(log_every=1, sheet_every=2),
+        finetune=FinetuneConfig(
+            checkpoint=str(place / "checkpoint"), arch="test-t2v", rank=4, clips=2, **finetune
+        ),
+        data=DataConfig(
+            folder=str(place / "clips"),
+            cache=str(place / "cache"),
+            height=32,
+            width=32,
+            frames=frames,
+        ),
+    )
+
+
+def moved(place, folder):
+    """Largest change of each tensor of the exported transformer."""
+    before = load_dit(place / "checkpoint/transformer", ARCH.dit, device=CPU, dtype=torch.float32)
+    check_transformer(str(folder / "model"), "transformer", ARCH.dit)
+    after = load_dit(folder / "model/transformer", ARCH.dit, device=CPU, dtype=torch.float32)
+    theirs = dict(after.named_parameters())
+    return {
+        name: (theirs[name] - tensor).abs().max().item()
+        for name, tensor in before.named_parameters()
+    }
+
+
+def test_an_adapter_is_learnt_and_written_alone(place, tmp_path):
+    assert train(config(place, tmp_path))
+    adapter = load_file(tmp_path / "model/pytorch_lora_weights.safetensors")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == [
+        "pytorch_lora_weights.safetensors"
+    ]
+    learnt = [part for name, part in adapter.items() if "lora_B" in name]
+    assert len(learnt) == ARCH.dit.num_layers * 10
+    assert all(part.abs().max() > 0 for part in learnt)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (6 * 32, 2 * 32)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_merged_it_is_a_transformer_changed_where_the_adapters_are(place, tmp_path):
+    train(config(place, tmp_path, export="merged"))
+    for name, change in moved(place, tmp_path).items():
+        layer = name.startswith("blocks.") and ".norm" not in name and name.endswith("weight")
+        assert (change > 0) == layer, name
+
+
+def test_full_fine_tuning_moves_every_weight(place, tmp_path):
+    train(config(place, tmp_path, method="full"))
+    assert all(change > 0 for change in moved(place, tmp_path).values())
+
+
+def test_the_loss_is_flow_matching_by_diffusers_transformer(place):
+    settings = config(place, place / "unused")
+    prepare_recipe(settings, "cpu")
+    recipe = FinetuneRecipe(settings)
+    batch = recipe.batch(0, 0, 1)
+    theirs = diffusers_model(ARCH.dit)
+    theirs.load_state_dict(
+        load_file(place / "checkpoint/transformer/diffusion_pytorch_model.safetensors")
+    )
+    sigma = batch["sigma_B"].view(-1, 1, 1, 1, 1)
+    assert (sigma > 0).all()
+    assert (sigma < 1).all()
+    noisy = (1 - sigma) * batch["clip_BCTHW"] + sigma * batch["noise_BCTHW"]
+    with torch.no_grad():
+        velocity = theirs(noisy, 1000 * batch["sigma_B"], batch["text_BSD"]).sample
+        expected = (velocity - (batch["noise_BCTHW"] - batch["clip_BCTHW"])).square().mean()
+        # other kernels for the same sums
+        torch.testing.assert_close(recipe.loss(batch)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clips_are_encoded_once_and_again_when_they_change(place, monkeypatch, tmp_path):
+    settings = config(place, place / "unused")
+    prepare_recipe(settings, "cpu")
+
+    def encoded(*_, **__):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(clips, "_encode", encoded)
+    prepare_recipe(settings, "cpu")
+    caption = place / "clips/a.txt"
+    before = caption.read_text()
+    caption.write_text("a blue dog")
+    with pytest.raises(AssertionError, match="encoded again"):
+        prepare_recipe(settings, "cpu")
+    caption.write_text(before)
+
+
+def test_batches_follow_from_seed_step_and_rank(place):
+    settings = config(place, place / "unused")
+    prepare_recipe(settings, "cpu")
+    one, other = FinetuneRecipe(settings), FinetuneRecipe(settings)
+    one.batch(5, 0, 2)
+    for step, rank in ((0, 0), (3, 1)):
+        first, again = one.batch(step, rank, 2), other.batch(step, rank, 2)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(one.batch(0, 0, 2)["noise_BCTHW"], one.batch(0, 1, 2)["noise_BCTHW"])
+
+
+def test_two_ranks_that_share_windows_learn_as_one_process_does(place, tmp_path):
+    def losses(output, **run):
+        settings = config(place, output, steps=3)
+        run = RunConfig(output=str(output), device="cpu", dtype="float32", **run)
+        assert train(TrainConfig(**vars(settings) | {"run": run}), build_test_finetune)
+        return [
+            json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()
+        ]
+
+    together = losses(tmp_path / "two", num_processes=2, sequence_ranks=2)
+    # float32 sums over tokens in two parts
+    assert together == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_a_copy_leaves_the_other_ranks_alone(place):
+    import copy
+
+    group = object()
+    loss = FlowLoss(FinetuneRecipe(config(place, place / "unused")).dit, group)
+    assert copy.deepcopy(loss)._groups == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": 9}, r"data\.frames=9 is more than the 5 of .*a\.mp4"),
+        ({"arch": "test-i2v"}, r"finetune\.arch=test-i2v reads pictures"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused(place, tmp_path, change, message, monkeypatch):
+    monkeypatch.setitem(archs.ARCHS, "test-i2v", tiny_pipeline.ARCHS["test-i2v"])
+    settings = config(place, tmp_path, **{k: v for k, v in change.items() if k == "frames"})
+    if "arch" in change:
+        fields = vars(settings.finetune) | change
+        settings = TrainConfig(**vars(settings) | {"finetune": FinetuneConfig(**fields)})
+    with pytest.raises(ValueError, match=message):
+        train(settings)
+
+
+def test_a_video_without_a_caption_is_named(place, tmp_path):
+    (place / "clips/a.txt").rename(tmp_path / "a.txt")
+    try:
+        with pytest.raises(ValueError, match=r"no caption for a\.mp4"):
+            train(config(place, tmp_path / "run"))
+    finally:
+        (tmp_path / "a.txt").rename(place / "clips/a.txt")

@@ -1,0 +1,134 @@
+"""Several processes train what one would on all their batches, whole or spread by ZeRO."""
+
+import json
+import os
+import signal
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from toy_recipe import ToyRecipe, build_bad, build_fragile, build_toy
+
+from longreel.configs.train_schema import OptimizerConfig, ReportConfig, RunConfig, TrainConfig
+from longreel.jobs.train.errors import TrainingError
+from longreel.jobs.train.launch import train
+from longreel.jobs.train.rates import learning_rate
+from longreel.jobs.train.trainer import seed_step
+
+STEPS, RANKS = 6, 2
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="the extra train is not installed"
+)
+STAGES = [0, *(pytest.param(stage, marks=needs_deepspeed) for stage in (1, 2, 3))]
+
+
+def config(folder, stage=0, steps=STEPS, num=RANKS, **report):
+    return TrainConfig(
+        steps=steps,
+        run=RunConfig(
+            output=str(folder), dtype="float32", num_processes=num, zero_stage=stage, device="cpu"
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=3, ema=0.9, clip=0.5),
+        report=ReportConfig(log_every=2, sheet_every=4, **{"save_every": 3} | report),
+    )
+
+
+def exported(folder):
+    return torch.load(folder / "model" / "toy.pt")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Averaged weights after a plain loop over both ranks' batches."""
+    optimizer = config("unused").optimizer
+    recipe = ToyRecipe(0)
+    weights = [p for p in recipe.model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.0)
+    average = [w.detach().clone() for w in weights]
+    for step in range(STEPS):
+        adamw.zero_grad()
+        for rank in range(RANKS):
+            seed_step(0, step, rank)
+            (recipe.model(**recipe.batch(step, rank, RANKS))[0] / RANKS).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 0.5)
+        adamw.param_groups[0]["lr"] = learning_rate(optimizer, step, STEPS)
+        adamw.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [
+            decay * a + (1 - decay) * w.detach() for a, w in zip(average, weights, strict=True)
+        ]
+    names = [name for name, p in recipe.model.named_parameters() if p.requires_grad]
+    return dict(zip(names, average, strict=True))
+
+
+def check_is(made, reference):
+    for name, expected in reference.items():
+        # Adam divides by the root of squared gradients: where those are near zero, the order in
+        # which ranks' gradients are added shows in the last digits of a step of 3e-3
+        torch.testing.assert_close(made[name], expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_train_what_one_would_and_go_on_bit_for_bit(tmp_path, stage, reference):
+    assert train(config(tmp_path / "run", stage), build_toy)
+    straight = exported(tmp_path / "run")
+    check_is(straight, reference)
+
+    # as if it had been killed after its checkpoint at half the way
+    checkpoints = sorted((tmp_path / "run/checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step-00000003", "step-00000006"]
+    checkpoints[1].rename(tmp_path / "gone")
+    (tmp_path / "run/model/toy.pt").unlink()
+    assert train(config(tmp_path / "run", stage), build_toy)
+    again = exported(tmp_path / "run")
+    assert all(torch.equal(straight[name], again[name]) for name in straight)
+
+
+@needs_deepspeed
+def test_one_process_needs_no_launcher_for_zero(tmp_path):
+    """In a process of its own, because DeepSpeed changes the one it runs in."""
+    import multiprocessing
+
+    process = multiprocessing.get_context("spawn").Process(
+        target=train, args=(config(tmp_path / "zero", 1, num=1), build_toy)
+    )
+    process.start()
+    process.join(timeout=200)
+    assert process.exitcode == 0
+    assert train(config(tmp_path / "whole", num=1), build_toy)
+    check_is(exported(tmp_path / "zero"), exported(tmp_path / "whole"))
+
+
+def test_a_loss_lost_on_the_ranks_ends_them_all_with_the_reason(tmp_path):
+    with pytest.raises(TrainingError, match="loss of step 3 is no longer finite"):
+        train(config(tmp_path), build_bad)
+
+
+def test_a_rank_that_dies_ends_the_run_and_is_named(tmp_path, capfd):
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match=r"process \d of 2 ended before its time.*7"):
+        train(config(tmp_path), build_fragile)
+    assert time.monotonic() - started < 100
+
+
+def test_ctrl_c_on_the_parent_stops_all_ranks_with_one_checkpoint(tmp_path):
+    settings = config(tmp_path, steps=100_000, save_every=100_000)
+
+    def stop():
+        log = Path(tmp_path, "log.jsonl")
+        deadline = time.monotonic() + 100
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=stop)
+    watcher.start()
+    assert not train(settings, build_toy)
+    watcher.join()
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    step = json.loads((checkpoint / "state.json").read_text())["step"]
+    assert 2 <= step < 100_000
+    assert {path.name for path in checkpoint.glob("ema-*")} == {"ema-0.pt", "ema-1.pt"}
