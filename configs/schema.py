@@ -26,6 +26,7 @@ POLICIES = (
 )
 NOISE = ("independent", "pool")
 RECACHES = ("none", "prompt")
+LEVELS = ("window", "latent")
 LINKS = ("auto", "nccl", "host")
 BACKENDS = ("auto", "local", "ray")
 CFG = ("batch", "split")
@@ -182,6 +183,7 @@ class BlocksConfig:
     causal: int | None = None  # latents of runs that see no later run of their window (forcing)
     window: int = 25  # latents that one forward may hold (forcing)
     recache: str | None = None  # prompt: cached keys are made again for a new one (causal); or none
+    levels: str | None = None  # a window's latents are told: its level (window), or each its own
     depth: int = 8  # stages that the order of service is made for, however many there are
     noise: str | None = None  # independent, or pool: blocks share one set of frames
     prefix_level: float = 0.02  # noise on a clean prefix (forcing)
@@ -192,6 +194,8 @@ class BlocksConfig:
             check_name("blocks.noise", self.noise, NOISE)
         if self.recache is not None:
             check_name("blocks.recache", self.recache, RECACHES)
+        if self.levels is not None:
+            check_name("blocks.levels", self.levels, LEVELS)
         for name in ("size", "window", "depth"):
             value = getattr(self, name)
             if value is not None:

@@ -47,10 +47,13 @@ def widest_window(schedule: BlockSchedule) -> int:
 def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSchedule) -> None:
     name = config.model.arch
     if schedule.per_latent and not arch.per_latent_timestep:
+        told = config.blocks.levels == "latent"
+        asked = "blocks.levels=latent tells" if told else f"blocks.policy={policy} gives"
+        way_out = "blocks.levels=window" if told else "blocks.policy=dualparal-grouped"
         raise ValueError(
-            f"blocks.policy={policy} gives latents of one window different levels, and "
+            f"{asked} latents of one window different levels, and "
             f"model.arch={name} was trained with one, so it would make noise; use "
-            "blocks.policy=dualparal-grouped, or a model with a timestep per latent "
+            f"{way_out}, or a model with a timestep per latent "
             "(skyreels-v2-df-1.3b, wan2.2-ti2v-5b)"
         )
     if schedule.causal and not (arch.causal_windows or arch.causal_latents == schedule.causal):

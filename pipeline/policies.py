@@ -32,7 +32,7 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
 def _check_fields(blocks: BlocksConfig) -> None:
     """What a policy does not read must not be set: it would seem to have been done."""
     known = _FIELDS[blocks.policy]
-    for name in ("size", "left", "right", "sink", "stagger", "causal", "recache"):
+    for name in ("size", "left", "right", "sink", "stagger", "causal", "recache", "levels"):
         if getattr(blocks, name) is not None and name not in known:
             raise ValueError(
                 f"blocks.{name}={getattr(blocks, name)} would be ignored, as "
@@ -63,6 +63,7 @@ def _dualparal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Blo
         max_inflight=steps,
         left=_or(blocks.left, 8),
         right=_or(blocks.right, min(8, size)),
+        per_latent=blocks.levels == "latent",
     )
 
 
@@ -85,6 +86,7 @@ def _grouped(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Block
         extend_left=True,
         depth=blocks.depth,
         keep_first=True,
+        per_latent=blocks.levels == "latent",
     )
 
 
@@ -101,6 +103,7 @@ def _staggered(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Blo
         left=_or(blocks.left, 8),
         right=_or(blocks.right, min(8, size)),
         keep_first=True,
+        per_latent=blocks.levels == "latent",
     )
 
 
@@ -219,9 +222,9 @@ _POLICIES: dict[str, Callable[[BlocksConfig, int, int | None], BlockSchedule]] =
 # the numbers of BlocksConfig that each policy reads, besides `depth` and `window`
 _FIELDS: dict[str, tuple[str, ...]] = {
     "whole": (),
-    "dualparal": ("size", "left", "right"),
-    "dualparal-grouped": ("size", "left", "right"),
-    "dualparal-staggered": ("size", "left", "right", "stagger"),
+    "dualparal": ("size", "left", "right", "levels"),
+    "dualparal-grouped": ("size", "left", "right", "levels"),
+    "dualparal-staggered": ("size", "left", "right", "stagger", "levels"),
     "diagonal": ("size", "left"),
     "buffer": ("size", "left", "stagger"),
     "forcing": ("size", "left", "stagger", "causal"),

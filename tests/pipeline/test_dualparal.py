@@ -6,6 +6,8 @@ values of this sweep concatenated; positions from 0 in every window; a scheduler
 """
 
 import copy
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny_pipeline
@@ -62,11 +64,12 @@ def _velocity(model, window, timestep, text, right, num_own):
     caching.right = right
     for i, block in enumerate(model.blocks):
         block.attn1.forward = caching.attend(i).__get__(block.attn1)
-    out = model(window, timestep.expand(1), text, return_dict=False)[0]
+    told = timestep.repeat_interleave(tokens)[None] if timestep.ndim else timestep.expand(1)
+    out = model(window, told, text, return_dict=False)[0]
     return out[:, :, -num_own:], caching.made
 
 
-def _plain_queue(model, scheduler, noise, text, negative):
+def _plain_queue(model, scheduler, noise, text, negative, levels="window"):
     bounds = [(b * SIZE, (b + 1) * SIZE) for b in range(noise.shape[2] // SIZE)]
     bounds[-1] = bounds[-1][0], noise.shape[2]
     z, done, schedulers = {}, {}, {}
@@ -81,8 +84,12 @@ def _plain_queue(model, scheduler, noise, text, negative):
             left = z[b - 1][:, :, -LEFT:] if b else z[b][:, :, :0]
             window = torch.cat([left, z[b]], dim=2)
             size = z[b].shape[2]
-            cond, made = _velocity(model, window, t, text, right[0], size)
-            uncond, made_uncond = _velocity(model, window, t, negative, right[1], size)
+            told = t
+            if levels == "latent":  # the left neighbour is a step ahead, or done
+                ahead = [*schedulers[b].timesteps, torch.tensor(0)][done[b - 1] if b else 0]
+                told = torch.cat([ahead.expand(left.shape[2]), t.expand(size)])
+            cond, made = _velocity(model, window, told, text, right[0], size)
+            uncond, made_uncond = _velocity(model, window, told, negative, right[1], size)
             right = (made, made_uncond)
             velocity = uncond + SCALE * (cond - uncond)
             z[b] = schedulers[b].step(velocity, t, z[b], return_dict=False)[0]
@@ -106,15 +113,19 @@ def _plain_burst(model, scheduler, noise, text, negative):
 
 
 @pytest.mark.parametrize(
-    ("frames", "policy", "plain"),
+    ("frames", "policy", "plain", "levels"),
     [
-        (57, "dualparal", _plain_queue),
-        (13, "dualparal", _plain_queue),
-        (57, "dualparal-grouped", _plain_burst),
+        (57, "dualparal", _plain_queue, "window"),
+        (57, "dualparal", partial(_plain_queue, levels="latent"), "latent"),
+        (13, "dualparal", _plain_queue, "window"),
+        (57, "dualparal-grouped", _plain_burst, "window"),
     ],
 )
-def test_a_queue_equals_a_plain_loop_over_diffusers(frames, policy, plain, tmp_path, monkeypatch):
-    monkeypatch.setitem(archs.ARCHS, "test-t2v", tiny_pipeline.ARCHS["test-t2v"])
+def test_a_queue_equals_a_plain_loop_over_diffusers(
+    frames, policy, plain, levels, tmp_path, monkeypatch
+):
+    arch = replace(tiny_pipeline.ARCHS["test-t2v"], per_latent_timestep=True)
+    monkeypatch.setitem(archs.ARCHS, "test-t2v", arch)
     checkpoint = tiny_pipeline.write_checkpoint(tmp_path, tiny_pipeline.ARCHS["test-t2v"])
     overrides = [
         "model.arch=test-t2v",
@@ -130,6 +141,7 @@ def test_a_queue_equals_a_plain_loop_over_diffusers(frames, policy, plain, tmp_p
         f"blocks.size={SIZE}",
         f"blocks.left={LEFT}",
         f"blocks.right={RIGHT if policy == 'dualparal' else 0}",
+        f"blocks.levels={levels}",
         "parallel.num_stages=2",
         "parallel.backend=local",
         *(["blocks.depth=4"] if policy == "dualparal-grouped" else []),

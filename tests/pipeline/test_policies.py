@@ -214,6 +214,7 @@ def test_a_number_that_a_queue_would_ignore_is_refused(policy, name):
         ("forcing", {"causal": 2}, 30, r"blocks\.causal=2 does not divide blocks\.size=5"),
         ("rolling", {"causal": 3}, 30, "blocks.causal=3 would be ignored, .*rolling"),
         ("rolling", {"recache": "prompt"}, 30, "recache=prompt would be ignored, .*rolling"),
+        ("forcing", {"levels": "window"}, 30, "blocks.levels=window would be ignored, .*forcing"),
         ("forcing", {"window": 11}, 30, "blocks.window=11 is too short .* at least 12"),
     ],
 )
