@@ -171,7 +171,7 @@ class DitTraining:
     shortest: int = 3  # latents of a window
     longest: int = 24
     first: float = 0.5  # of the batches hold windows that begin their video
-    shift: float = 3.0  # of the noise levels, as in sampling
+    shift: float = 6.0  # of the noise levels, as in sampling
     pattern: str = ""  # of the noise, for every window; empty: the mix
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from .text_side import TextSide
 
 _SHEET_ROWS = 6
 _SHEET_LATENTS = 11
+_TELLING = 0.5  # noise through which a latent shows what it is
 _EMPTY = 0.1  # of the prompts, so that guidance has something to be guided away from
 
 
@@ -40,7 +41,7 @@ class WindowMix:
     shortest: int = 3
     longest: int = 24
     first: float = 0.5  # of the windows begin with their video
-    shift: float = 3.0
+    shift: float = 6.0
     pattern: str = ""  # one for all windows; empty: the mix
 
 
@@ -109,6 +110,11 @@ class DitRecipe:
             for _ in numbers
         ]
         levels = [draw_levels(rng, latents, mix.shift, mix.pattern) for _ in numbers]
+        learnt_BT = _stack([level.learnt_T for level in levels])
+        if not at_start:
+            # Nothing in noise tells a video's first latent, which is one frame, from another, as
+            # rotary positions are relative. A window's first is taken for the video's.
+            learnt_BT[:, 0] *= _stack([level.actual_T < _TELLING for level in levels])[:, 0]
         ids_BS, mask_BS = self.text.tokens([self._prompt(rng, number) for number in numbers])
         clean = [
             self._clips.window(n, s, s + latents) for n, s in zip(numbers, starts, strict=True)
@@ -120,11 +126,10 @@ class DitRecipe:
             "noise_BCTHW": torch.from_numpy(noise),
             "sigma_BT": _stack([level.actual_T for level in levels]),
             "told_BT": _stack([level.told_T for level in levels]),
-            "learnt_BT": _stack([level.learnt_T for level in levels]),
+            "learnt_BT": learnt_BT,
             "ids_BS": ids_BS,
             "mask_BS": mask_BS,
-            # position 0 is the video's first latent's; the classic queue gives it to any
-            "first_position": torch.tensor(0 if at_start or rng.random() < 0.05 else 1),
+            "first_position": torch.tensor(0 if at_start else 1),
         }
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:

@@ -69,7 +69,15 @@ def test_windows_that_begin_a_video_stand_at_its_first_position(recipe, clips):
         position = int(batch["first_position"])
         assert not (begins and position)
         seen.add((begins, position))
-    assert seen == {(True, 0), (False, 0), (False, 1)}
+    assert seen == {(True, 0), (False, 1)}
+
+
+def test_a_first_latent_in_noise_is_learnt_as_the_video_s_first_alone(recipe):
+    for step in range(100):
+        batch = recipe.batch(step, 0, 1)
+        if batch["first_position"]:
+            learnt = batch["learnt_BT"][:, 0] > 0
+            assert (batch["sigma_BT"][:, 0][learnt] < 0.5).all()
 
 
 def test_before_training_the_velocity_is_zero_and_the_loss_that_of_noise(recipe):
