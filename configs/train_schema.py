@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .checks import check_name, check_range
 
-RECIPES = ("vae", "dit", "finetune")
+RECIPES = ("vae", "dit", "live", "finetune")
 OPTIMIZERS = ("adamw", "muon")
 METHODS = ("lora", "full")
 EXPORTS = ("adapter", "merged")
@@ -188,6 +188,36 @@ class DitTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LiveTraining:
+    """A causal student of a small DiT: few steps, no guidance."""
+
+    arch: str = "shapes-live"  # a name in models/arch.py
+    start: str = ""  # folder of the teacher, which it starts as
+    clips: int = 2048  # of the world, encoded once
+    clip_latents: int = 25
+    cache: str = "runs/shapes-clips"  # folder of the encoded clips
+    rows: int = 5  # of a batch, on each process
+    chunks: int = 5  # of a window, the sink among them
+    timesteps: tuple[int, ...] = (1000, 750, 500, 250)  # it will be asked at, before the shift
+    shift: float = 6.0
+    guidance: float = 3.0  # that is learnt in
+    past_noise: float = 0.15  # the most that a clean past bears, untold
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "rows", "chunks"):
+            check_range(f"live.{name}", getattr(self, name), 1, _MANY, "leaves nothing to learn")
+        check_range("live.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
+        check_range("live.guidance", self.guidance, 1, 100, "steers away from the prompt")
+        check_range("live.past_noise", self.past_noise, 0, 1, "is no level of noise")
+        if not self.timesteps or not all(0 < timestep <= 1000 for timestep in self.timesteps):
+            shown = ",".join(map(str, self.timesteps))
+            raise ValueError(
+                f"live.timesteps=[{shown}] is no way from noise to a picture; "
+                "set numbers from 1000 to 1, such as [1000,750,500,250]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Clips for `finetune`: videos, and beside each a .txt file with its caption."""
 
@@ -247,6 +277,7 @@ class TrainConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     vae: VaeTraining = field(default_factory=VaeTraining)
     dit: DitTraining = field(default_factory=DitTraining)
+    live: LiveTraining = field(default_factory=LiveTraining)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     data: DataConfig = field(default_factory=DataConfig)
 

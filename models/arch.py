@@ -1,6 +1,6 @@
 """The shapes of the models we know, by name: numbers only, no modules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,25 @@ _VAE_2_2 = VaeArch(
 )
 _TINY_VAE = VaeArch(base_dim=8, num_res_blocks=1)
 
+_SHAPES = ModelArch(
+    dit=WanArch(
+        num_layers=8,
+        num_heads=3,
+        head_dim=64,
+        ffn_dim=768,
+        in_channels=8,
+        out_channels=8,
+        text_dim=96,
+        freq_dim=128,
+    ),
+    vae=VaeArch(base_dim=16, z_dim=8, dim_mult=(1, 2, 4), num_res_blocks=1, patch=2),
+    text_len=48,
+    per_latent_timestep=True,
+    window=24,
+    text_parameters=193_120,
+    vae_parameters=1_846_740,
+)
+
 ARCHS: dict[str, ModelArch] = {
     "tiny": ModelArch(
         dit=WanArch(num_layers=4, num_heads=2, head_dim=32, ffn_dim=128, text_dim=32),
@@ -84,24 +103,8 @@ ARCHS: dict[str, ModelArch] = {
         text_parameters=33_056,  # of bytes, untrained
         vae_parameters=668_043,
     ),
-    "shapes": ModelArch(
-        dit=WanArch(
-            num_layers=8,
-            num_heads=3,
-            head_dim=64,
-            ffn_dim=768,
-            in_channels=8,
-            out_channels=8,
-            text_dim=96,
-            freq_dim=128,
-        ),
-        vae=VaeArch(base_dim=16, z_dim=8, dim_mult=(1, 2, 4), num_res_blocks=1, patch=2),
-        text_len=48,
-        per_latent_timestep=True,
-        window=24,
-        text_parameters=193_120,
-        vae_parameters=1_846_740,
-    ),
+    "shapes": _SHAPES,
+    "shapes-live": replace(_SHAPES, causal_latents=3, window=15),
     "wan2.1-t2v-1.3b": ModelArch(dit=_WAN_1_3B, vae=_VAE_2_1),
     "wan2.1-t2v-14b": ModelArch(dit=_WAN_14B, vae=_VAE_2_1),
     "wan2.1-i2v-14b": ModelArch(

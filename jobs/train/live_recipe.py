@@ -42,7 +42,7 @@ class LiveMix:
     rows: int = 5  # of a batch
     chunks: int = 5  # of a window, the sink among them
     timesteps: tuple[int, ...] = (1000, 750, 500, 250)  # it will be asked at, before the shift
-    shift: float = 3.0
+    shift: float = 6.0
     guidance: float = 3.0
     at_levels: float = 0.7  # of the chunks have one of those levels, the others any
     past_noise: float = 0.15  # the most that a clean past bears, untold

@@ -8,7 +8,7 @@ from .recipe import Recipe
 
 
 def build_recipe(config: TrainConfig) -> Recipe:
-    return {"vae": _vae, "dit": _dit, "finetune": _finetune}[config.recipe](config)
+    return _RECIPES[config.recipe](config)
 
 
 def prepare_recipe(config: TrainConfig, device: str) -> None:
@@ -82,6 +82,35 @@ def _dit(config: TrainConfig) -> Recipe:
     )
 
 
+def _live(config: TrainConfig) -> Recipe:
+    import torch
+
+    from ...models.arch import ARCHS
+    from ...models.vae_load import load_vae
+    from .latents import load_or_encode
+    from .live_recipe import LiveMix, LiveRecipe
+
+    live = config.live
+    arch, start = ARCHS[live.arch], Path(live.start).expanduser()
+    vae = load_vae(start, arch.vae, device="cpu", dtype=torch.float32)
+    cache = Path(live.cache).expanduser()
+    return LiveRecipe(
+        arch,
+        start,
+        load_or_encode(cache, vae, live.clips, live.clip_latents),
+        seed=config.run.seed,
+        mix=LiveMix(
+            rows=live.rows,
+            chunks=live.chunks,
+            timesteps=live.timesteps,
+            shift=live.shift,
+            guidance=live.guidance,
+            past_noise=live.past_noise,
+        ),
+        vae=vae,
+    )
+
+
 def _finetune(config: TrainConfig) -> Recipe:
     from ...parallel.ulysses import sequence_group
     from .finetune_recipe import FinetuneRecipe
@@ -107,3 +136,6 @@ def _check_arch(config: TrainConfig) -> None:
     check_heads(arch.dit, config.run.sequence_ranks)
     reference, field = finetune.checkpoint, "finetune.checkpoint"
     check_transformer(reference, "transformer", arch.dit, finetune.arch, field)
+
+
+_RECIPES = {"vae": _vae, "dit": _dit, "live": _live, "finetune": _finetune}

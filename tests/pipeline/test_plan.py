@@ -47,7 +47,7 @@ def picture(tmp_path):
         (["model.arch=wan2.1-t2v-14"], ["model.arch=wan2.1-t2v-14", "mean wan2.1-t2v-14b?"]),
         (
             ["model.arch=sora"],
-            ["model.arch=sora is no model", "one of tiny, shapes, wan2.1-t2v-1.3b"],
+            ["model.arch=sora is no model", "one of tiny, shapes, shapes-live, wan2.1-t2v-1.3b"],
         ),
         (["model.device=cuda:99"], ["model.device=cuda:99 is not there", "model.device=cpu"]),
         # torch.device wraps these round to -56 and 0
@@ -156,7 +156,7 @@ def _parameters(module):
 def _text_parameters(arch):
     if arch is ARCHS["tiny"]:
         return _parameters(load_encoder(None, 32, device="meta", dtype=torch.float32))
-    if arch is ARCHS["shapes"]:
+    if arch.text_len == ARCHS["shapes"].text_len:
         return _parameters(TextSide(vocabulary(), text_len=48, text_dim=96))
     config = UMT5Config(
         vocab_size=256_384, d_model=4096, d_kv=64, d_ff=10_240, num_layers=24, num_heads=64

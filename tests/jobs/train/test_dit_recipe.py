@@ -4,30 +4,15 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
+from tiny_shapes import DIT, VAE, dit_recipe, random_clips
 
-from longreel.jobs.train.dit_recipe import DitRecipe, WindowMix
 from longreel.jobs.train.export import save_transformer
-from longreel.jobs.train.latents import LatentClips, encode_clips, load_or_encode
-from longreel.models.arch import ModelArch, VaeArch, WanArch
+from longreel.jobs.train.latents import encode_clips, load_or_encode
 from longreel.models.checkpoint import check_transformer, locate
 from longreel.models.text_encoder import check_encoder, load_tokenizer
 from longreel.models.vae import StreamingEncoder
 from longreel.models.vae_build import random_vae
 from longreel.models.vae_load import check_vae
-
-DIT = WanArch(
-    num_layers=2,
-    num_heads=2,
-    head_dim=12,
-    ffn_dim=32,
-    in_channels=4,
-    out_channels=4,
-    text_dim=16,
-    freq_dim=16,
-)
-VAE = VaeArch(base_dim=4, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, patch=2)
-ARCH = ModelArch(dit=DIT, vae=VAE, text_len=48)
-MIX = WindowMix(latents=12, shortest=2, longest=6)
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +22,17 @@ def vae():
 
 @pytest.fixture(scope="module")
 def clips():
-    generator = torch.Generator().manual_seed(0)
-    return LatentClips(torch.randn(8, 4, 7, 4, 4, generator=generator).bfloat16(), range(8))
+    return random_clips(8, 7)
 
 
 @pytest.fixture
 def recipe(clips, vae, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
-    return make(clips, vae, tmp_path / "vae")
-
-
-def make(clips, vae, folder):
-    return DitRecipe(ARCH, clips, seed=0, mix=MIX, vae=vae, vae_folder=folder)
+    return dit_recipe(clips, vae, tmp_path / "vae")
 
 
 def test_a_batch_depends_on_seed_step_and_rank_alone(recipe, clips, vae):
-    other = make(clips, vae, None)
+    other = dit_recipe(clips, vae, None)
     first, again, rank = recipe.batch(3, 0, 2), other.batch(3, 0, 2), recipe.batch(3, 1, 2)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["noise_BCTHW"].ravel()[:9], rank["noise_BCTHW"].ravel()[:9])
