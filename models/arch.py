@@ -58,6 +58,7 @@ class ModelArch:
     num_experts: int = 1
     text_len: int = 512
     per_latent_timestep: bool = False  # trained with a timestep per latent
+    mixed_levels: bool = False  # trained on windows of many levels, each latent told its own
     window: int = 21  # latents of the videos it was trained on
     causal_latents: int = 0  # trained so that runs of this many latents see no later run
     causal_windows: bool = False  # trained to run with such runs, of any length, or without
@@ -88,6 +89,7 @@ _SHAPES = ModelArch(
     vae=VaeArch(base_dim=16, z_dim=8, dim_mult=(1, 2, 4), num_res_blocks=1, patch=2),
     text_len=48,
     per_latent_timestep=True,
+    mixed_levels=True,
     window=24,
     text_parameters=193_120,
     vae_parameters=1_846_740,

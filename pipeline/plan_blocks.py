@@ -18,7 +18,10 @@ def plan_schedule(
 ) -> BlockSchedule:
     """ValueError where the policy cannot run on this model or on so many stages."""
     policy = find_policy(config, arch, num_latents)
-    schedule = make_schedule(replace(config.blocks, policy=policy), steps, num_latents)
+    blocks = replace(config.blocks, policy=policy)
+    if arch.mixed_levels and blocks.levels is None and policy.startswith("dualparal"):
+        blocks = replace(blocks, levels="latent")
+    schedule = make_schedule(blocks, steps, num_latents)
     _check_model(config, arch, policy, schedule)
     _check_stages(config, arch, policy, schedule)
     _check_positions(config, arch, policy, schedule)

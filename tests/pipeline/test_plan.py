@@ -228,3 +228,22 @@ def test_the_cpu_is_always_there_and_auto_takes_what_is():
 def test_a_plan_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan().num_tokens = 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "overrides", "each"),
+    [
+        ("shapes", [], True),
+        ("shapes", ["blocks.levels=window"], False),
+        ("tiny", [], False),
+        ("tiny", ["blocks.levels=latent"], True),
+    ],
+)
+def test_latents_are_told_their_own_levels_where_the_model_knows_them(arch, overrides, each):
+    made = plan(f"model.arch={arch}", "blocks.policy=dualparal-grouped", *overrides)
+    assert made.schedule.per_latent == each
+
+
+def test_a_model_of_one_level_a_window_is_not_told_several():
+    with pytest.raises(ValueError, match=r"^blocks\.levels=latent tells .* blocks\.levels=window"):
+        plan("blocks.policy=dualparal", "blocks.levels=latent", preset="wan2.1-t2v-1.3b")
