@@ -33,12 +33,14 @@ def train(config: TrainConfig, build: Build = build_recipe) -> bool:
     from .trainer import output_folder
 
     _check(config)
-    RunFolder(output_folder(config)).claim(config)
-    prepare_recipe(config, _device_type(config))
+    folder = RunFolder(output_folder(config))
+    folder.check(config)
+    prepare_recipe(config, _device_type(config))  # what is wrong with it leaves no folder behind
+    folder.claim(config)
     if config.run.num_processes == 1:
         return _rank(config, build, 0, None)
-    with tempfile.TemporaryDirectory(prefix="longreel-train-") as folder:
-        return _several(config, build, Path(folder) / "meeting")
+    with tempfile.TemporaryDirectory(prefix="longreel-train-") as shared:
+        return _several(config, build, Path(shared) / "meeting")
 
 
 def _check(config: TrainConfig) -> None:

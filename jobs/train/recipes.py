@@ -1,10 +1,15 @@
 """Recipes by name."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...configs.checks import check_name
-from ...configs.train_schema import TrainConfig
+from ...configs.train_schema import DitTraining, LiveTraining, TrainConfig
 from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from ...models.arch import ModelArch
+    from .latents import LatentClips
 
 
 def build_recipe(config: TrainConfig) -> Recipe:
@@ -13,6 +18,8 @@ def build_recipe(config: TrainConfig) -> Recipe:
 
 def prepare_recipe(config: TrainConfig, device: str) -> None:
     """What is done once, before any process of the run starts."""
+    if config.recipe in ("dit", "live"):
+        _clips(config)  # by one process, for all
     if config.recipe == "finetune":
         import torch
 
@@ -53,20 +60,14 @@ def _vae(config: TrainConfig) -> Recipe:
 
 
 def _dit(config: TrainConfig) -> Recipe:
-    import torch
-
-    from ...models.arch import ARCHS
-    from ...models.vae_load import load_vae
     from .dit_recipe import DitRecipe, WindowMix
-    from .latents import load_or_encode
 
     dit = config.dit
-    arch, folder = ARCHS[dit.arch], Path(dit.vae).expanduser()
-    vae = load_vae(folder, arch.vae, device="cpu", dtype=torch.float32)
-    cache = Path(dit.cache).expanduser()
+    arch, folder = _arch("dit.arch", dit.arch), _folder("dit.vae", dit.vae, "shapes-vae")
+    clips, vae = _clips(config)
     return DitRecipe(
         arch,
-        load_or_encode(cache, vae, dit.clips, dit.clip_latents),
+        clips,
         seed=config.run.seed,
         mix=WindowMix(
             latents=dit.latents,
@@ -78,26 +79,20 @@ def _dit(config: TrainConfig) -> Recipe:
         ),
         vae=vae,
         vae_folder=folder,
-        start=Path(dit.start).expanduser() if dit.start else None,
+        start=_folder("dit.start", dit.start, "shapes") if dit.start else None,
     )
 
 
 def _live(config: TrainConfig) -> Recipe:
-    import torch
-
-    from ...models.arch import ARCHS
-    from ...models.vae_load import load_vae
-    from .latents import load_or_encode
     from .live_recipe import LiveMix, LiveRecipe
 
     live = config.live
-    arch, start = ARCHS[live.arch], Path(live.start).expanduser()
-    vae = load_vae(start, arch.vae, device="cpu", dtype=torch.float32)
-    cache = Path(live.cache).expanduser()
+    arch, start = _arch("live.arch", live.arch), _folder("live.start", live.start, "shapes")
+    clips, vae = _clips(config)
     return LiveRecipe(
         arch,
         start,
-        load_or_encode(cache, vae, live.clips, live.clip_latents),
+        clips,
         seed=config.run.seed,
         mix=LiveMix(
             rows=live.rows,
@@ -109,6 +104,49 @@ def _live(config: TrainConfig) -> Recipe:
         ),
         vae=vae,
     )
+
+
+def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
+    """Latents of the world, made unless they are there, and the VAE that makes them."""
+    import torch
+
+    from ...models.vae_load import load_vae
+    from .latents import load_or_encode
+
+    if config.recipe == "dit":
+        group: DitTraining | LiveTraining = config.dit
+        arch, folder = (
+            _arch("dit.arch", group.arch),
+            _folder("dit.vae", config.dit.vae, "shapes-vae"),
+        )
+    else:
+        group = config.live
+        if not _arch("live.arch", group.arch).causal_latents:
+            raise ValueError(
+                f"live.arch={group.arch} is no causal model, so it has no student of chunks; set "
+                "it to shapes-live"
+            )
+        arch, folder = _arch("live.arch", group.arch), _folder("live.start", group.start, "shapes")
+    vae = load_vae(folder, arch.vae, device="cpu", dtype=torch.float32)
+    cache = Path(group.cache).expanduser()
+    return load_or_encode(cache, vae, group.clips, group.clip_latents), vae
+
+
+def _arch(field: str, name: str) -> "ModelArch":
+    from ...models.arch import ARCHS
+
+    check_name(field, name, tuple(ARCHS), "the training")
+    return ARCHS[name]
+
+
+def _folder(field: str, value: str, first: str) -> Path:
+    folder = Path(value).expanduser()
+    if not value or not folder.is_dir():
+        raise ValueError(
+            f"{field}={value} is no folder, so there is nothing to go on from; set it to the "
+            f"model/ that another run left: longreel train {first} leaves one"
+        )
+    return folder
 
 
 def _finetune(config: TrainConfig) -> Recipe:

@@ -24,6 +24,17 @@ class RunFolder:
         self.path = folder
         self._checkpoints = folder / _CHECKPOINTS
 
+    def check(self, config: TrainConfig) -> None:
+        """ValueError where the folder holds another run, or other things."""
+        file = self.path / _CONFIG
+        if file.exists():
+            self._check_same(config, file)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(
+                f"run.output={self.path} holds files that are not of a training run, and ours "
+                "would be lost among them; name an empty folder or one that does not exist"
+            )
+
     def claim(self, config: TrainConfig) -> None:
         """Make the folder this run's, or find that it is; another run's is an error."""
         try:
@@ -33,15 +44,8 @@ class RunFolder:
                 f"run.output={self.path} cannot be made ({error.strerror}), so the run has no "
                 "folder; name another"
             ) from None
-        file = self.path / _CONFIG
-        if file.exists():
-            self._check_same(config, file)
-        elif any(self.path.iterdir()):
-            raise ValueError(
-                f"run.output={self.path} holds files that are not of a training run, and ours "
-                "would be lost among them; name an empty folder or one that does not exist"
-            )
-        _replace(file, training_yaml(config).encode())
+        self.check(config)
+        _replace(self.path / _CONFIG, training_yaml(config).encode())
         self._checkpoints.mkdir(exist_ok=True)
         for left in self._checkpoints.glob(".*.part"):  # of a run that was killed
             shutil.rmtree(left)

@@ -19,9 +19,11 @@ SMALL = (
     "report.log_every=1",
     "vae.base_dim=2",
     "vae.z_dim=2",
-    "vae.clips=1",
-    "vae.frames=5",
-    "vae.crop=16",
+    "vae.until=[1000]",
+    "vae.clips=[1]",
+    "vae.frames=[5]",
+    "vae.long_frames=[0]",
+    "vae.crop=[16]",
 )
 
 
@@ -51,8 +53,12 @@ def test_what_ships_loads_and_says_what_it_is(name, tmp_path):
         (["shapes-vae", "recipe=vea"], "recipe=vea is nothing we know, so the training cannot"),
         (["shapes-vae", "run.zero_stage=4"], "run.zero_stage=4 is no stage of ZeRO"),
         (["shapes-vae", "run.sequence_ranks=2"], "does not divide run.num_processes=1"),
-        (["shapes-vae", "vae.frames=24"], "vae.frames=24 does not end with a latent"),
-        (["shapes-vae", "vae.crop=60"], "multiple of 8 up to 96"),
+        (["shapes-vae", "vae.frames=[5,24,5]"], "vae.frames or vae.long_frames=24 does not end"),
+        (["shapes-vae", "vae.crop=[60,48,48]"], "multiple of 8 up to 96"),
+        (["shapes-vae", "vae.clips=[1,2]"], "vae.clips has 2 values and vae.until has 3"),
+        (["shapes-vae", "vae.encoder=false"], "vae.encoder=false would keep the latents of random"),
+        (["shapes-vae", "optimizer.kind=muon"], "optimizer.kind=muon moves whole matrices"),
+        (["shapes", "dit.longest=30"], "dit.longest=30 and dit.clip_latents=25 leave no window"),
         (["shapes-vae", "recipe=finetune"], "set both"),
     ],
 )
