@@ -1,0 +1,66 @@
+"""The engine that keeps everything on every rank moves weights as torch's optimisers do."""
+
+import pytest
+import torch
+from torch import nn
+
+from longreel.parallel.ranks import Ranks
+from longreel.parallel.training import AdamW, WholeEngine
+
+ALONE = Ranks(rank=0, num=1, device=torch.device("cpu"))
+MUON = AdamW(beta1=0.9, beta2=0.98, weight_decay=0.01, clip=1.0, muon=True)
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6)])
+        self.last = nn.Linear(6, 1)
+
+    def forward(self, x):
+        loss = self.last(self.blocks[0](self.first(x).relu()).relu()).square().mean()
+        return loss, {}
+
+
+def batch(step):
+    return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(step))}
+
+
+def weights(engine):
+    return [weight.clone() for weight in engine.weights()]
+
+
+def test_muon_moves_the_layers_matrices_and_adamw_all_else_at_half_the_rate():
+    toy, twin = Toy(), Toy()
+    engine = WholeEngine(toy, MUON, ALONE, torch.float32)
+    matrix = twin.blocks[0].weight
+    rest = [p for p in twin.parameters() if p is not matrix]
+    muon = torch.optim.Muon([matrix], 0.02, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, 0.01, (0.9, 0.98), weight_decay=0.01)
+    for step in range(5):
+        engine.step(batch(step), 0.02)
+        loss, _ = twin(**batch(step))
+        twin.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        muon.step()
+        adamw.step()
+    assert all(torch.equal(a, b) for a, b in zip(engine.weights(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_an_engine_goes_on_bit_for_bit_from_what_it_saved(muon, tmp_path):
+    adamw = AdamW(beta1=0.9, beta2=0.98, weight_decay=0.01, clip=1.0, muon=muon)
+    straight = WholeEngine(Toy(), adamw, ALONE, torch.float32)
+    for step in range(3):
+        straight.step(batch(step), 0.02)
+    straight.save(tmp_path)
+    for step in range(3, 6):
+        straight.step(batch(step), 0.02)
+    resumed = WholeEngine(Toy(), adamw, ALONE, torch.float32)
+    resumed.load(tmp_path)
+    for step in range(3, 6):
+        resumed.step(batch(step), 0.02)
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
