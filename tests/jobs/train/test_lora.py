@@ -18,6 +18,7 @@ def model():
     return our_model(T2V, diffusers_model(T2V))
 
 
+@torch.no_grad()  # with gradients, attention on a CPU rounds otherwise
 def made(model):
     return run(model, *INPUTS, torch.ones(1, 5, T2V.text_dim))
 
