@@ -3,7 +3,6 @@
 B batch, C channels, T latents, H height, W width, S text tokens. Velocity is noise minus clean.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ...models.wan import WanDiT
 from ...models.weights import Weights, load_module
 from ..world.captions import caption, vocabulary
 from ..world.scene import random_scene
-from .export import save_transformer
+from .export import save_transformer, save_vae
 from .latents import LatentClips
 from .patterns import draw_levels
 from .recipe import Batch
@@ -154,7 +153,7 @@ class DitRecipe:
         """In the diffusers layout: transformer/, vae/, text_encoder/, tokenizer/."""
         save_transformer(self.dit, folder / "transformer")
         self.text.export(folder)
-        shutil.copytree(self._vae_folder, folder / "vae", dirs_exist_ok=True)
+        save_vae(self._vae_folder, folder / "vae")
 
     def _prompt(self, rng: np.random.Generator, number: int) -> str:
         if rng.random() < _EMPTY:

@@ -1,14 +1,17 @@
 """A trained model in the diffusers layout, small enough to ship."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ...models.arch import WanArch
 from ...models.wan import WanDiT, keep_float32
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def save_transformer(dit: WanDiT, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -18,8 +21,17 @@ def save_transformer(dit: WanDiT, folder: Path, dtype: torch.dtype = torch.bfloa
         name: tensor.to(torch.float32 if keep_float32(name) else dtype).contiguous()
         for name, tensor in dit.state_dict().items()
     }
-    save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(transformer_config(dit.arch), indent=2) + "\n")
+
+
+def save_vae(source: Path, folder: Path) -> None:
+    """vae/, of a folder that holds one, in float16: enough for colours of eight bits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(source / _WEIGHTS)
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    save_file(halves, folder / _WEIGHTS, {"format": "pt"})
+    shutil.copy(source / "config.json", folder)
 
 
 def transformer_config(arch: WanArch) -> dict[str, Any]:
