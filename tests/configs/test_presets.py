@@ -25,6 +25,7 @@ def default_of(key):
 def test_the_promised_presets_are_there():
     assert set(preset_names()) >= {
         "tiny",
+        "shapes",
         "wan2.1-t2v-1.3b",
         "wan2.1-t2v-14b",
         "wan2.1-i2v-14b",
@@ -84,7 +85,7 @@ def test_the_negative_prompt_is_the_published_one_everywhere():
     assert shared.startswith("色调艳丽，过曝，静态，")
     assert shared.endswith("背景人很多，倒着走")
     for name in preset_names():
-        expected = {"tiny": "", "self-forcing-1.3b": ""}.get(name, shared)
+        expected = {"tiny": "", "shapes": "", "self-forcing-1.3b": ""}.get(name, shared)
         if "-i2v-" in name:
             expected = "镜头晃动，" + shared
         assert load_config(name).sampling.negative_prompt == expected, name

@@ -1,0 +1,38 @@
+"""The checkpoint that comes with the package is whole, small, and of the model we say it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longreel.jobs.world.captions import vocabulary
+from longreel.models import shipped
+from longreel.models.arch import ARCHS
+from longreel.models.checkpoint import check_transformer, locate
+from longreel.models.shipped import shipped_names
+from longreel.models.text_encoder import check_encoder, load_tokenizer
+from longreel.models.vae_load import check_vae
+
+ROOT = Path(shipped.__file__).parent / "shipped"
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_part_is_there_and_of_its_architecture(name):
+    arch, reference = ARCHS[name], f"shipped:{name}"
+    check_transformer(reference, "transformer", arch.dit, name)
+    check_vae(locate(reference, "vae"), arch.vae)
+    check_encoder(locate(reference, "text_encoder"), arch.dit.text_dim)
+    known = load_tokenizer(locate(reference, "tokenizer")).get_vocab()
+    assert set(vocabulary()) <= set(known)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_checkpoint_takes_at_most_16_mb_and_holds_nothing_else(name):
+    files = [path for path in (ROOT / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16e6
+    listed = json.loads((ROOT / "digests.json").read_text())[name]
+    assert {path.relative_to(ROOT / name).as_posix() for path in files} == set(listed)
+
+
+def test_the_small_models_ship():
+    assert "shapes" in shipped_names()
