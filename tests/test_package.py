@@ -72,7 +72,13 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
     expected = package_files()
     assert packed.keys() == expected.keys()
     assert packed == expected
-    assert {Path(name).suffix for name in packed} == {".py", ".yaml", ".typed", ".json", ".safetensors"}
+    assert {Path(name).suffix for name in packed} == {
+        ".py",
+        ".yaml",
+        ".typed",
+        ".json",
+        ".safetensors",
+    }
 
 
 def test_a_wheel_works_without_the_checkout(wheel, tmp_path):

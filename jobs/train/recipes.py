@@ -79,8 +79,13 @@ def _dit(config: TrainConfig) -> Recipe:
         ),
         vae=vae,
         vae_folder=folder,
-        start=_folder("dit.start", dit.start, "shapes") if dit.start else None,
+        start=_dit_start(config),
     )
+
+
+def _dit_start(config: TrainConfig) -> Path | None:
+    start = config.dit.start
+    return _folder("dit.start", start, "shapes-start") if start else None
 
 
 def _live(config: TrainConfig) -> Recipe:
@@ -114,6 +119,7 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     from .latents import load_or_encode
 
     if config.recipe == "dit":
+        _dit_start(config)
         group: DitTraining | LiveTraining = config.dit
         arch, folder = (
             _arch("dit.arch", group.arch),
