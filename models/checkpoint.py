@@ -41,7 +41,7 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
     """
     assert part in _PLACES, part
     if reference.startswith(PREFIX):
-        reference = str(shipped_folder(reference, field))
+        reference = str(shipped_folder(reference, field, part))
     path = Path(os.path.expanduser(reference))  # Path's refuses ~name of nobody
     if not path.exists():
         hub = _HUB_ID.fullmatch(reference)

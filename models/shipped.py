@@ -13,8 +13,8 @@ def shipped_names() -> list[str]:
     return sorted(_read_digests())
 
 
-def shipped_folder(reference: str, field: str) -> Path:
-    """The folder of `shipped:NAME`, once every file in it is as it was packed."""
+def shipped_folder(reference: str, field: str, part: str = "") -> Path:
+    """The folder of `shipped:NAME`, once every file of the part, or all, is as it was packed."""
     name, digests = reference.removeprefix(PREFIX), _read_digests()
     if name not in digests:
         raise ValueError(
@@ -22,6 +22,8 @@ def shipped_folder(reference: str, field: str) -> Path:
             f"weights to load; set it to {' or '.join(PREFIX + known for known in digests)}"
         )
     for path, digest in digests[name].items():
+        if part and not path.startswith(f"{part}/"):
+            continue
         check_digest(_ROOT / name / path, digest, f"{field}={reference}")
     return _ROOT / name
 

@@ -3,18 +3,16 @@
 B batch, C channels, T latents, H height, W width, S text tokens. Velocity is noise minus clean.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
+from ...configs.train_schema import DitTraining
 from ...models.arch import ModelArch
 from ...models.checkpoint import open_transformer
-from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
 from ...models.weights import Weights, load_module
 from ..world.captions import caption, vocabulary
@@ -23,25 +21,13 @@ from .export import save_transformer, save_vae
 from .latents import LatentClips
 from .patterns import draw_levels
 from .recipe import Batch
-from .sample import sample_whole
+from .sample import held_out_prompts, sample_whole, strips
 from .text_side import TextSide
 
 _SHEET_ROWS = 6
 _SHEET_LATENTS = 11
 _TELLING = 0.5  # noise through which a latent shows what it is
 _EMPTY = 0.1  # of the prompts, so that guidance has something to be guided away from
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowMix:
-    """What the windows of a batch are."""
-
-    latents: int = 96  # of a batch: short windows make many rows
-    shortest: int = 3
-    longest: int = 24
-    first: float = 0.5  # of the windows begin with their video
-    shift: float = 6.0
-    pattern: str = ""  # one for all windows; empty: the mix
 
 
 class DitLoss(nn.Module):
@@ -79,7 +65,7 @@ class DitRecipe:
         clips: LatentClips,
         *,
         seed: int,
-        mix: WindowMix,
+        mix: DitTraining,
         vae: Any,
         vae_folder: Path,
         start: Path | None = None,
@@ -131,23 +117,17 @@ class DitRecipe:
             "first_position": torch.tensor(0 if at_start else 1),
         }
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        result: tuple[Tensor, dict[str, float]] = self.model(**batch)
-        return result
-
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out prompts as whole videos: a row each."""
-        scenes = [random_scene(number, "held-out") for number in range(_SHEET_ROWS)]
-        prompts = [caption(scene, number) for number, scene in enumerate(scenes)]
         latents_BCTHW = sample_whole(
-            self.dit, self.text, prompts, self._clips.shape(_SHEET_LATENTS), shift=self._mix.shift
+            self.dit,
+            self.text,
+            held_out_prompts(_SHEET_ROWS),
+            self._clips.shape(_SHEET_LATENTS),
+            shift=self._mix.shift,
         )
-        rows = []
-        for row_CTHW in latents_BCTHW:
-            frames_THWC = to_uint8(StreamingDecoder(self._vae).decode(row_CTHW[None]))
-            rows.append(rearrange(frames_THWC[::8], "T H W C -> H (T W) C"))
-        return torch.cat(rows).numpy()
+        return strips(self._vae, latents_BCTHW)
 
     def export(self, folder: Path) -> None:
         """In the diffusers layout: transformer/, vae/, text_encoder/, tokenizer/."""

@@ -23,6 +23,7 @@ from ...models.wan_load import load_dit
 from ...parallel.ulysses import SequenceGroup
 from .clips import read_clips
 from .lora import adapter_state, add_lora, merged_state
+from .patterns import shifted
 from .recipe import Batch
 
 _TIMESTEPS = 1000  # the model's name for a level of 1
@@ -90,7 +91,7 @@ class FinetuneRecipe:
             for drop, clip in zip(dropped, picked, strict=True)
         ]
         even, shift = rng.random(self._num), self._finetune.shift
-        sigma_B = torch.from_numpy(shift * even / (1 + (shift - 1) * even)).float()
+        sigma_B = torch.from_numpy(shifted(even, shift)).float()
         noise = rng.standard_normal(clip_BCTHW.shape, np.float32)
         return {
             "clip_BCTHW": clip_BCTHW,
@@ -98,10 +99,6 @@ class FinetuneRecipe:
             "sigma_B": sigma_B,
             "text_BSD": torch.stack(texts),
         }
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        result: tuple[Tensor, dict[str, float]] = self.model(**batch)
-        return result
 
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:

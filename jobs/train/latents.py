@@ -15,6 +15,7 @@ from torch import Tensor
 from ...models.vae import StreamingEncoder
 from ..world.draw import draw
 from ..world.scene import random_scene
+from .store import written_aside
 
 _LATEST_START = 2000  # clips begin anywhere in a scene
 _AT_ONCE = 8
@@ -69,8 +70,7 @@ def load_or_encode(path: Path, vae: Any, count: int, latents: int) -> LatentClip
         shard = path / f"clips-{begin:06d}-{len(seeds)}x{latents}.safetensors"
         if not shard.exists():
             path.mkdir(parents=True, exist_ok=True)
-            made = shard.with_suffix(".part")
-            save_file({"latents": encode_clips(vae, seeds, latents)}, made)
-            made.rename(shard)
+            with written_aside(shard) as part:
+                save_file({"latents": encode_clips(vae, seeds, latents)}, part)
         shards.append(load_file(shard)["latents"])
     return LatentClips(torch.cat(shards), range(count))

@@ -9,19 +9,18 @@ untold noise, since at work it is the student's own.
 """
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor, nn
 
+from ...configs.train_schema import LiveTraining
 from ...models.arch import ModelArch
 from ...models.checkpoint import locate
 from ...models.text import TextSource, encode_prompts
-from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
 from ...models.wan_load import load_dit
 from ..world.captions import caption
@@ -30,22 +29,11 @@ from .export import save_transformer
 from .latents import LatentClips
 from .patterns import shifted
 from .recipe import Batch
+from .sample import held_out_prompts, strips, velocity
 
 _SHEET_ROWS = 6
 _SHEET_CHUNKS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveMix:
-    """What the student is shown."""
-
-    rows: int = 5  # of a batch
-    chunks: int = 5  # of a window, the sink among them
-    timesteps: tuple[int, ...] = (1000, 750, 500, 250)  # it will be asked at, before the shift
-    shift: float = 6.0
-    guidance: float = 3.0
-    at_levels: float = 0.7  # of the chunks have one of those levels, the others any
-    past_noise: float = 0.15  # the most that a clean past bears, untold
+_AT_LEVELS = 0.7  # of the chunks have one of the few levels, the others any
 
 
 class LiveLoss(nn.Module):
@@ -69,10 +57,10 @@ class LiveLoss(nn.Module):
                 repeat(told_BT, "b t -> (two b) t", two=2),
                 torch.cat([text_BSD, empty_BSD]),
             )
-            wanted, empty = pair.float().chunk(2)
+            wanted, empty = pair.chunk(2)
         target = noise - clean + (self._guidance - 1) * (wanted - empty)
         made = velocity(self.dit, noisy_BCTHW, told_BT, text_BSD, causal=self._chunk)
-        off_BT = (made.float() - target).square().mean(dim=(1, 3, 4))
+        off_BT = (made - target).square().mean(dim=(1, 3, 4))
         learnt_BT = (told_BT > 0).float()
         return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
 
@@ -81,7 +69,14 @@ class LiveRecipe:
     """Windows of a sink and a run of chunks from anywhere in the clip."""
 
     def __init__(
-        self, arch: ModelArch, start: Path, clips: LatentClips, *, seed: int, mix: LiveMix, vae: Any
+        self,
+        arch: ModelArch,
+        start: Path,
+        clips: LatentClips,
+        *,
+        seed: int,
+        mix: LiveTraining,
+        vae: Any,
     ) -> None:
         torch.manual_seed(seed)
         assert arch.causal_latents, "a student sees chunks of some length"
@@ -120,21 +115,11 @@ class LiveRecipe:
             "empty_BSD": repeat(self._empty_SD, "s d -> b s d", b=len(numbers)),
         }
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        result: tuple[Tensor, dict[str, float]] = self.model(**batch)
-        return result
-
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out prompts, chunk after chunk: a row each."""
-        scenes = [random_scene(number, "held-out") for number in range(_SHEET_ROWS)]
-        text_BSD = self._embed([caption(scene, n) for n, scene in enumerate(scenes)])
-        done_BCTHW = self._roll_out(text_BSD, _SHEET_CHUNKS)
-        rows = []
-        for row_CTHW in done_BCTHW:
-            frames_THWC = to_uint8(StreamingDecoder(self._vae).decode(row_CTHW[None]))
-            rows.append(rearrange(frames_THWC[::8], "T H W C -> H (T W) C"))
-        return torch.cat(rows).numpy()
+        text_BSD = self._embed(held_out_prompts(_SHEET_ROWS))
+        return strips(self._vae, self._roll_out(text_BSD, _SHEET_CHUNKS))
 
     def export(self, folder: Path) -> None:
         """In the diffusers layout; all but the transformer is the teacher's."""
@@ -159,7 +144,7 @@ class LiveRecipe:
                 told_BT = torch.zeros(len(text_BSD), window_BCTHW.shape[2])
                 told_BT[:, -chunk:] = sigma
                 made = velocity(self.dit, window_BCTHW, told_BT, text_BSD, causal=chunk)
-                clean_BCTHW = noisy_BCTHW - sigma * made[:, :, -chunk:].float()
+                clean_BCTHW = noisy_BCTHW - sigma * made[:, :, -chunk:]
             done_BCTHW = torch.cat([done_BCTHW, clean_BCTHW], dim=2)
         return done_BCTHW
 
@@ -176,7 +161,7 @@ class LiveRecipe:
         """Of each chunk: the noise it has, and what it is told; a clean past, then any levels."""
         mix = self._mix
         own = rng.choice(mix.timesteps, size=chunks) / 1000
-        own = np.where(rng.random(chunks) < mix.at_levels, own, rng.uniform(0.002, 1, chunks))
+        own = np.where(rng.random(chunks) < _AT_LEVELS, own, rng.uniform(0.002, 1, chunks))
         told = np.asarray(shifted(own, mix.shift))
         past = int(rng.integers(0, chunks))
         told[:past] = 0
@@ -196,10 +181,3 @@ class LiveRecipe:
             text_dim=self._arch.dit.text_dim,
         )
         return encode_prompts(prompts, source, device="cpu", dtype=torch.float32, cache=None)
-
-
-def velocity(
-    dit: WanDiT, noisy_BCTHW: Tensor, told_BT: Tensor, text_BSD: Tensor, causal: int = 0
-) -> Tensor:
-    state = dit.embed(noisy_BCTHW, 1000 * told_BT.double(), text_BSD, causal_latents=causal)
-    return dit.head(dit.run_layers(state, range(dit.num_layers)))

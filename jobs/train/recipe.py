@@ -14,14 +14,10 @@ class Recipe(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """All that is trained; its forward is `loss`, so that engines may wrap it."""
+        """All that is trained. It takes a batch by name; gives a loss, and figures beside it."""
         ...
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch: ...
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, and figures to plot beside it."""
-        ...
 
     def sheet(self) -> np.ndarray[Any, Any]:
         """What the model does now: H W C bytes."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.checks import check_name
-from ...configs.train_schema import DitTraining, LiveTraining, TrainConfig
+from ...configs.train_schema import TrainConfig
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,26 +60,13 @@ def _vae(config: TrainConfig) -> Recipe:
 
 
 def _dit(config: TrainConfig) -> Recipe:
-    from .dit_recipe import DitRecipe, WindowMix
+    from .dit_recipe import DitRecipe
 
-    dit = config.dit
-    arch, folder = _arch("dit.arch", dit.arch), _folder("dit.vae", dit.vae, "shapes-vae")
+    arch, folder = _source(config)
     clips, vae = _clips(config)
+    start, seed = _dit_start(config), config.run.seed
     return DitRecipe(
-        arch,
-        clips,
-        seed=config.run.seed,
-        mix=WindowMix(
-            latents=dit.latents,
-            shortest=dit.shortest,
-            longest=dit.longest,
-            first=dit.first,
-            shift=dit.shift,
-            pattern=dit.pattern,
-        ),
-        vae=vae,
-        vae_folder=folder,
-        start=_dit_start(config),
+        arch, clips, seed=seed, mix=config.dit, vae=vae, vae_folder=folder, start=start
     )
 
 
@@ -89,26 +76,26 @@ def _dit_start(config: TrainConfig) -> Path | None:
 
 
 def _live(config: TrainConfig) -> Recipe:
-    from .live_recipe import LiveMix, LiveRecipe
+    from .live_recipe import LiveRecipe
 
-    live = config.live
-    arch, start = _arch("live.arch", live.arch), _folder("live.start", live.start, "shapes")
+    arch, start = _source(config)
     clips, vae = _clips(config)
-    return LiveRecipe(
-        arch,
-        start,
-        clips,
-        seed=config.run.seed,
-        mix=LiveMix(
-            rows=live.rows,
-            chunks=live.chunks,
-            timesteps=live.timesteps,
-            shift=live.shift,
-            guidance=live.guidance,
-            past_noise=live.past_noise,
-        ),
-        vae=vae,
-    )
+    return LiveRecipe(arch, start, clips, seed=config.run.seed, mix=config.live, vae=vae)
+
+
+def _source(config: TrainConfig) -> tuple["ModelArch", Path]:
+    """What is learnt, and the folder of the VAE whose latents it learns on."""
+    dit, live = config.dit, config.live
+    if config.recipe == "dit":
+        _dit_start(config)
+        return _arch("dit.arch", dit.arch), _folder("dit.vae", dit.vae, "shapes-vae")
+    arch = _arch("live.arch", live.arch)
+    if not arch.causal_latents:
+        raise ValueError(
+            f"live.arch={live.arch} is no causal model, so it has no student of chunks; set "
+            "it to shapes-live"
+        )
+    return arch, _folder("live.start", live.start, "shapes")
 
 
 def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
@@ -118,21 +105,8 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     from ...models.vae_load import load_vae
     from .latents import load_or_encode
 
-    if config.recipe == "dit":
-        _dit_start(config)
-        group: DitTraining | LiveTraining = config.dit
-        arch, folder = (
-            _arch("dit.arch", group.arch),
-            _folder("dit.vae", config.dit.vae, "shapes-vae"),
-        )
-    else:
-        group = config.live
-        if not _arch("live.arch", group.arch).causal_latents:
-            raise ValueError(
-                f"live.arch={group.arch} is no causal model, so it has no student of chunks; set "
-                "it to shapes-live"
-            )
-        arch, folder = _arch("live.arch", group.arch), _folder("live.start", group.start, "shapes")
+    arch, folder = _source(config)
+    group = config.dit if config.recipe == "dit" else config.live
     vae = load_vae(folder, arch.vae, device="cpu", dtype=torch.float32)
     cache = Path(group.cache).expanduser()
     return load_or_encode(cache, vae, group.clips, group.clip_latents), vae

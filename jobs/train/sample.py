@@ -5,11 +5,17 @@ B batch, C channels, T latents, H height, W width, S text tokens.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
+from ..world.captions import caption
+from ..world.scene import random_scene
 from .patterns import shifted
 from .text_side import TextSide
 
@@ -33,12 +39,28 @@ def sample_whole(
     prompt_BSD, empty_BSD = text.embed(prompts), text.embed([""] * len(prompts))
     sigmas = [float(shifted(1 - k / steps, shift)) for k in range(steps + 1)]
     for sigma, following in pairwise(sigmas):
-        told_BT = torch.full((len(prompts), 1), 1000 * sigma, dtype=torch.float64)
-        wanted, empty = (_velocity(dit, x_BCTHW, told_BT, y) for y in (prompt_BSD, empty_BSD))
+        told_BT = torch.full((len(prompts), 1), sigma, dtype=torch.float64)
+        wanted, empty = (velocity(dit, x_BCTHW, told_BT, y) for y in (prompt_BSD, empty_BSD))
         x_BCTHW = x_BCTHW + (following - sigma) * (empty + guidance * (wanted - empty))
     return x_BCTHW
 
 
-def _velocity(dit: WanDiT, x_BCTHW: Tensor, told_BT: Tensor, text_BSD: Tensor) -> Tensor:
-    state = dit.embed(x_BCTHW, told_BT, text_BSD)
+def velocity(
+    dit: WanDiT, noisy_BCTHW: Tensor, told_BT: Tensor, text_BSD: Tensor, causal: int = 0
+) -> Tensor:
+    """Of a window that stands alone; `causal`: runs of so many latents see no later run."""
+    state = dit.embed(noisy_BCTHW, 1000 * told_BT.double(), text_BSD, causal_latents=causal)
     return dit.head(dit.run_layers(state, range(dit.num_layers))).float()
+
+
+def held_out_prompts(count: int) -> list[str]:
+    return [caption(random_scene(number, "held-out"), number) for number in range(count)]
+
+
+def strips(vae: Any, latents_BCTHW: Tensor) -> np.ndarray[Any, Any]:
+    """Every eighth frame side by side, a row for each video: H W C bytes."""
+    rows = []
+    for row_CTHW in latents_BCTHW:
+        frames_THWC = to_uint8(StreamingDecoder(vae).decode(row_CTHW[None]))
+        rows.append(rearrange(frames_THWC[::8], "T H W C -> H (T W) C"))
+    return torch.cat(rows).numpy()

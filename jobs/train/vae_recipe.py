@@ -114,10 +114,6 @@ class VaeRecipe:
         clips, near = zip(*pairs, strict=True)
         return {"frames_BCTHW": torch.stack(clips), "near_BTHW": torch.stack(near)}
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        result: tuple[Tensor, dict[str, float]] = self.model(**batch)
-        return result
-
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out clips: a row of truth over a row of what comes back."""

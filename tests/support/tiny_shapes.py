@@ -2,7 +2,8 @@
 
 import torch
 
-from longreel.jobs.train.dit_recipe import DitRecipe, WindowMix
+from longreel.configs.train_schema import DitTraining
+from longreel.jobs.train.dit_recipe import DitRecipe
 from longreel.jobs.train.latents import LatentClips
 from longreel.models.arch import ModelArch, VaeArch, WanArch
 
@@ -18,7 +19,7 @@ DIT = WanArch(
 )
 VAE = VaeArch(base_dim=4, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, patch=2)
 ARCH = ModelArch(dit=DIT, vae=VAE, text_len=48)
-MIX = WindowMix(latents=12, shortest=2, longest=6)
+MIX = DitTraining(latents=12, shortest=2, longest=6)
 
 
 def random_clips(count, latents):

@@ -63,7 +63,7 @@ def test_a_first_latent_in_noise_is_learnt_as_the_video_s_first_alone(recipe):
 def test_before_training_the_velocity_is_zero_and_the_loss_that_of_noise(recipe):
     for step in range(5):
         batch = recipe.batch(step, 0, 1)
-        loss, _ = recipe.loss(batch)
+        loss, _ = recipe.model(**batch)
         off_BT = (batch["noise_BCTHW"] - batch["clean_BCTHW"]).square().mean(dim=(1, 3, 4))
         learnt_BT = batch["learnt_BT"]
         torch.testing.assert_close(loss, (off_BT * learnt_BT).sum() / learnt_BT.sum())
@@ -74,7 +74,7 @@ def test_steps_lower_the_loss_of_their_batch(recipe):
     optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
-        loss, _ = recipe.loss(batch)
+        loss, _ = recipe.model(**batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,13 +6,15 @@ import pytest
 import torch
 from tiny_shapes import ARCH, VAE, dit_recipe, random_clips
 
-from longreel.jobs.train.live_recipe import LiveMix, LiveRecipe, velocity
+from longreel.configs.train_schema import LiveTraining
+from longreel.jobs.train.live_recipe import LiveRecipe
+from longreel.jobs.train.sample import velocity
 from longreel.models.checkpoint import check_transformer
 from longreel.models.vae_build import random_vae
 
 CHUNK = 2
 LIVE = replace(ARCH, causal_latents=CHUNK)
-FEW = LiveMix(rows=3, chunks=3, guidance=2.0)
+FEW = LiveTraining(rows=3, chunks=3, guidance=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_chunks_have_one_level_each_and_a_clean_past_bears_little_noise(recipe):
 
 def test_the_target_is_the_data_moved_along_what_the_prompt_changes_in_the_teacher(recipe):
     batch = recipe.batch(3, 0, 1)
-    loss, _ = recipe.loss(batch)
+    loss, _ = recipe.model(**batch)
     clean, noise, told = (batch[k] for k in ("clean_BCTHW", "noise_BCTHW", "told_BT"))
     sigma = batch["sigma_BT"][:, None, :, None, None]
     noisy = (1 - sigma) * clean + sigma * noise
@@ -94,7 +96,7 @@ def test_steps_lower_the_loss_and_leave_the_teacher_alone(recipe):
     optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
-        loss, _ = recipe.loss(batch)
+        loss, _ = recipe.model(**batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
