@@ -32,9 +32,6 @@ class ToyRecipe:
         x_BD = torch.from_numpy(rng.standard_normal((4, self._width), np.float32))
         return {"x_BD": x_BD * float("nan") if step == self._bad_step else x_BD}
 
-    def loss(self, batch):
-        return self.model(**batch)
-
     def sheet(self):
         shown = self.model.first.weight.detach()[:40, :40]
         grey = (shown.clamp(-0.1, 0.1) * 1000 + 127).to(torch.uint8).numpy()
