@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from ..kernels.attention import attend, attend_causal
+from ..kernels.attention import attend_causal, attend_dense
 from ..kernels.norm import affine_norm, gated_residual, norm_modulate, rms_norm
 from ..kernels.rope import rotate
 from .arch import WanArch
@@ -112,7 +112,7 @@ class Layer(nn.Module):
         rotary: Rotary,
         index: int,
         cache: LayerCache | None,
-        attend_tokens: Attend = attend,
+        attend_tokens: Attend = attend_dense,
     ) -> Tensor:
         """`attend_tokens` lets a window's tokens see each other, wherever they are."""
         x = state.tokens_BLD
@@ -155,8 +155,8 @@ class Layer(nn.Module):
         attn = self.attn2
         q = attn.queries(x_BLD)
         k, v = (attn.heads(y) for y in attn.keys_values(state.text_BSD))
-        y = attend(q, k, v)
+        y = attend_dense(q, k, v)
         if state.image_BND is not None:
             k, v = (attn.heads(y) for y in attn.image_keys_values(state.image_BND))
-            y = y + attend(q, k, v)
+            y = y + attend_dense(q, k, v)
         return attn.out(y)

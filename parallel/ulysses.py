@@ -16,7 +16,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-from ..kernels.attention import attend
+from ..kernels.attention import attend_dense
 from ..kernels.rope import rotary_table
 from ..models.arch import WanArch
 from ..models.protocol import DiTState, Modulation
@@ -54,7 +54,7 @@ class SequenceGroup:
     def _attend(self, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
         apply: Any = _ToHeads.apply
         some_heads = [apply(x_BLHD, self) for x_BLHD in (q_BLHD, k_BLHD, v_BLHD)]
-        y_BLHD: Tensor = _ToTokens.apply(attend(*some_heads), self)  # type: ignore[no-untyped-call]
+        y_BLHD: Tensor = _ToTokens.apply(attend_dense(*some_heads), self)  # type: ignore[no-untyped-call]
         return y_BLHD
 
     def to_heads(self, x_BLHD: Tensor) -> Tensor:
