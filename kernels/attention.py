@@ -10,17 +10,20 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from .blocks import Blocks
+from .attention_cpu import attend_dense_cpu, attend_lists_cpu
+from .attention_cuda import attend_dense_cuda
+from .blocks import Blocks, all_blocks
+from .choose import choose_dense, choose_lists
 
-State = tuple[Tensor, Tensor]  # result (B, L, H, D), log-sum-exp of the scores (B, H, L)
-
-# cuDNN's kernel first: on Hopper it comes near FlashAttention 3, torch's own choice is version 2
+# with a gradient: cuDNN's kernel first, as torch's own choice on Hopper is FlashAttention 2
 _CUDA_ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+
+State = tuple[Tensor, Tensor]  # result (B, L, H, D), log-sum-exp of the scores (B, H, L)
 
 
 def attend_reference(
@@ -51,6 +54,7 @@ def attend(
     v_BSHD: Tensor,
     blocks: Blocks | None = None,
     previous: State | None = None,
+    backend: str = "auto",
 ) -> State:
     """Attention, and the log-sum-exp that lets it be merged with attention to other keys.
 
@@ -58,20 +62,51 @@ def attend(
     (B, H, L), natural, float32. `blocks` lists which tiles of keys each tile of queries sees, for
     each head; none: all see all. A query that sees nothing gets 0 and -inf. `previous` is the state
     of the same queries on other keys, to be merged with this one; the result then has its type.
+    choose.py decides what computes it.
     """
-    if blocks is not None or q_BLHD.is_cuda:
-        return attend_reference(q_BLHD, k_BSHD, v_BSHD, blocks, previous)
-    state = _attend_cpu(q_BLHD, k_BSHD, v_BSHD)
+    if not k_BSHD.shape[1]:
+        state = empty_state(q_BLHD, q_BLHD.dtype)
+    elif blocks is None:
+        state = _attend_all(q_BLHD, k_BSHD, v_BSHD, backend)
+    else:
+        return _attend_lists(q_BLHD, k_BSHD, v_BSHD, blocks, previous, backend)
     return state if previous is None else merge([previous, state])
 
 
-def _attend_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> State:
-    """What scaled_dot_product_attention runs on a CPU, which keeps the log-sum-exp to itself."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BSHD, v_BSHD))
-    if not k.shape[2]:
-        return empty_state(q_BLHD, q_BLHD.dtype)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out.transpose(1, 2), lse
+def _attend_all(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, backend: str) -> State:
+    name = choose_dense(q_BLHD.device, q_BLHD.dtype, q_BLHD.shape[-1], backend).name
+    if name == "cpu-flash":
+        return attend_dense_cpu(q_BLHD, k_BSHD, v_BSHD)
+    if name == "definition":
+        return attend_reference(q_BLHD, k_BSHD, v_BSHD)
+    if name == "triton":
+        everything = all_blocks(q_BLHD.shape[1], k_BSHD.shape[1], q_BLHD.device)
+        return _attend_lists(q_BLHD, k_BSHD, v_BSHD, everything, None, backend)
+    return attend_dense_cuda(name, q_BLHD, k_BSHD, v_BSHD)
+
+
+def _attend_lists(
+    q_BLHD: Tensor,
+    k_BSHD: Tensor,
+    v_BSHD: Tensor,
+    blocks: Blocks,
+    previous: State | None,
+    backend: str,
+) -> State:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHD, k_BSHD, v_BSHD)):
+        return attend_reference(q_BLHD, k_BSHD, v_BSHD, blocks, previous)  # kernels have none
+    name = choose_lists(q_BLHD.device, backend).name
+    if name == "triton":
+        from .attention_triton import attend_lists_triton  # Triton is not everywhere
+
+        return attend_lists_triton(q_BLHD, k_BSHD, v_BSHD, blocks, previous)
+    if name == "flex":
+        from .attention_flex import attend_lists_flex
+
+        state = attend_lists_flex(q_BLHD, k_BSHD, v_BSHD, blocks, compiled=q_BLHD.is_cuda)
+    else:
+        state = attend_lists_cpu(q_BLHD, k_BSHD, v_BSHD, blocks)
+    return state if previous is None else merge([previous, state])
 
 
 def merge(states: Sequence[State]) -> State:
@@ -101,11 +136,11 @@ def empty_state(q_BLHD: Tensor, dtype: torch.dtype = torch.float32) -> State:
 
 def attend_dense(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
     """Every query attends to every key; the result alone, with a gradient where one is wanted."""
+    if not torch.is_grad_enabled() or not q_BLHD.requires_grad:
+        return attend(q_BLHD, k_BSHD, v_BSHD)[0]
     q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BSHD, v_BSHD))
     if not q.is_cuda:
-        if q.requires_grad and torch.is_grad_enabled():
-            return _attend_with_gradient(q, k, v).transpose(1, 2)
-        return scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return _attend_with_gradient(q, k, v).transpose(1, 2)
     with sdpa_kernel(_CUDA_ORDER, set_priority=True):
         return scaled_dot_product_attention(q, k, v).transpose(1, 2)
 

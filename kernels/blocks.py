@@ -4,7 +4,7 @@ B batch, H heads (either may be 1: the same for all), R tiles of queries, C tile
 of the longest list, L queries, S keys.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Blocks:
     counts_BHR: Tensor  # int32: how long each list is
     q_tile: int  # longest tile of queries, known on the host
     k_tile: int
+    alike: bool = False  # all lists are known to be equally long
 
     @staticmethod
     def from_mask(
@@ -27,8 +28,10 @@ class Blocks:
     ) -> "Blocks":
         """A mask of booleans; `longest` saves asking the device for the longest list."""
         counts_BHR = mask_BHRC.sum(-1, dtype=torch.int32)
+        alike = False
         if longest is None:
             longest = int(counts_BHR.max()) if counts_BHR.numel() else 0
+            alike = bool((counts_BHR == longest).all())
         order = torch.sort(mask_BHRC.to(torch.uint8), dim=-1, descending=True, stable=True)
         return Blocks(
             q_starts=q_starts.to(torch.int32),
@@ -37,6 +40,7 @@ class Blocks:
             counts_BHR=counts_BHR,
             q_tile=_longest_tile(q_starts),
             k_tile=_longest_tile(k_starts),
+            alike=alike,
         )
 
     @property
@@ -85,7 +89,11 @@ class Blocks:
         """The lists of some heads; lists that all heads share stay as they are."""
         if self.counts_BHR.shape[1] == 1:
             return self
-        return self._replace(self.columns_BHRK[:, heads], self.counts_BHR[:, heads])
+        return replace(
+            self,
+            columns_BHRK=self.columns_BHRK[:, heads],
+            counts_BHR=self.counts_BHR[:, heads],
+        )
 
     def cut(self, queries: range, keys: range) -> "Blocks":
         """The lists of a run of queries on a run of keys, both numbered from their own start.
@@ -97,29 +105,40 @@ class Blocks:
         return Blocks.from_mask(self.mask()[:, :, rows, columns], q_starts, k_starts)
 
     def to(self, device: torch.device) -> "Blocks":
-        return Blocks(
+        return replace(
+            self,
             q_starts=self.q_starts.to(device),
             k_starts=self.k_starts.to(device),
             columns_BHRK=self.columns_BHRK.to(device),
             counts_BHR=self.counts_BHR.to(device),
-            q_tile=self.q_tile,
-            k_tile=self.k_tile,
-        )
-
-    def _replace(self, columns_BHRK: Tensor, counts_BHR: Tensor) -> "Blocks":
-        return Blocks(
-            q_starts=self.q_starts,
-            k_starts=self.k_starts,
-            columns_BHRK=columns_BHRK,
-            counts_BHR=counts_BHR,
-            q_tile=self.q_tile,
-            k_tile=self.k_tile,
         )
 
 
 def even_starts(num_tokens: int, tile: int) -> Tensor:
     """Tiles of one size; the last may be shorter."""
     return torch.tensor([*range(0, num_tokens, tile), num_tokens], dtype=torch.int32)
+
+
+def all_blocks(num_queries: int, num_keys: int, device: torch.device, tile: int = 128) -> Blocks:
+    """Every query sees every key."""
+    starts = [even_starts(num, tile).to(device) for num in (num_queries, num_keys)]
+    columns = torch.arange(len(starts[1]) - 1, dtype=torch.int32, device=device)
+    rows = len(starts[0]) - 1
+    return Blocks(
+        q_starts=starts[0],
+        k_starts=starts[1],
+        columns_BHRK=columns.expand(1, 1, rows, -1),
+        counts_BHR=columns.new_full((1, 1, rows), len(columns)),
+        q_tile=min(tile, num_queries),
+        k_tile=min(tile, num_keys),
+        alike=True,
+    )
+
+
+def is_even(starts: Tensor) -> bool:
+    """Whether all tiles but a shorter last one are of one size."""
+    sizes = starts.diff()
+    return len(sizes) == 0 or bool((sizes[:-1] == sizes[0]).all() and sizes[-1] <= sizes[0])
 
 
 def _sizes(starts: Tensor) -> Tensor:

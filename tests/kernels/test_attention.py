@@ -1,5 +1,7 @@
 """Attention beside softmax written out in float64."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -96,6 +98,20 @@ def test_a_previous_state_is_merged_and_keeps_its_type(op):
     dense, dense_lse = attend_reference(q.float(), k.float(), v.float())
     torch.testing.assert_close(lse, dense_lse, atol=1e-4, rtol=0.0)
     torch.testing.assert_close(out, dense, atol=2**-8 * v.abs().max().item(), rtol=0.0)
+
+
+def test_flex_attention_agrees_on_even_tiles():
+    """torch's own block-sparse attention, not compiled: a cross-check that none of us wrote."""
+    q, k, v = _inputs(40, 60)
+    mask = torch.rand(2, 3, 3, 4) < 0.5
+    mask[0, 0, 0] = False
+    blocks = Blocks.from_mask(mask, even_starts(40, 16), even_starts(60, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is not compiled
+        flex = attend(q, k, v, blocks, backend="flex")
+    ours = attend(q, k, v, blocks)
+    torch.testing.assert_close(ours[0], flex[0], **FP32)
+    torch.testing.assert_close(ours[1], flex[1], **FP32)
 
 
 def test_merged_parts_are_attention_to_all_keys():

@@ -1,0 +1,126 @@
+"""The Triton kernel beside the definition in Triton's interpreter, and compiled for Hopper."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton")
+
+from longreel.kernels import attention_triton
+from longreel.kernels.attention import attend, attend_reference, empty_state
+from longreel.kernels.attention_triton import attend_lists_triton
+from longreel.kernels.blocks import Blocks, even_starts
+
+SUPPORT = Path(__file__).parent.parent / "support"
+# float32: other orders of the same sums; bfloat16: weights and result rounded once each, and the
+# interpreter cuts bits off where a GPU rounds, so twice as much
+TOLERANCE = {
+    torch.float32: {"atol": 5e-6, "rtol": 0.0},
+    torch.bfloat16: {"atol": 2e-2, "rtol": 2**-7},
+}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch):
+    """What the kernel does not write is NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(
+        attention_triton.torch, "empty", lambda *a, **k: empty(*a, **k).fill_(torch.nan)
+    )
+    monkeypatch.setattr(
+        attention_triton.torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(torch.nan)
+    )
+
+
+def _case(dtype, *, queries=29, keys=50, heads=3, channels=20, share=0.4, shared=False):
+    """Ragged tiles of keys, an empty row, heads that lie anywhere in memory."""
+    q = torch.randn(2, heads, queries, channels, dtype=dtype).transpose(1, 2)
+    k, v = (torch.randn(2, keys, heads, channels, dtype=dtype) for _ in range(2))
+    q_starts = even_starts(queries, 16)
+    k_starts = torch.tensor([0, 3, 19, 30, 46, keys])
+    many = (1, 1) if shared else (2, heads)
+    mask = torch.rand(*many, len(q_starts) - 1, len(k_starts) - 1) < share
+    mask[0, 0, 0] = False
+    return (q, k, v), Blocks.from_mask(mask, q_starts, k_starts)
+
+
+def _check(ours, expected, dtype):
+    assert ours[0].dtype == expected[0].dtype
+    torch.testing.assert_close(ours[0].float(), expected[0].float(), **TOLERANCE[dtype])
+    torch.testing.assert_close(ours[1], expected[1], atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["per head", "shared"])
+@DTYPES
+def test_it_equals_the_definition(dtype, shared):
+    tensors, blocks = _case(dtype, shared=shared)
+    ours = attend_lists_triton(*tensors, blocks)
+    _check(ours, attend_reference(*tensors, blocks), dtype)
+    assert (ours[1][0, 0, :16] == -torch.inf).all()
+    assert (ours[0][0, :16, 0] == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@DTYPES
+def test_lists_may_all_be_empty_or_full(dtype, share):
+    tensors, blocks = _case(dtype, share=share)
+    _check(attend_lists_triton(*tensors, blocks), attend_reference(*tensors, blocks), dtype)
+
+
+@pytest.mark.parametrize("previous", ["empty", "rest", "poisoned"])
+@DTYPES
+def test_a_previous_state_is_merged_in_the_epilogue(dtype, previous):
+    tensors, blocks = _case(dtype)
+    state = empty_state(tensors[0])
+    if previous == "poisoned":
+        state[0].fill_(torch.nan)
+    elif previous == "rest":
+        state = attend_reference(*tensors, blocks.complement(), state)
+    ours = attend_lists_triton(*tensors, blocks, state)
+    _check(ours, attend_reference(*tensors, blocks, state), dtype)
+    if previous == "rest":
+        dense, _ = attend_reference(*(x.float() for x in tensors))
+        torch.testing.assert_close(ours[0], dense, **TOLERANCE[dtype])
+
+
+def test_shards_merge_to_attention_over_all_lists():
+    tensors, blocks = _case(torch.float32, shared=False)
+    q, k, v = tensors
+    state = empty_state(q)
+    for keys in (range(0, 20), range(20, 21), range(21, 50)):  # tiles are cut
+        part = blocks.cut(range(0, 29), keys)
+        run = slice(keys.start, keys.stop)
+        state = attend_lists_triton(q, k[:, run], v[:, run], part, state)
+    _check(state, attend_reference(q, k, v, blocks, empty_state(q)), torch.float32)
+
+
+def test_tiles_of_the_models_size():
+    q, k, v = (torch.randn(1, 250, 1, 128) for _ in range(3))
+    starts = even_starts(250, 120)
+    blocks = Blocks.from_mask(torch.rand(1, 1, 3, 3) < 0.7, starts, starts)
+    _check(attend(q, k, v, blocks, backend="triton"), attend_reference(q, k, v, blocks), q.dtype)
+
+
+def test_it_compiles_for_hopper_to_tensor_cores_that_are_fed_ahead():
+    """No GPU takes part. A program may have 227 KiB; a few words spilled cost nothing."""
+    done = subprocess.run(
+        [sys.executable, "-P", SUPPORT / "hopper.py"],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    built = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(built) == 8
+    for kernel in built:
+        assert kernel["tensor cores"] >= 8
+        assert kernel["async copies"] >= 16
+        assert kernel["shared"] <= 227 * 1024
+        assert kernel["spilled"] <= 64

@@ -1,0 +1,87 @@
+"""What is chosen, and what is said where something asked for is not there."""
+
+import logging
+
+import pytest
+import torch
+
+from longreel.kernels import choose
+from longreel.kernels.choose import (
+    choose_dense,
+    choose_fused,
+    choose_lists,
+    report,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def without(monkeypatch):
+    def hide(*modules):
+        monkeypatch.setattr(choose, "installed", lambda module: module not in modules)
+
+    return hide
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+def test_a_cpu_has_kernels_of_its_own():
+    assert choose_dense(CPU, torch.float32, 128, "auto").name == "cpu-flash"
+    assert choose_lists(CPU, "auto").name == "cpu-gather"
+    assert choose_fused(CPU).name == "definition"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "name"),
+    [
+        (torch.bfloat16, 128, "cudnn"),
+        (torch.bfloat16, 256, "flash"),
+        (torch.float32, 128, "efficient"),
+        (torch.float32, 20, "definition"),
+        (torch.float64, 128, "definition"),
+    ],
+)
+def test_hopper_has_cudnns_for_the_models_and_others_where_that_does_not_fit(
+    hopper, dtype, channels, name
+):
+    assert choose_dense(CUDA, dtype, channels, "auto").name == name
+
+
+def test_flash_attn_asked_for_and_absent_is_an_error_with_the_way_out(without):
+    without("flash_attn")
+    with pytest.raises(ValueError, match=r"attention.backend=flash-attn .* pip install 'longreel"):
+        choose_dense(CUDA, torch.bfloat16, 128, "flash-attn")
+
+
+def test_flash_attn_asked_for_where_it_does_not_run(without):
+    without()
+    with pytest.raises(ValueError, match=r"this is float32 on cpu; set attention.backend=auto"):
+        choose_dense(CPU, torch.float32, 128, "flash-attn")
+
+
+@pytest.mark.parametrize("asked", ["auto", "triton"])
+def test_lists_on_a_gpu_without_triton_are_an_error_with_the_way_out(without, asked):
+    without("triton")
+    with pytest.raises(ValueError, match=r"pip install triton, or set attention.builder=dense"):
+        choose_lists(CUDA, asked)
+
+
+def test_norms_on_a_gpu_without_triton_go_on_and_say_so_once(without, caplog):
+    choose._say_once.cache_clear()
+    without("triton")
+    with caplog.at_level(logging.WARNING, "longreel"):
+        assert choose_fused(CUDA).name == "definition"
+        choose_fused(CUDA)
+    assert [r.message for r in caplog.records if "pip install triton" in r.message] == [
+        caplog.records[0].message
+    ]
+
+
+def test_the_report_names_every_choice_and_its_reason():
+    lines = dict(report())
+    assert lines["cpu float32, dense"].startswith("cpu-flash: ")
+    assert lines["cpu lists"].startswith("cpu-gather: ")

@@ -1,0 +1,76 @@
+"""Compiles our Triton kernels for Hopper without a GPU; run with Triton's interpreter off.
+
+python tests/support/hopper.py  # a line of JSON per kernel: what the machine code holds
+"""
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from longreel.kernels import attention_triton
+
+HOPPER = GPUTarget("cuda", 90, 32)
+STRIDES = {f"{x}_{axis}" for x in ("q", "k", "v", "out", "previous") for axis in "blsh"}
+
+
+def compile_kernel(kernel, pointers: dict, constants: dict, options: dict) -> dict:
+    """`pointers`: what each points at, where that is not int32."""
+    signature, aligned = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + pointers.get(name, "i32")
+        else:
+            signature[name] = "fp32" if name in ("scale", "eps") else "i32"
+        if name.endswith("_ptr") or name in STRIDES:
+            aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    built = triton.compile(source, target=HOPPER, options=options | {"enable_fp_fusion": True})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        usage = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    words = dict(word.split(":") for word in usage.split() if word.count(":") == 1)
+    return {
+        "tensor cores": built.asm["ptx"].count("wgmma.mma_async"),
+        "async copies": built.asm["ptx"].count("cp.async"),
+        "shared": built.metadata.shared,
+        "spilled": int(words["STACK"]),
+    }
+
+
+def attention(tile: int, channels: int, *, previous: bool) -> dict:
+    options = attention_triton.launch_options(tile, tile, channels)
+    constants = {
+        "CHANNELS": channels,
+        "HAS_ORDER": True,
+        "HAS_PREVIOUS": previous,
+        "WIDEN": False,
+        "PRECISION": "tf32",
+        **{name: value for name, value in options.items() if name.isupper()},
+    }
+    pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "bf16")
+    pointers |= dict.fromkeys(("out_ptr", "previous_ptr"), "fp32" if previous else "bf16")
+    pointers |= {"lse_ptr": "fp32", "previous_lse_ptr": "fp32", "order_ptr": "i64"}
+    return compile_kernel(
+        attention_triton._attend_kernel,
+        pointers,
+        constants,
+        {name: options[name] for name in ("num_warps", "num_stages")},
+    )
+
+
+if __name__ == "__main__":
+    for tile in (120, 128):
+        for channels in (64, 128):
+            for previous in (False, True):
+                print(json.dumps(attention(tile, channels, previous=previous)))
