@@ -1,6 +1,6 @@
 """Keys and values that a stage keeps for its layers, by block, version and pass.
 
-B batch, L tokens, D width.
+B batch, L tokens, H heads, D channels of a head.
 """
 
 import torch
@@ -37,10 +37,10 @@ class KeyValueCache:
             k.nbytes + v.nbytes for layers in self._layers.values() for k, v in layers.values()
         )
 
-    def put(self, entry: Entry, passing: int, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
+    def put(self, entry: Entry, passing: int, layer: int, k_BLHD: Tensor, v_BLHD: Tensor) -> None:
         key = (*entry.key, passing)
         self._spans[key] = entry
-        self._layers.setdefault(key, {})[layer] = k_BLD, v_BLD
+        self._layers.setdefault(key, {})[layer] = k_BLHD, v_BLHD
 
     def get(self, entry: Entry, passing: int, layer: int) -> tuple[Tensor, Tensor]:
         """The slice of a held entry that `entry` names."""
@@ -49,10 +49,10 @@ class KeyValueCache:
         held = self._spans[key]
         assert held.start <= entry.start, f"{entry} is read out of {held}"
         assert entry.stop <= held.stop, f"{entry} is read out of {held}"
-        k_BLD, v_BLD = self._layers[key][layer]
-        tokens = k_BLD.shape[1] // held.num_latents
+        k_BLHD, v_BLHD = self._layers[key][layer]
+        tokens = k_BLHD.shape[1] // held.num_latents
         run = slice((entry.start - held.start) * tokens, (entry.stop - held.start) * tokens)
-        return k_BLD[:, run], v_BLD[:, run]
+        return k_BLHD[:, run], v_BLHD[:, run]
 
 
 class WindowCache:
@@ -67,16 +67,16 @@ class WindowCache:
         pairs = [self._cache.get(entry, self._passing, layer) for entry in self._task.reads]
         if not pairs:
             return None
-        k_BLD, v_BLD = (torch.cat(tensors, dim=1) for tensors in zip(*pairs, strict=True))
-        return k_BLD, v_BLD
+        k_BLHD, v_BLHD = (torch.cat(tensors, dim=1) for tensors in zip(*pairs, strict=True))
+        return k_BLHD, v_BLHD
 
-    def write(self, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
+    def write(self, layer: int, k_BLHD: Tensor, v_BLHD: Tensor) -> None:
         latents = [i for part in self._task.parts for i in range(part.start, part.stop)]
-        tokens = k_BLD.shape[1] // len(latents)
+        tokens = k_BLHD.shape[1] // len(latents)
         for entry in self._task.stores:
             first = latents.index(entry.start)
             run = slice(first * tokens, (first + entry.num_latents) * tokens)
             # a copy: a slice would hold the whole window's
             self._cache.put(
-                entry, self._passing, layer, k_BLD[:, run].clone(), v_BLD[:, run].clone()
+                entry, self._passing, layer, k_BLHD[:, run].clone(), v_BLHD[:, run].clone()
             )

@@ -9,6 +9,7 @@ B batch, L tokens, H heads, D channels of a head or width, N ranks.
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ..kernels.attention import attend
-from ..kernels.rope import rotary_table
+from ..kernels.rope import rotary_table, rotate
 from ..models.arch import WanArch
 from ..models.protocol import DiTState, Modulation
 from ..models.wan import WanDiT
-from ..models.wan_layers import Rotary
 
 
 class SequenceGroup:
@@ -39,21 +39,21 @@ class SequenceGroup:
         own = slice(*(tokens_BLD.shape[1] * i // self._num for i in (self._rank, self._rank + 1)))
         splits, device = model.arch.head_splits, tokens_BLD.device
         table_LC = rotary_table(window.times, window.height, window.width, splits, device)[own]
-        rotary = Rotary(table_LC, table_LC)
         cut = replace(
             state,
             tokens_BLD=tokens_BLD[:, own],
             modulation=_cut_modulation(state.modulation, tokens_BLD.shape[1], own),
         )
-        for i in range(model.num_layers):
-            y_BLD = model.blocks[str(i)](cut, rotary, i, None, self._attend)
-            cut = replace(cut, tokens_BLD=y_BLD)
+        cut = model.run_layers(cut, range(model.num_layers), None, partial(self._attend, table_LC))
         whole_BLD: Tensor = _Gather.apply(cut.tokens_BLD, self)  # type: ignore[no-untyped-call]
         return replace(state, tokens_BLD=whole_BLD)
 
-    def _attend(self, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    def _attend(
+        self, table_LC: Tensor, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor
+    ) -> Tensor:
         apply: Any = _ToHeads.apply
-        some_heads = [apply(x_BLHD, self) for x_BLHD in (q_BLHD, k_BLHD, v_BLHD)]
+        turned = rotate(q_BLHD, table_LC), rotate(k_BLHD, table_LC)
+        some_heads = [apply(x_BLHD, self) for x_BLHD in (*turned, v_BLHD)]
         y_BLHD: Tensor = _ToTokens.apply(attend(*some_heads), self)  # type: ignore[no-untyped-call]
         return y_BLHD
 
