@@ -1,12 +1,18 @@
-"""Softmax attention, dense.
+"""Softmax attention over all keys or over lists of tiles of them, and the merge of partial results.
 
 B batch, L queries, S keys, H heads, D channels of a head.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from .blocks import Blocks
+
+State = tuple[Tensor, Tensor]  # result (B, L, H, D), log-sum-exp of the scores (B, H, L)
 
 # cuDNN's kernel first: on Hopper it comes near FlashAttention 3, torch's own choice is version 2
 _CUDA_ORDER = [
@@ -17,14 +23,84 @@ _CUDA_ORDER = [
 ]
 
 
-def attend_reference(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
-    """The definition."""
-    scores_BHLS = torch.einsum("blhd,bshd->bhls", q_BLHD, k_BSHD) / q_BLHD.shape[-1] ** 0.5
-    return torch.einsum("bhls,bshd->blhd", scores_BHLS.softmax(-1), v_BSHD)
+def attend_reference(
+    q_BLHD: Tensor,
+    k_BSHD: Tensor,
+    v_BSHD: Tensor,
+    blocks: Blocks | None = None,
+    previous: State | None = None,
+) -> State:
+    """The definition, in float32 or more: softmax over the keys that a query sees."""
+    dtype = torch.promote_types(q_BLHD.dtype, torch.float32)
+    q, k, v = (x.to(dtype) for x in (q_BLHD, k_BSHD, v_BSHD))
+    scores_BHLS = torch.einsum("blhd,bshd->bhls", q, k) / q.shape[-1] ** 0.5
+    if blocks is not None:
+        scores_BHLS = scores_BHLS.masked_fill(~blocks.visible(), -torch.inf)
+    lse_BHL = scores_BHLS.logsumexp(-1)
+    weights_BHLS = (scores_BHLS - _finite(lse_BHL)[..., None]).exp()
+    out_BLHD = torch.einsum("bhls,bshd->blhd", weights_BHLS, v)
+    if previous is not None:
+        out_BLHD, lse_BHL = merge([previous, (out_BLHD, lse_BHL)])
+        return out_BLHD, lse_BHL
+    return out_BLHD.to(q_BLHD.dtype), lse_BHL
 
 
-def attend(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
-    """Every query attends to every key."""
+def attend(
+    q_BLHD: Tensor,
+    k_BSHD: Tensor,
+    v_BSHD: Tensor,
+    blocks: Blocks | None = None,
+    previous: State | None = None,
+) -> State:
+    """Attention, and the log-sum-exp that lets it be merged with attention to other keys.
+
+    q (B, L, H, D), k and v (B, S, H, D) with any strides -> result (B, L, H, D), log-sum-exp
+    (B, H, L), natural, float32. `blocks` lists which tiles of keys each tile of queries sees, for
+    each head; none: all see all. A query that sees nothing gets 0 and -inf. `previous` is the state
+    of the same queries on other keys, to be merged with this one; the result then has its type.
+    """
+    if blocks is not None or q_BLHD.is_cuda:
+        return attend_reference(q_BLHD, k_BSHD, v_BSHD, blocks, previous)
+    state = _attend_cpu(q_BLHD, k_BSHD, v_BSHD)
+    return state if previous is None else merge([previous, state])
+
+
+def _attend_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> State:
+    """What scaled_dot_product_attention runs on a CPU, which keeps the log-sum-exp to itself."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BSHD, v_BSHD))
+    if not k.shape[2]:
+        return empty_state(q_BLHD, q_BLHD.dtype)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    return out.transpose(1, 2), lse
+
+
+def merge(states: Sequence[State]) -> State:
+    """States of the same queries on keys that no two share, as one: softmax over all their keys.
+
+    Each (B, L, H, D) and (B, H, L). In float32; the result has the type of the first. An empty
+    state (log-sum-exp -inf) adds nothing, whatever its result holds; when all are empty, the result
+    is 0 and -inf. The usual form by a sigmoid of the difference gives NaN there.
+    """
+    lse_NBHL = torch.stack([lse for _, lse in states])
+    lse_BHL = lse_NBHL.logsumexp(0)
+    weights_NBLH1 = (lse_NBHL - _finite(lse_BHL)).exp().transpose(-1, -2)[..., None]
+    out_BLHD = torch.zeros_like(states[0][0], dtype=lse_BHL.dtype)
+    for (part_BLHD, _), weight_BLH1 in zip(states, weights_NBLH1, strict=True):
+        # not a product alone: 0 times an infinity or NaN of an empty state is NaN
+        part = torch.where(weight_BLH1 > 0, part_BLHD.to(lse_BHL.dtype), 0.0)
+        out_BLHD = out_BLHD + part * weight_BLH1
+    return out_BLHD.to(states[0][0].dtype), lse_BHL
+
+
+def empty_state(q_BLHD: Tensor, dtype: torch.dtype = torch.float32) -> State:
+    """Of queries that have seen no key: what merging begins with. (B, L, H, D) zeros, -inf."""
+    batch, queries, heads, _ = q_BLHD.shape
+    lse_BHL = q_BLHD.new_full((batch, heads, queries), -torch.inf, dtype=torch.float32)
+    return torch.zeros_like(q_BLHD, dtype=dtype), lse_BHL
+
+
+def attend_dense(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
+    """Every query attends to every key; the result alone, with a gradient where one is wanted."""
     q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BSHD, v_BSHD))
     if not q.is_cuda:
         if q.requires_grad and torch.is_grad_enabled():
@@ -47,7 +123,12 @@ def attend_causal(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, tokens: int) -
     One call per run over a prefix of the keys: no mask of L x L is ever made.
     """
     parts = [
-        attend(q_BLHD[:, i : i + tokens], k_BLHD[:, : i + tokens], v_BLHD[:, : i + tokens])
+        attend_dense(q_BLHD[:, i : i + tokens], k_BLHD[:, : i + tokens], v_BLHD[:, : i + tokens])
         for i in range(0, q_BLHD.shape[1], tokens)
     ]
     return torch.cat(parts, dim=1)
+
+
+def _finite(lse: Tensor) -> Tensor:
+    """So that -inf minus it stays -inf, where -inf minus -inf is NaN."""
+    return lse.clamp(min=torch.finfo(lse.dtype).min)

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from ..kernels.attention import attend, attend_causal
+from ..kernels.attention import attend_causal, attend_dense
 from ..kernels.norm import affine_norm, gated_residual, norm_modulate, rms_norm
 from ..kernels.rope import rotate
 from .arch import WanArch
@@ -55,7 +55,7 @@ class WholeWindow:
             assert k_BLHD.shape[1] == q_BLHD.shape[1], "causal runs take no keys from elsewhere"
             tokens = causal * self.shape.height * self.shape.width
             return attend_causal(q_BLHD, k_BLHD, v_BLHD, tokens)
-        return attend(q_BLHD, k_BLHD, v_BLHD)
+        return attend_dense(q_BLHD, k_BLHD, v_BLHD)
 
 
 class FeedForward(nn.Module):
@@ -153,8 +153,8 @@ class Layer(nn.Module):
         attn = self.attn2
         q = attn.queries(x_BLD)
         k, v = (attn.heads(y) for y in attn.keys_values(state.text_BSD))
-        y = attend(q, k, v)
+        y = attend_dense(q, k, v)
         if state.image_BND is not None:
             k, v = (attn.heads(y) for y in attn.image_keys_values(state.image_BND))
-            y = y + attend(q, k, v)
+            y = y + attend_dense(q, k, v)
         return attn.out(y)

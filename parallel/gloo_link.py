@@ -37,9 +37,7 @@ _FOR_EVER = timedelta(days=3650)
 
 def own_address(host: str, port: int) -> str:
     """Of the interface that reaches the coordinator: where the other stages can reach us too."""
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[
-        0
-    ]
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)  # datagrams: nothing is sent
         return str(probe.getsockname()[0])
@@ -106,7 +104,9 @@ class _Pair:
                 return self.end(f"nobody opened the other side within {self.spec.timeout_s:g} s")
             time.sleep(_RETRY_S)
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [ProcessGroupGloo.create_device(hostname=own_address(self.spec.host, self.spec.port))]
+        options._devices = [
+            ProcessGroupGloo.create_device(hostname=own_address(self.spec.host, self.spec.port))
+        ]
         options._timeout = self._timeout
         options._threads = 1
         group = ProcessGroupGloo(store, self.rank, 2, options)

@@ -159,7 +159,9 @@ class Group:
         spec, timeout = self.spec, timedelta(seconds=self.spec.timeout_s)
         store = PrefixStore(
             spec.name,
-            TCPStore(spec.host, spec.port, is_master=False, wait_for_workers=False, timeout=timeout),
+            TCPStore(
+                spec.host, spec.port, is_master=False, wait_for_workers=False, timeout=timeout
+            ),
         )
         store.set(f"came{spec.rank}", "")
         deadline_s = time.monotonic() + spec.timeout_s

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-from ..kernels.attention import attend
+from ..kernels.attention import attend_dense
 from ..kernels.rope import rotary_table, rotate
 from ..models.arch import WanArch
 from ..models.protocol import DiTState, Modulation
@@ -54,7 +54,7 @@ class SequenceGroup:
         apply: Any = _ToHeads.apply
         turned = rotate(q_BLHD, table_LC), rotate(k_BLHD, table_LC)
         some_heads = [apply(x_BLHD, self) for x_BLHD in (*turned, v_BLHD)]
-        y_BLHD: Tensor = _ToTokens.apply(attend(*some_heads), self)  # type: ignore[no-untyped-call]
+        y_BLHD: Tensor = _ToTokens.apply(attend_dense(*some_heads), self)  # type: ignore[no-untyped-call]
         return y_BLHD
 
     def to_heads(self, x_BLHD: Tensor) -> Tensor:
