@@ -8,7 +8,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -51,20 +51,44 @@ class GroupSpec:
         assert 0 <= self.rank < self.num, self
 
 
-class Exchange:
-    """Pieces under way: `wait` gives what came, by the rank that sent it."""
+class Parcel:
+    """One rank's pieces for the others as the bytes that an all-to-all takes.
+
+    `pieces[i]` goes to rank i, and what comes from there has shape `shapes[i]`; all are of one
+    dtype. What a rank has for itself stays where it is.
+    """
 
     def __init__(
-        self, group: "Group", work: Work | None, buffers: tuple[Tensor, Tensor], came: list[Tensor]
+        self, pieces: Sequence[Tensor], shapes: Sequence[Shape], rank: int, device: torch.device
     ) -> None:
-        self._group, self._work, self._buffers, self._came = group, work, buffers, came
+        self._mine, self._shapes, self._rank = pieces[rank], shapes, rank
+        others = [x.reshape(-1) if i != rank else x.new_empty(0) for i, x in enumerate(pieces)]
+        size = self._mine.element_size()
+        self.sent = torch.cat(others).view(torch.uint8).to(device)
+        self.sent_sizes = [x.numel() * size for x in others]
+        self.sizes = [math.prod(s) * size if i != rank else 0 for i, s in enumerate(shapes)]
+        self.received = torch.empty(sum(self.sizes), dtype=torch.uint8, device=device)
+
+    def opened(self) -> list[Tensor]:
+        """What came, by the rank that sent it."""
+        mine = self._mine
+        runs = torch.split(self.received.to(mine.device), self.sizes)
+        return [
+            mine if i == self._rank else run.view(mine.dtype).view(shape)
+            for i, (run, shape) in enumerate(zip(runs, self._shapes, strict=True))
+        ]
+
+
+class Exchange:
+    """A parcel under way."""
+
+    def __init__(self, group: "Group", work: Work, parcel: Parcel) -> None:
+        self._group, self._work, self._parcel = group, work, parcel
 
     def wait(self) -> list[Tensor]:
-        if self._work is not None:
-            with self._group.named_errors():
-                self._work.wait()
-        del self._buffers  # the sent one had to live as long
-        return self._came
+        with self._group.named_errors():
+            self._work.wait()
+        return self._parcel.opened()
 
 
 class Group:
@@ -84,37 +108,20 @@ class Group:
         self._lock = threading.Lock()
 
     def exchange(self, pieces: Sequence[Tensor], shapes: Sequence[Shape]) -> Exchange:
-        """`pieces[i]` goes to rank i, and `shapes[i]` is what comes from there; all of one dtype.
-
-        A piece without elements is not sent. What a rank has for itself stays where it is.
-        """
-        spec, mine = self.spec, pieces[self.spec.rank]
-        assert len(pieces) == len(shapes) == spec.num, (len(pieces), len(shapes), spec)
-        going = [x.reshape(-1) if i != spec.rank else x.new_empty(0) for i, x in enumerate(pieces)]
-        sent = torch.cat(going).view(torch.uint8)
-        sizes = [
-            0 if i == spec.rank else math.prod(shape) * mine.element_size()
-            for i, shape in enumerate(shapes)
-        ]
-        device = mine.device if spec.kind == "nccl" else torch.device("cpu")
-        sent = sent.to(device)
-        received = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        """See Parcel. All members call it, also those with nothing to send or to get."""
+        assert len(pieces) == len(shapes) == self.spec.num, (len(pieces), len(shapes), self.spec)
+        device = pieces[0].device if self.spec.kind == "nccl" else torch.device("cpu")
+        parcel = Parcel(pieces, shapes, self.spec.rank, device)
         with self.named_errors():
             work: Work = self._met().alltoall_base(
-                received, sent, sizes, [x.numel() * x.element_size() for x in going]
+                parcel.received, parcel.sent, parcel.sizes, parcel.sent_sizes
             )
         self._last = work
-        self.sent_bytes += len(sent)
-        if spec.kind == "gloo" and mine.is_cuda:
-            with self.named_errors():
-                work.wait()
-            received = received.to(mine.device)
-        runs = torch.split(received, sizes)
-        came = [
-            mine if i == spec.rank else run.view(mine.dtype).view(shape)
-            for i, (run, shape) in enumerate(zip(runs, shapes, strict=True))
-        ]
-        return Exchange(self, work, (sent, received), came)
+        self.sent_bytes += len(parcel.sent)
+        return Exchange(self, work, parcel)
+
+    def swap(self, pieces: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return self.exchange(pieces, shapes).wait()
 
     def settle(self) -> None:
         """All exchanges so far are over; on a GPU nothing else would notice that a peer is gone."""
@@ -132,7 +139,8 @@ class Group:
         self._end("closed here")
 
     @contextlib.contextmanager
-    def named_errors(self) -> Any:
+    def named_errors(self) -> Iterator[None]:
+        """What torch raises ends the group; LinkClosed says what it was."""
         self._check()
         try:
             yield

@@ -6,6 +6,7 @@ B batch, F runs of tokens that share a level, D width.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from ..models.protocol import DiTState, Modulation, WindowShape
 
@@ -14,7 +15,7 @@ def cut_tokens(num_tokens: int, num_ranks: int, unit: int) -> list[range]:
     """Consecutive runs of whole units, as even as can be; the last unit may be a part of one."""
     units = -(-num_tokens // unit)
     starts = [min(units * i // num_ranks * unit, num_tokens) for i in range(num_ranks + 1)]
-    return [range(*pair) for pair in zip(starts, starts[1:], strict=False)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
 
 
 def cut_window(window: WindowShape, num_ranks: int) -> list[range]:
@@ -27,6 +28,10 @@ def overlap(one: range, other: range) -> range:
     """What is in both; empty runs stay where they are, so that lengths and differences work."""
     start = max(one.start, other.start)
     return range(start, max(start, min(one.stop, other.stop)))
+
+
+def shift(run: range, by: int) -> range:
+    return range(run.start + by, run.stop + by)
 
 
 def own_part(state: DiTState, own: range) -> DiTState:
