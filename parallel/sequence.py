@@ -20,7 +20,7 @@ from ..kernels.rope import rotate
 from ..models.protocol import DiTState, WindowShape
 from ..models.wan import WanDiT
 from .cache import WindowCache
-from .group import Group
+from .group import Group, GroupSpec
 from .heads import Heads, to_heads, to_tokens
 from .ring import All, Causal, Listed, Sight, attend_ring
 from .shards import cut_window, own_part, share_heads, shift
@@ -67,6 +67,10 @@ class Share:
         runs, num = cut_window(window, self.num), self.ulysses.num
         return [runs[i : i + num] for i in range(0, self.num, num)]
 
+    def shards(self, window: WindowShape) -> list[range]:
+        """A window's tokens, by rank of the ring."""
+        return [range(line[0].start, line[-1].stop) for line in self.runs(window)]
+
     def run_layers(
         self,
         model: WanDiT,
@@ -95,6 +99,13 @@ class Share:
             group.close()
 
 
+def open_share(ring: GroupSpec | None, ulysses: GroupSpec | None) -> Share | None:
+    """None where a stage is one device."""
+    if ring is None and ulysses is None:
+        return None
+    return Share(*(None if spec is None else Group(spec) for spec in (ring, ulysses)))
+
+
 class SharedWindow:
     """How the tokens of one window see each other where each rank has a part of them."""
 
@@ -110,7 +121,7 @@ class SharedWindow:
         self._cache, self._lists = cache, lists
         runs = share.runs(state.window)
         self._lengths = [len(run) for run in runs[self._ring.rank]]
-        self._shards = [range(line[0].start, line[-1].stop) for line in runs]
+        self._shards = share.shards(state.window)
         # of every shard: its tokens of the window, and what it has cached, numbered after them
         cached = cache.places() if cache is not None else [[] for _ in runs]
         end = self._shards[-1].stop
