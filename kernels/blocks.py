@@ -85,7 +85,7 @@ class Blocks:
         total = self.num_queries * self.num_keys
         return float(self.num_pairs().double().mean() / total) if total else 0.0
 
-    def heads(self, heads: slice) -> "Blocks":
+    def heads(self, heads: slice | list[int]) -> "Blocks":
         """The lists of some heads; lists that all heads share stay as they are."""
         if self.counts_BHR.shape[1] == 1:
             return self

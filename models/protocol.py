@@ -47,12 +47,12 @@ class DiTState:
 
 
 class LayerCache(Protocol):
-    """Keys (normalised, not rotated) and values that outlive a window, each (B, tokens, D)."""
+    """Keys (normalised, not rotated) and values that outlive a window, each (B, tokens, H, D)."""
 
     def read(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """What this layer's queries attend to besides their own window."""
 
-    def write(self, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
+    def write(self, layer: int, k_BLHD: Tensor, v_BLHD: Tensor) -> None:
         """Take what this layer made of its own window; the cache decides what it keeps."""
 
 

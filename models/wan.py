@@ -18,7 +18,7 @@ from ..kernels.norm import affine_norm, norm_modulate
 from ..kernels.rope import rotary_table
 from .arch import WanArch
 from .protocol import DiTState, LayerCache, Modulation, WindowShape
-from .wan_layers import FeedForward, Layer, Rotary, gelu_tanh
+from .wan_layers import AttendWindow, FeedForward, Layer, Rotary, WholeWindow, gelu_tanh
 
 # the published models were trained with these in float32; bfloat16 loses levels and small gates
 _FLOAT32_PARTS = (
@@ -99,24 +99,37 @@ class WanDiT(nn.Module):
         )
 
     def run_layers(
-        self, state: DiTState, layers: range, cache: LayerCache | None = None
+        self,
+        state: DiTState,
+        layers: range,
+        cache: LayerCache | None = None,
+        attend_window: AttendWindow | None = None,
     ) -> DiTState:
-        rotary = self._rotary(state.window, state.tokens_BLD.device)
+        if attend_window is None:
+            rotary = self.rotary(state.window, state.tokens_BLD.device)
+            attend_window = WholeWindow(state.window, rotary, cache)
         for i in layers:
-            state = replace(state, tokens_BLD=self.blocks[str(i)](state, rotary, i, cache))
+            state = replace(state, tokens_BLD=self.blocks[str(i)](state, i, attend_window))
         return state
 
     def head(self, state: DiTState) -> Tensor:
+        return self.unpatchify(self.project(state), state.window)
+
+    def project(self, state: DiTState) -> Tensor:
+        """Of every token by itself: its patch of the velocity, flat."""
         rows_R2D = self.scale_shift_table.float() + state.modulation.embedding_RD[:, None]
         shift, scale = state.modulation.select(rows_R2D)
-        y_BLP = self.proj_out(norm_modulate(state.tokens_BLD, scale, shift, self.arch.eps))
+        y_BLP: Tensor = self.proj_out(norm_modulate(state.tokens_BLD, scale, shift, self.arch.eps))
+        return y_BLP
+
+    def unpatchify(self, y_BLP: Tensor, window: WindowShape) -> Tensor:
         _, p, q = self.arch.patch
-        t, h, w = len(state.window.times), state.window.height, state.window.width
+        t, h, w = len(window.times), window.height, window.width
         pattern = "b (t h w) (p q c) -> b c t (h p) (w q)"
         velocity_BCTHW: Tensor = rearrange(y_BLP, pattern, t=t, h=h, w=w, p=p, q=q)
         return velocity_BCTHW
 
-    def _rotary(self, window: WindowShape, device: torch.device) -> Rotary:
+    def rotary(self, window: WindowShape, device: torch.device) -> Rotary:
         """The last window's tables are kept: most windows of a render stand alike."""
         if self._last_rotary is None or self._last_rotary[0] != (window, device):
             own_LC, context_LC = (

@@ -15,9 +15,11 @@ from ..kernels.attention import attend_causal, attend_dense
 from ..kernels.norm import affine_norm, gated_residual, norm_modulate, rms_norm
 from ..kernels.rope import rotate
 from .arch import WanArch
-from .protocol import DiTState, LayerCache
+from .protocol import DiTState, LayerCache, WindowShape
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each B tokens H D
+# how a window's tokens see each other: the layer; queries, keys and values, each B L H D, of which
+# queries and keys are normalised and not rotated
+AttendWindow = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 _TOKENS_AT_ONCE = 256  # through a feed-forward on a CPU
 
@@ -28,6 +30,32 @@ class Rotary:
 
     own_LC: Tensor
     all_LC: Tensor
+
+
+@dataclass(frozen=True)
+class WholeWindow:
+    """A window of which all tokens are here sees itself, and what a cache brings."""
+
+    shape: WindowShape
+    rotary: Rotary
+    cache: LayerCache | None
+
+    def __call__(self, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+        table_LC = self.rotary.own_LC
+        q_BLHD = rotate(q_BLHD, table_LC)
+        if self.cache is not None:
+            self.cache.write(layer, k_BLHD, v_BLHD)
+            if (extra := self.cache.read(layer)) is not None:
+                k_BLHD, v_BLHD = (
+                    torch.cat(pair, dim=1) for pair in zip((k_BLHD, v_BLHD), extra, strict=True)
+                )
+                table_LC = self.rotary.all_LC
+        k_BLHD = rotate(k_BLHD, table_LC)
+        if causal := self.shape.causal_latents:
+            assert k_BLHD.shape[1] == q_BLHD.shape[1], "causal runs take no keys from elsewhere"
+            tokens = causal * self.shape.height * self.shape.width
+            return attend_causal(q_BLHD, k_BLHD, v_BLHD, tokens)
+        return attend_dense(q_BLHD, k_BLHD, v_BLHD)
 
 
 class FeedForward(nn.Module):
@@ -106,50 +134,20 @@ class Layer(nn.Module):
         self.ffn = FeedForward(dim, arch.ffn_dim, dim, gelu_tanh)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(
-        self,
-        state: DiTState,
-        rotary: Rotary,
-        index: int,
-        cache: LayerCache | None,
-        attend_tokens: Attend = attend_dense,
-    ) -> Tensor:
-        """`attend_tokens` lets a window's tokens see each other, wherever they are."""
+    def forward(self, state: DiTState, index: int, attend_window: AttendWindow) -> Tensor:
         x = state.tokens_BLD
         rows_R6D = self.scale_shift_table.float() + state.modulation.rows_R6D
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = state.modulation.select(rows_R6D)
-        y = norm_modulate(x, scale, shift, self._eps)
-        y = self._attend_window(y, state, rotary, index, cache, attend_tokens)
+        y = self._attend_window(norm_modulate(x, scale, shift, self._eps), index, attend_window)
         x = gated_residual(x, y, gate)
         x = x + self._attend_prompt(affine_norm(x, self.norm2), state)
         y = self.ffn(norm_modulate(x, ffn_scale, ffn_shift, self._eps))
         return gated_residual(x, y, ffn_gate)
 
-    def _attend_window(
-        self,
-        x_BLD: Tensor,
-        state: DiTState,
-        rotary: Rotary,
-        index: int,
-        cache: LayerCache | None,
-        attend_tokens: Attend,
-    ) -> Tensor:
-        attn, key_rotary_LC = self.attn1, rotary.own_LC
-        q = rotate(attn.queries(x_BLD), rotary.own_LC)
-        k_BLD, v_BLD = attn.keys_values(x_BLD)
-        if cache is not None:
-            cache.write(index, k_BLD, v_BLD)
-            if (extra := cache.read(index)) is not None:
-                k_BLD, v_BLD = (
-                    torch.cat(pair, dim=1) for pair in zip((k_BLD, v_BLD), extra, strict=True)
-                )
-                key_rotary_LC = rotary.all_LC
-        k, v = rotate(attn.heads(k_BLD), key_rotary_LC), attn.heads(v_BLD)
-        if causal := state.window.causal_latents:
-            assert k.shape[1] == q.shape[1], "causal runs inside a window take no extra keys"
-            tokens = causal * state.window.height * state.window.width
-            return attn.out(attend_causal(q, k, v, tokens))
-        return attn.out(attend_tokens(q, k, v))
+    def _attend_window(self, x_BLD: Tensor, index: int, attend_window: AttendWindow) -> Tensor:
+        attn = self.attn1
+        k, v = (attn.heads(y) for y in attn.keys_values(x_BLD))
+        return attn.out(attend_window(index, attn.queries(x_BLD), k, v))
 
     def _attend_prompt(self, x_BLD: Tensor, state: DiTState) -> Tensor:
         attn = self.attn2

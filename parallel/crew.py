@@ -52,8 +52,8 @@ class Crew:
         options: dict[str, Any] = {"concurrency_groups": {"data": 1, "ctl": 4}}
         actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(StageActor)
         self._actors = [
-            actor.options(**placement.stage_options(bundle)).remote()
-            for bundle in range(placement.layout.num_devices)
+            actor.options(**placement.stage_options(device)).remote()
+            for device in range(placement.layout.num_devices)
         ]
         self.layout = placement.layout
         self._check = check

@@ -35,11 +35,9 @@ _RETRY_S = 0.005
 _FOR_EVER = timedelta(days=3650)
 
 
-def _own_address(spec: LinkSpec) -> str:
+def own_address(host: str, port: int) -> str:
     """Of the interface that reaches the coordinator: where the other stages can reach us too."""
-    family, kind, _, _, address = socket.getaddrinfo(spec.host, spec.port, type=socket.SOCK_DGRAM)[
-        0
-    ]
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)  # datagrams: nothing is sent
         return str(probe.getsockname()[0])
@@ -49,7 +47,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _in_short(error: RuntimeError) -> str:
+def in_short(error: RuntimeError) -> str:
     """Without the place in gloo's source before it and the advice after."""
     text = str(error).splitlines()[0].partition(". ")[0]
     return text.rpartition("] ")[2] if text.startswith("[/") else text
@@ -76,7 +74,7 @@ class _Pair:
             )
         except RuntimeError as error:
             raise LinkClosed(
-                f"link {spec.name}: no rendezvous at {spec.host}:{spec.port} ({_in_short(error)})"
+                f"link {spec.name}: no rendezvous at {spec.host}:{spec.port} ({in_short(error)})"
             ) from None
 
         for loop in (partial(self._meet, PrefixStore(spec.name, store)), *loops):
@@ -91,7 +89,7 @@ class _Pair:
         except LinkClosed:
             pass  # ended by somebody who said why
         except RuntimeError as error:  # what gloo and the store raise
-            self.end(f"the other side is gone or stopped ({_in_short(error)})")
+            self.end(f"the other side is gone or stopped ({in_short(error)})")
         except BaseException as error:
             self.end(f"failed here ({error!r})")
             raise
@@ -106,7 +104,9 @@ class _Pair:
                 return self.end(f"nobody opened the other side within {self.spec.timeout_s:g} s")
             time.sleep(_RETRY_S)
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [ProcessGroupGloo.create_device(hostname=_own_address(self.spec))]
+        options._devices = [
+            ProcessGroupGloo.create_device(hostname=own_address(self.spec.host, self.spec.port))
+        ]
         options._timeout = self._timeout
         options._threads = 1
         group = ProcessGroupGloo(store, self.rank, 2, options)

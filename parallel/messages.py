@@ -73,11 +73,12 @@ class MovedHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowHeader:
-    """A window of one pass: to the unconditional branch."""
+    """A window: to the unconditional branch, or to another device of the first stage."""
 
     stamp: Stamp
     task: Task
     timesteps: tuple[tuple[float, ...], ...]  # here, as they stay on the host
+    num_texts: int
     has_image: bool
     expert: int
     causal_latents: int
@@ -161,19 +162,20 @@ def unpack_moved(
 
 
 def pack_window(stamp: Stamp, task: Task, inputs: Inputs) -> Message:
-    (text_BSD,) = inputs.texts_BSD
     image_BND = inputs.image_BND
     header = WindowHeader(
         stamp=stamp,
         task=task,
         timesteps=tuple(tuple(row) for row in inputs.timesteps_BT.tolist()),
+        num_texts=len(inputs.texts_BSD),
         has_image=image_BND is not None,
         expert=inputs.expert,
         causal_latents=inputs.causal_latents,
         fps=inputs.fps,
     )
-    tensors = [t for t in (inputs.latents_BCTHW, text_BSD, image_BND) if t is not None]
-    return Message(pickle.dumps(header), tuple(tensors))
+    image = () if image_BND is None else (image_BND,)
+    tensors = inputs.latents_BCTHW, *inputs.texts_BSD, *image
+    return Message(pickle.dumps(header), tensors)
 
 
 def unpack_window(header: WindowHeader, tensors: Sequence[Tensor], device: torch.device) -> Inputs:
@@ -181,7 +183,7 @@ def unpack_window(header: WindowHeader, tensors: Sequence[Tensor], device: torch
     return Inputs(
         latents_BCTHW=next(rest),
         timesteps_BT=torch.tensor(header.timesteps, dtype=torch.float64),
-        texts_BSD=(next(rest),),
+        texts_BSD=tuple(next(rest) for _ in range(header.num_texts)),
         image_BND=next(rest) if header.has_image else None,
         expert=header.expert,
         causal_latents=header.causal_latents,

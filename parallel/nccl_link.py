@@ -26,7 +26,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
     Work,
 )
 
-from .gloo_link import GlooReceiver, GlooSender
+from .gloo_link import GlooReceiver, GlooSender, in_short
 from .link import LinkClosed, LinkSpec, Message
 from .wire import Place, describe, parse, payload_bytes
 
@@ -137,7 +137,7 @@ class NcclSender:
             try:
                 self._under_way.append(self._payloads.send(message.tensors, places))
             except RuntimeError as error:
-                self._words.end(f"the other side is gone or stopped ({_in_short(error)})")
+                self._words.end(f"the other side is gone or stopped ({in_short(error)})")
                 self._payloads.abort()
                 self._words.check()
         # the other side has taken them; credits bound the others
@@ -179,7 +179,7 @@ class NcclReceiver(GlooReceiver):
             self._payloads.abort()
             raise
         except RuntimeError as error:
-            self.end(f"the other side is gone or stopped ({_in_short(error)})")
+            self.end(f"the other side is gone or stopped ({in_short(error)})")
             self._payloads.abort()
             self.check()
         return Message(header, self._payloads.take(coming))
@@ -213,7 +213,3 @@ def missing_for_nccl() -> str:
     if not torch.cuda.device_count():
         return "torch finds no CUDA device here"
     return ""
-
-
-def _in_short(error: RuntimeError) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -19,25 +19,26 @@ _WORKER_GPU = 0.25  # of a GPU that a stage has the rest of: decoding shares it
 
 @dataclass(frozen=True)
 class Placement:
-    """One bundle per device, all of one kind."""
+    """A bundle for each line of devices that exchange heads, which keeps it on one node."""
 
     group: PlacementGroup
     layout: Layout
     device: str  # "cuda" or "cpu"
 
-    def stage_options(self, bundle: int) -> dict[str, Any]:
+    def stage_options(self, device: int) -> dict[str, Any]:
         if self.device == "cuda":
-            return {"num_cpus": 0, "num_gpus": 1 - _WORKER_GPU, **self._in(bundle)}
-        return {"num_cpus": 1, **self._in(bundle)}
+            return {"num_cpus": 0, "num_gpus": 1 - _WORKER_GPU, **self._in(device)}
+        return {"num_cpus": 1, **self._in(device)}
 
-    def worker_options(self, bundle: int) -> dict[str, Any]:
+    def worker_options(self, device: int) -> dict[str, Any]:
         gpus = {"num_gpus": _WORKER_GPU} if self.device == "cuda" else {}
-        return {"num_cpus": 0, **gpus, **self._in(bundle)}
+        return {"num_cpus": 0, **gpus, **self._in(device)}
 
     def remove(self) -> None:
         remove_placement_group(self.group)
 
-    def _in(self, bundle: int) -> dict[str, Any]:
+    def _in(self, device: int) -> dict[str, Any]:
+        bundle = device // self.layout.mesh.ulysses
         strategy = PlacementGroupSchedulingStrategy(self.group, bundle)
         return {"scheduling_strategy": strategy}
 
@@ -57,9 +58,11 @@ def place(
     """
     kind = _kind(device, layout)
     resource = "GPU" if kind == "cuda" else "CPU"
-    if not may_grow and _total(resource) < layout.num_devices:
+    if not may_grow and not _could_fit(layout, resource):
         raise ValueError(_missing(layout, resource, "cannot be placed"))
-    group = placement_group([{resource: 1.0}] * layout.num_devices, strategy="PACK")
+    line = layout.mesh.ulysses
+    bundles = [{resource: float(line)}] * (layout.num_devices // line)
+    group = placement_group(bundles, strategy="PACK")
     deadline = time.monotonic() + timeout_s
     try:
         while _table(group)["state"] != "CREATED":
@@ -94,6 +97,18 @@ def _total(resource: str) -> int:
     return int(_ray.cluster_resources().get(resource, 0))
 
 
+def _could_fit(layout: Layout, resource: str) -> bool:
+    """Were all devices free."""
+    line, free = layout.mesh.ulysses, (count // layout.mesh.ulysses for count in _each(resource))
+    return sum(free) * line >= layout.num_devices
+
+
+def _each(resource: str) -> list[int]:
+    """Of every node that is alive."""
+    alive = [node for node in _ray.nodes() if node["Alive"]]
+    return [int(node["Resources"].get(resource, 0)) for node in alive]
+
+
 def _missing(layout: Layout, resource: str, how: str) -> str:
     total, wanted = _total(resource), layout.num_devices
     free = int(_ray.available_resources().get(resource, 0))
@@ -103,6 +118,11 @@ def _missing(layout: Layout, resource: str, how: str) -> str:
         f"the cluster has {total} {resource}{'s' * (total != 1)} on {nodes} "
         f"node{'s' * (nodes != 1)}, {free} of them free; "
     )
+    if total >= wanted and not _could_fit(layout, resource):
+        return text + (
+            f"{layout.mesh.ulysses} of them exchange heads and must be on one node, and the "
+            f"largest has {max(_each(resource))}; set parallel.ring so that fewer do, or use fewer"
+        )
     if total >= wanted:
         return text + "wait for other renders to end, or raise parallel.place_timeout_s"
     if total:
@@ -113,14 +133,17 @@ def _missing(layout: Layout, resource: str, how: str) -> str:
 def _asked(layout: Layout) -> str:
     if layout.shared:
         return f"parallel.devices={layout.num_devices}"
+    shares = f" of parallel.gpus_per_stage={layout.num_shares}" * (layout.num_shares > 1)
     split = " with parallel.cfg=split" * (layout.num_branches > 1)
-    return f"parallel.num_stages={layout.num_stages}{split}"
+    return f"parallel.num_stages={layout.num_stages}{shares}{split}"
 
 
 def _fewer(layout: Layout, total: int) -> str:
     """Settings that make do with so many devices."""
-    even = total - total % layout.num_branches
-    ways = [] if layout.shared or layout.num_branches > 1 else [f"parallel.num_stages={total}"]
+    each = layout.num_branches * layout.num_shares
+    even = total - total % each
+    ways = [] if layout.shared or each > 1 else [f"parallel.num_stages={total}"]
     ways += [f"parallel.devices={even} (stages then share them)"] if even else []
     ways += ["parallel.cfg=batch"] if layout.num_branches > 1 else []
+    ways += ["parallel.gpus_per_stage=1"] if layout.num_shares > 1 else []
     return ", or ".join(ways)

@@ -75,7 +75,7 @@ class RayChain:
     def run(self, schedule: Schedule) -> Generator[Done]:
         try:
             members = self._crew.members  # in the order of seats
-            self._last = members[self._layout.chain_length - 1]
+            self._last = members[self._layout.last]
             self._load(members)
             with Rendezvous(_this_node()) as meeting:
                 self._join(members, meeting)
@@ -221,8 +221,8 @@ class RayChain:
 
     def _first_missing(self, members: Sequence[Member], actor: int) -> int:
         """The task that an actor was at, as those after it in its chain know."""
-        length = self._layout.chain_length
-        for after in range(actor + 1, length * (actor // length + 1)):
+        mesh = self._layout.mesh
+        for after in mesh.line(actor, "stage")[mesh.at(actor)["stage"] + 1 :]:
             ref = members[after].control("counters")
             if ray.wait([ref], timeout=_VERDICT_S)[0]:
                 try:
@@ -246,7 +246,10 @@ class RayChain:
         branch = ""
         if self._layout.num_branches > 1:
             branch = f", {('conditional', 'unconditional')[seat.branch]} branch"
-        return f"{what} of {total} ({layers}{branch})"
+        share = ""
+        if self._layout.num_shares > 1:
+            share = f"device {seat.share + 1} of {self._layout.num_shares} of "
+        return f"{share}{what} of {total} ({layers}{branch})"
 
     def _enter(self, state: str) -> None:
         self.state = state

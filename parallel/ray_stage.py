@@ -37,6 +37,7 @@ from .messages import (
 )
 from .outbox import Batch, Outbox
 from .process import settle
+from .sequence import Share, open_share
 from .stage import Activation, Inputs, Moved, Stage, split_passes
 from .tasks import Task
 
@@ -66,6 +67,7 @@ class StageActor:
         self._links: list[Sender | Receiver] = []
         self._front: Front | None = None
         self._task = -1
+        self._share: Share | None = None
 
     def where(self) -> tuple[str, str, int]:
         """Node, GPU, process."""
@@ -102,9 +104,15 @@ class StageActor:
         self._task = -1
         self._inlet, self._outlet = self._receiver(edges.inlet), self._sender(edges.outlet)
         self._ring, self._home = self._receiver(edges.ring), self._sender(edges.home)
-        self._fork = self._sender(edges.fork)
+        self._peers, self._forks = (
+            [self._opened(open_sender(spec)) for spec in specs]
+            for specs in (edges.peers, edges.forks)
+        )
         self._merge_in = self._receiver(edges.merge_in)
         self._merge_out = self._sender(edges.merge_out)
+        self._share = open_share(edges.shards, edges.heads)
+        for stage in self._stages:
+            stage.join(self._share)
 
     def run(self, schedule: Schedule | None) -> None:
         """Every task: the first stage is given them all, the others hear of them from it.
@@ -195,15 +203,18 @@ class StageActor:
                 return
 
     def _own_part(self, task: Task, inputs: Inputs) -> Inputs:
-        """The window, once the unconditional branch has its part, if it has stages of its own."""
-        if self._fork is None:
-            return inputs
-        mine, *others = split_passes(inputs)
-        stamp = self._edges.stamp
-        for other in others:
-            self._fork.send(pack_window(stamp, task, other))
-        if not others:  # for every task, here and onward, so that silence means a fault
-            self._fork.send(pack_note(Skip(stamp=stamp, task=task.number)))
+        """The window, once the others have it: who shares this stage, and the unconditional
+        branch its part, if it has stages of its own."""
+        stamp, mine = self._edges.stamp, inputs
+        if self._forks:
+            mine, *others = split_passes(inputs)
+            # for every task, here and onward, so that silence means a fault
+            skip = pack_note(Skip(stamp=stamp, task=task.number))
+            part = pack_window(stamp, task, others[0]) if others else skip
+            for fork in self._forks:
+                fork.send(part)
+        for peer in self._peers:
+            peer.send(pack_window(stamp, task, mine))
         return mine
 
     def _run_one(self, task: Task, x: Activation) -> None:
@@ -215,7 +226,7 @@ class StageActor:
         velocities = () if task.commit else self._loaded[-1].head(x)
         if self._merge_out is not None:
             self._merge_out.send(pack_prediction(self._edges.stamp, task.number, velocities))
-        else:
+        elif self._stepper is not None:  # not on those whose results come together there
             self._finish(task, (*velocities, *self._other_velocities(task)))
 
     def _other_velocities(self, task: Task) -> list[Tensor]:
@@ -258,7 +269,7 @@ class StageActor:
         self._pass_on(Idle(stamp=self._edges.stamp))
 
     def _pass_on(self, note: Idle | End | Skip) -> None:
-        for onward in (self._fork, self._outlet or self._home):
+        for onward in (*self._peers, *self._forks, self._outlet or self._home):
             if onward is not None:
                 onward.send(pack_note(note))
 
@@ -281,3 +292,5 @@ class StageActor:
         links, self._links = self._links, []
         for end in links:
             end.close()
+        if self._share is not None:
+            self._share.close()

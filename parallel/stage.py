@@ -1,4 +1,4 @@
-"""A slice of consecutive layers on one device, and what passes between slices.
+"""A slice of consecutive layers on one device or one of several, and what passes between slices.
 
 B batch, C channels, T latents, H height, W width, S text tokens, N image tokens, D width.
 """
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..models.protocol import DiTState, VideoDiT
+from ..models.wan import WanDiT
 from .cache import KeyValueCache
+from .sequence import Share
 from .tasks import Task
 
 
@@ -60,6 +62,11 @@ class Stage:
         self._expert = expert
         self._layers = layers
         self._cache = KeyValueCache()
+        self._share: Share | None = None
+
+    def join(self, share: Share | None) -> None:
+        """Run from now on a share of every window; none: all of it."""
+        self._share = share
 
     @torch.inference_mode()
     def embed(self, task: Task, inputs: Inputs) -> Activation:
@@ -68,37 +75,49 @@ class Stage:
         for text_BSD in inputs.texts_BSD:
             batch = text_BSD.shape[0]
             image = inputs.image_BND
-            states.append(
-                model.embed(
-                    inputs.latents_BCTHW.expand(batch, -1, -1, -1, -1),
-                    inputs.timesteps_BT.expand(batch, -1),
-                    text_BSD,
-                    None if image is None else image.expand(batch, -1, -1),
-                    positions=task.positions,
-                    context_positions=task.context_positions,
-                    causal_latents=inputs.causal_latents,
-                    fps=inputs.fps,
-                )
+            state = model.embed(
+                inputs.latents_BCTHW.expand(batch, -1, -1, -1, -1),
+                inputs.timesteps_BT.expand(batch, -1),
+                text_BSD,
+                None if image is None else image.expand(batch, -1, -1),
+                positions=task.positions,
+                context_positions=task.context_positions,
+                causal_latents=inputs.causal_latents,
+                fps=inputs.fps,
             )
+            states.append(state if self._share is None else self._share.take(state))
         return Activation(states=tuple(states), expert=inputs.expert)
 
     @torch.inference_mode()
     def run(self, task: Task, x: Activation) -> Activation:
         """This stage's layers; what later windows read is kept, what nobody reads is freed."""
         model = self._expert(x.expert)
-        states = tuple(
-            model.run_layers(state, self._layers, self._cache.window(task, i))
-            for i, state in enumerate(x.states)
-        )
+        states = tuple(self._run(model, task, i, state) for i, state in enumerate(x.states))
         self._cache.free(task)
         return Activation(states=states, expert=x.expert)
 
     @torch.inference_mode()
     def head(self, x: Activation) -> tuple[Tensor, ...]:
-        """Last stage: velocities in float32, one per sample of every pass."""
+        """Last stage: velocities in float32, one per sample of every pass.
+
+        Of several devices, the one where they come together has them, and the others none.
+        """
         model = self._expert(x.expert)
-        velocities = [model.head(state).float() for state in x.states]
+        if self._share is None:
+            velocities = [model.head(state).float() for state in x.states]
+        else:
+            assert isinstance(model, WanDiT)
+            heads = [self._share.head(model, state) for state in x.states]
+            velocities = [velocity.float() for velocity in heads if velocity is not None]
         return tuple(sample for batch in velocities for sample in torch.split(batch, 1))
+
+    def _run(self, model: VideoDiT, task: Task, passing: int, state: DiTState) -> DiTState:
+        if self._share is None:
+            return model.run_layers(state, self._layers, self._cache.window(task, passing))
+        assert isinstance(model, WanDiT)
+        shards, mine = self._share.shards(state.window), self._share.ring.rank
+        cache = self._cache.window(task, passing, shards, mine)
+        return self._share.run_layers(model, state, self._layers, cache)
 
     def cache_bytes(self) -> int:
         return self._cache.num_bytes()

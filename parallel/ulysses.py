@@ -7,21 +7,23 @@ is the same on all of them, and the mean of their gradients is the gradient.
 B batch, L tokens, H heads, D channels of a head or width, N ranks.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from einops import rearrange
 from torch import Tensor
 
 from ..kernels.attention import attend_dense
-from ..kernels.rope import rotary_table
+from ..kernels.rope import rotary_table, rotate
 from ..models.arch import WanArch
-from ..models.protocol import DiTState, Modulation
+from ..models.protocol import DiTState
 from ..models.wan import WanDiT
-from ..models.wan_layers import Rotary
+from .group import Parcel, Shape
+from .heads import to_heads, to_tokens
+from .shards import cut_tokens, own_part
 
 
 class SequenceGroup:
@@ -36,36 +38,34 @@ class SequenceGroup:
         self._check(model.arch, tokens_BLD.shape[1])
         assert not window.causal_latents, "a causal window is cut into runs, not into heads"
         assert not window.context_times, "training windows have no cache"
-        own = slice(*(tokens_BLD.shape[1] * i // self._num for i in (self._rank, self._rank + 1)))
+        own = cut_tokens(tokens_BLD.shape[1], self._num, 1)[self._rank]
         splits, device = model.arch.head_splits, tokens_BLD.device
-        table_LC = rotary_table(window.times, window.height, window.width, splits, device)[own]
-        rotary = Rotary(table_LC, table_LC)
-        cut = replace(
-            state,
-            tokens_BLD=tokens_BLD[:, own],
-            modulation=_cut_modulation(state.modulation, tokens_BLD.shape[1], own),
-        )
-        for i in range(model.num_layers):
-            y_BLD = model.blocks[str(i)](cut, rotary, i, None, self._attend)
-            cut = replace(cut, tokens_BLD=y_BLD)
+        table_LC = rotary_table(window.times, window.height, window.width, splits, device)
+        attend_window = partial(self._attend, table_LC[own.start : own.stop])
+        cut = own_part(state, own)
+        cut = model.run_layers(cut, range(model.num_layers), None, attend_window)
         whole_BLD: Tensor = _Gather.apply(cut.tokens_BLD, self)  # type: ignore[no-untyped-call]
         return replace(state, tokens_BLD=whole_BLD)
 
-    def _attend(self, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+    def _attend(
+        self, table_LC: Tensor, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor
+    ) -> Tensor:
         apply: Any = _ToHeads.apply
-        some_heads = [apply(x_BLHD, self) for x_BLHD in (q_BLHD, k_BLHD, v_BLHD)]
+        turned = rotate(q_BLHD, table_LC), rotate(k_BLHD, table_LC)
+        some_heads = [apply(x_BLHD, self) for x_BLHD in (*turned, v_BLHD)]
         y_BLHD: Tensor = _ToTokens.apply(attend_dense(*some_heads), self)  # type: ignore[no-untyped-call]
         return y_BLHD
 
     def to_heads(self, x_BLHD: Tensor) -> Tensor:
         """A run of tokens with all heads to all tokens with some."""
-        parts = rearrange(x_BLHD, "b l (n h) d -> n b l h d", n=self._num)
-        return rearrange(self._exchange(parts), "n b l h d -> b (n l) h d")
+        heads, lengths = self._even(x_BLHD.shape[2]), [x_BLHD.shape[1]] * self._num
+        return to_heads([x_BLHD], heads, lengths, self._rank, self._swap)[0]
 
     def to_tokens(self, x_BLHD: Tensor) -> Tensor:
         """All tokens with some heads to a run of tokens with all."""
-        parts = rearrange(x_BLHD, "b (n l) h d -> n b l h d", n=self._num)
-        return rearrange(self._exchange(parts), "n b l h d -> b l (n h) d")
+        heads = self._even(x_BLHD.shape[2] * self._num)
+        lengths = [x_BLHD.shape[1] // self._num] * self._num
+        return to_tokens(x_BLHD, heads, lengths, self._rank, self._swap)
 
     def gather(self, x_BLD: Tensor) -> Tensor:
         parts = [torch.empty_like(x_BLD) for _ in range(self._num)]
@@ -79,11 +79,15 @@ class SequenceGroup:
     def num(self) -> int:
         return self._num
 
-    def _exchange(self, parts_NBLHD: Tensor) -> Tensor:
-        sent = parts_NBLHD.contiguous()
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self._group)
-        return received
+    def _even(self, num_heads: int) -> list[range]:
+        return cut_tokens(num_heads, self._num, 1)
+
+    def _swap(self, pieces: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        parcel = Parcel(pieces, shapes, self._rank, pieces[0].device)
+        dist.all_to_all_single(
+            parcel.received, parcel.sent, parcel.sizes, parcel.sent_sizes, group=self._group
+        )
+        return parcel.opened()
 
     def _check(self, arch: WanArch, num_tokens: int) -> None:
         if num_tokens % self._num:
@@ -147,13 +151,3 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BLD: Tensor) -> tuple[Tensor, None]:
         return ctx.group.own_part(grad_BLD) * ctx.group.num, None
-
-
-def _cut_modulation(modulation: Modulation, num_tokens: int, own: slice) -> Modulation:
-    """Rows of the own tokens, in the longest runs that both cuts allow."""
-    if modulation.index_BF is None:
-        return modulation
-    run = num_tokens // modulation.index_BF.shape[1]
-    shared = math.gcd(run, own.stop - own.start)
-    index_BF = modulation.index_BF.repeat_interleave(run // shared, dim=1)
-    return replace(modulation, index_BF=index_BF[:, own.start // shared : own.stop // shared])

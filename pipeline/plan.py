@@ -23,6 +23,7 @@ from .plan_blocks import find_policy, plan_schedule, widest_window
 from .policies import default_noise
 from .prompts import prompts_by_block
 from .schedule import BlockSchedule
+from .shares import check_shares
 from .slices import describe_slices, find_measured
 
 DTYPES = {
@@ -104,6 +105,9 @@ def make_plan(request: Request) -> Plan:
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
     check_branches(config, plan_guidance(sampling, levels, config.model.boundary).guided)
     schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
+    _, patch_height, patch_width = arch.dit.patch
+    rows, columns = shape[2] // patch_height, shape[3] // patch_width
+    check_shares(config, arch, schedule, rows)
     prompts = prompts_by_block(
         request.prompt,
         request.prompt_at,
@@ -111,8 +115,6 @@ def make_plan(request: Request) -> Plan:
         fps=config.video.fps,
         frames_per_latent=arch.vae.time_stride,
     )
-    _, patch_height, patch_width = arch.dit.patch
-    tokens = (shape[2] // patch_height) * (shape[3] // patch_width)
     return Plan(
         request=request,
         arch=arch,
@@ -120,7 +122,7 @@ def make_plan(request: Request) -> Plan:
         latents_shape=shape,
         schedule=replace(schedule, new_prompts=tuple(sorted(prompts)[1:])),
         prompts=prompts,
-        num_tokens=widest_window(schedule) * tokens,
+        num_tokens=widest_window(schedule) * rows * columns,
         levels=levels,
         pictures=_open_images(request),
         weights_bytes=_weights_bytes(config, arch, dtype),

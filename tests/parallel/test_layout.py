@@ -36,7 +36,13 @@ def link(start, stop):
     return LinkSpec(kind="local", name=f"{start}-{stop}", host="", port=0, timeout_s=1.0)
 
 
-OUT = {"outlet": "inlet", "home": "ring", "fork": "inlet", "merge_out": "merge_in"}
+OUT = {
+    "outlet": "inlet",
+    "home": "ring",
+    "peers": "inlet",
+    "forks": "inlet",
+    "merge_out": "merge_in",
+}
 
 
 def ends(layout):
@@ -45,8 +51,8 @@ def ends(layout):
     sent, received = {}, {}
     for number, actor in enumerate(edges):
         for name in {*OUT, *OUT.values()}:
-            spec = getattr(actor, name)
-            if spec is not None:
+            found = getattr(actor, name)
+            for spec in found if isinstance(found, tuple) else [found] * (found is not None):
                 side = sent if name in OUT else received
                 assert spec.name not in side, "two of one end"
                 side[spec.name] = number, name
@@ -66,17 +72,17 @@ def ends(layout):
         ),
         ({"num_stages": 4, "devices": 2}, {(0, 1, "outlet"), (1, 0, "home")}),
         ({"num_stages": 4, "devices": 1}, set()),
-        ({"num_stages": 1, "cfg": "split"}, {(0, 1, "fork"), (1, 0, "merge_out")}),
+        ({"num_stages": 1, "cfg": "split"}, {(0, 1, "forks"), (1, 0, "merge_out")}),
         (
             {"num_stages": 2, "cfg": "split"},
             {
                 *((0, 1, "outlet"), (2, 3, "outlet"), (1, 0, "home")),
-                *((0, 2, "fork"), (3, 1, "merge_out")),
+                *((0, 2, "forks"), (3, 1, "merge_out")),
             },
         ),
         (
             {"num_stages": 5, "cfg": "split", "devices": 2},
-            {(0, 1, "fork"), (1, 0, "merge_out")},
+            {(0, 1, "forks"), (1, 0, "merge_out")},
         ),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 from ulysses_peer import ARCH, batch, build_loss, share, train_once
 
 from longreel.models.protocol import Modulation
-from longreel.parallel.ulysses import _cut_modulation, check_heads
+from longreel.parallel.shards import _cut_modulation
+from longreel.parallel.ulysses import check_heads
 
 
 # three latents of 2 x 3 tokens: two ranks cut the second in the middle
@@ -46,7 +47,7 @@ def test_every_token_keeps_the_row_of_its_latent(num):
     tokens, share = 18, 18 // num
     seen = []
     for rank in range(num):
-        index_BF = _cut_modulation(whole, tokens, slice(rank * share, (rank + 1) * share)).index_BF
+        index_BF = _cut_modulation(whole, tokens, range(rank * share, (rank + 1) * share)).index_BF
         seen += index_BF[0].repeat_interleave(share // index_BF.shape[1]).tolist()
     assert seen == [4] * 6 + [0] * 6 + [2] * 6
 

@@ -5,7 +5,7 @@ import threading
 from functools import partial
 
 from longreel.parallel.edges import wire
-from longreel.parallel.link import LinkClosed, LinkSpec
+from longreel.parallel.link import LinkClosed, LinkSpec, Rendezvous
 from longreel.parallel.messages import Stamp
 from longreel.parallel.ray_stage import StageActor
 from longreel.pipeline.backend import (
@@ -24,12 +24,19 @@ class ThreadChain:
         stamp = Stamp(render=f"threads-{next(_numbers)}", epoch=0)
         cut, layout = slices(plan), plan.layout
 
+        self._meeting = Rendezvous("127.0.0.1")  # of the devices of a stage
+
         def link(start, stop):
-            name = f"{stamp.render}/{start}-{stop}"
-            return LinkSpec(kind="local", name=name, host="", port=0, timeout_s=timeout_s)
+            return LinkSpec(
+                kind="local",
+                name=f"{stamp.render}/{start}-{stop}",
+                host=self._meeting.host,
+                port=self._meeting.port,
+                timeout_s=timeout_s,
+            )
 
         self.stages = [StageActor() for _ in layout.seats]
-        last = layout.chain_length - 1
+        last = layout.last
         self.last = self.stages[last]
         edges = wire(layout, stamp, timeout_s, link)
         for i, (stage, seat) in enumerate(zip(self.stages, layout.seats, strict=True)):
@@ -71,6 +78,7 @@ class ThreadChain:
             for thread in threads:
                 thread.join(5.0)
                 assert not thread.is_alive()
+            self._meeting.close()
         for error in sorted(errors, key=lambda error: isinstance(error, LinkClosed)):
             raise error
 

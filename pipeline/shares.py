@@ -1,0 +1,31 @@
+"""Whether the devices of a stage can share every window of a render, and the VAE's tiles."""
+
+from itertools import islice
+
+from ..configs.schema import Config
+from ..models.arch import ModelArch
+from .schedule import BlockSchedule
+
+_LOOKED_AT = 10_000  # tasks: windows are as small as they get long before
+
+
+def check_shares(config: Config, arch: ModelArch, schedule: BlockSchedule, rows: int) -> None:
+    """ValueError where a device would be left without heads or tokens; `rows`: of a latent."""
+    each, ring = config.parallel.gpus_per_stage, config.parallel.ring
+    if each == 1:
+        return
+    asked, heads, line = f"parallel.gpus_per_stage={each}", arch.dit.num_heads, each // ring
+    if line > heads:
+        rings = [n for n in range(ring + 1, each + 1) if each % n == 0 and each // n <= heads]
+        raise ValueError(
+            f"{asked} with parallel.ring={ring} exchanges heads among {line} devices, and "
+            f"model.arch={config.model.arch} has {heads}, so some would have none; set "
+            f"parallel.ring={rings[0]}, or use fewer"
+        )
+    smallest = min(task.num_latents for task in islice(schedule.tasks(), _LOOKED_AT))
+    if each > smallest * rows:
+        raise ValueError(
+            f"{asked} shares the rows of a window's tokens, and its smallest window has "
+            f"{smallest * rows} ({smallest} latents of {rows}), so some devices would have none; "
+            f"set it to at most {smallest * rows}"
+        )

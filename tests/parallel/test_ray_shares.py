@@ -1,0 +1,94 @@
+"""Actors that share their stage's tokens make the video of one process, and end together."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
+from tiny_blocks import ARCHS, overrides
+
+from longreel.configs.schema import ParallelConfig
+from longreel.jobs.render import plan_render
+from longreel.models import arch as archs
+from longreel.parallel.layout import make_layout
+from longreel.parallel.placement import place
+from longreel.pipeline.errors import RenderError
+from longreel.pipeline.generator import Generator
+
+pytestmark = pytest.mark.ray
+PAIRS = {"num_stages": 2, "gpus_per_stage": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster():
+    with two_nodes():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+def make_plan(policy, *more, frames=33, **layout):
+    settings = [f"parallel.{name}={value}" for name, value in layout.items()]
+    more = ("sampling.guidance_mode=sequential", *more)
+    settings = overrides(policy, "model.device=cpu", "parallel.backend=ray", *more, *settings)
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
+
+
+def test_two_devices_a_stage_make_the_latents_of_one_device_and_twice_the_same():
+    with Warm(**PAIRS) as warm:
+        members = warm.crew.members
+        assert len({member.pid for member in members}) == 4
+        assert members[0].node == members[1].node != members[2].node == members[3].node
+        for policy in ("dualparal", "causal"):
+            plan = make_plan(policy, **PAIRS)
+            first, again = (
+                Generator(plan, open_backend=warm.backend).latents() for _ in range(2)
+            )
+            alone = Generator(make_plan(policy, backend="local")).latents()
+            torch.testing.assert_close(first, alone, rtol=0, atol=1e-4)
+            assert torch.equal(again, first), policy
+    assert free_cpus() == 6
+
+
+@pytest.mark.parametrize(("sent", "said"), [(signal.SIGKILL, "ended"), (signal.SIGSTOP, "answer")])
+def test_a_device_of_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
+    plan = make_plan("dualparal", "parallel.transfer_timeout_s=2", frames=241, **PAIRS)
+    generator = Generator(plan)
+    blocks = generator.blocks()
+    next(blocks)
+    pids = pids_of(generator._backend)
+    os.kill(pids[3], sent)
+    start = time.monotonic()
+    words = rf"^device 2 of 2 of stage 2 of 2 \(layers 3 to 4\) was lost at block .* {said}"
+    with pytest.raises(RenderError, match=words):
+        list(blocks)
+    assert time.monotonic() - start < 10
+    assert all_gone(pids, within_s=1.0)
+    assert free_cpus() == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"num_stages": 4, "gpus_per_stage": 2},
+            r"num_stages=4 of parallel\.gpus_per_stage=2 asks for 8 x \{CPU: 1\}, which cannot be "
+            r"placed: .* 6 CPUs .*; set parallel\.devices=6 \(.*, or parallel\.gpus_per_stage=1",
+        ),
+        (
+            {"num_stages": 1, "gpus_per_stage": 4},
+            r"6 of them free; 4 of them exchange heads and must be on one node, and the largest "
+            r"has 3; set parallel\.ring so that fewer do",
+        ),
+    ],
+)
+def test_devices_that_cannot_stand_together_are_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        place(make_layout(ParallelConfig(**settings)), "cpu", timeout_s=1.0, may_grow=False)
+    assert free_cpus() == 6
