@@ -1,0 +1,57 @@
+"""Lists by score: tiles are averaged, and a tile of queries keeps the tiles it scores highest.
+
+B batch, L tokens, H heads, D channels of a head, R tiles of queries, C tiles of keys, K kept.
+"""
+
+import torch
+from torch import Tensor
+
+from .blocks import Blocks
+from .tiles import Window, tiles_of
+
+
+def pooled(
+    q_BLHD: Tensor, k_BSHD: Tensor, window: Window, keep: float, mass: float | None
+) -> Blocks:
+    """For each head its own: the share `keep` of all tiles, or as many as hold this softmax mass.
+
+    Nothing waits for the device: lists are as wide as they can get.
+    """
+    queries, keys = tiles_of(window)
+    q_starts, k_starts = (tiles.starts.to(q_BLHD.device) for tiles in (queries, keys))
+    q_BHRD = _means(q_BLHD, q_starts)
+    k_BHCD = _means(k_BSHD, k_starts)
+    scores_BHRC = (q_BHRD @ k_BHCD.transpose(-1, -2) / q_BLHD.shape[-1] ** 0.5).softmax(-1)
+    if mass is None:
+        num = max(1, round(keep * keys.num))
+        columns_BHRK = scores_BHRC.topk(num, dim=-1).indices.sort(-1).values.to(torch.int32)
+        counts_BHR = columns_BHRK.new_full(columns_BHRK.shape[:-1], num)
+    else:
+        falling, order = scores_BHRC.sort(dim=-1, descending=True, stable=True)
+        before = falling.cumsum(-1) - falling
+        kept = before < mass
+        counts_BHR = kept.sum(-1, dtype=torch.int32)
+        # columns rise: what is not kept goes behind the end
+        columns = order.masked_fill(~kept, keys.num).sort(-1).values
+        columns_BHRK = columns.clamp(max=keys.num - 1).to(torch.int32)
+    return Blocks(
+        q_starts=q_starts,
+        k_starts=k_starts,
+        columns_BHRK=columns_BHRK,
+        counts_BHR=counts_BHR,
+        q_tile=int(queries.starts.diff().max()),
+        k_tile=int(keys.starts.diff().max()),
+        alike=mass is None,
+    )
+
+
+def _means(x_BLHD: Tensor, starts: Tensor) -> Tensor:
+    """(B, H, N, D) float32 of every tile."""
+    sizes = starts.diff().long()
+    num, (batch, _, heads, channels) = len(sizes), x_BLHD.shape
+    of_token = torch.repeat_interleave(
+        torch.arange(num, device=starts.device), sizes, output_size=x_BLHD.shape[1]
+    )
+    sums_BNHD = x_BLHD.new_zeros(batch, num, heads, channels, dtype=torch.float32)
+    sums_BNHD.index_add_(1, of_token, x_BLHD.float())
+    return (sums_BNHD / sizes[:, None, None]).transpose(1, 2)
