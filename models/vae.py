@@ -4,6 +4,7 @@ B batch, C channels, T frames or latents, H height, W width. Latents are normali
 (z - mean) / std per channel, as the DiT reads and writes them; frames lie in [-1, 1].
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,21 +28,48 @@ class StreamingDecoder:
     convolution, which sees all latents together, rounds differently: 1e-7 there.)
     """
 
-    def __init__(self, vae: "AutoencoderKLWan", tile: int = 0) -> None:
+    def __init__(
+        self, vae: "AutoencoderKLWan", tile: int = 0, mine: Sequence[int] | None = None
+    ) -> None:
+        """`mine`: the tiles that `decode_tiles` makes; none: all."""
         self._vae: Any = vae  # what diffusers shows type checkers has no attributes
         stride, patch = _cells(self._vae)
         self._tiling = tiling(tile, cell=stride, out_cell=patch, space_stride=stride)
+        self._mine = mine
         self.reset()
 
-    @torch.no_grad()
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """The frames of the next latents: one for the first of a stream, four for any other."""
-        _check_channels("latents", latents_BCTHW, self._vae.config.z_dim)
-        self._stream.admit("latents", latents_BCTHW)
-        z_BCTHW = latents_BCTHW.to(self._vae.device, self._vae.dtype)
+        height, width = latents_BCTHW.shape[-2:]
+        latents = torch.split(latents_BCTHW, 1, dim=2)
+        frames = [self.join(self.decode_tiles(latent), height, width) for latent in latents]
+        return torch.cat(frames, dim=2)
+
+    @torch.no_grad()
+    def decode_tiles(self, latent_BCTHW: Tensor) -> list[Tensor]:
+        """Of the next latent, before they are joined."""
+        _check_channels("latents", latent_BCTHW, self._vae.config.z_dim)
+        self._stream.admit("latents", latent_BCTHW)
+        z_BCTHW = latent_BCTHW.to(self._vae.device, self._vae.dtype)
         mean, inverse_std = _statistics(self._vae, z_BCTHW.dtype)
-        z_BCTHW = z_BCTHW / inverse_std + mean
-        return torch.cat([self._decode_one(z) for z in torch.split(z_BCTHW, 1, dim=2)], dim=2)
+        tiles = self._tiling.cut(z_BCTHW / inverse_std + mean)
+        first = self._stream.seen == 0
+        return self._stream.map(
+            tiles if self._mine is None else [tiles[i] for i in self._mine],
+            lambda tile, cache: self._vae.decoder(
+                self._vae.post_quant_conv(tile), feat_cache=cache, feat_idx=[0], first_chunk=first
+            ),
+        )
+
+    @torch.no_grad()
+    def join(self, tiles: Sequence[Tensor], height: int, width: int) -> Tensor:
+        """The frames of a latent of this size, from all of its tiles."""
+        frames_BCTHW = self._tiling.join(tiles, height, width)
+        if patch := self._vae.config.patch_size:
+            frames_BCTHW = rearrange(
+                frames_BCTHW, "B (C r q) T H W -> B C T (H q) (W r)", q=patch, r=patch
+            )
+        return frames_BCTHW.clamp(-1.0, 1.0)
 
     def state(self) -> DecoderState:
         """Where the stream stands; it may be kept while decoding goes on."""
@@ -54,21 +82,6 @@ class StreamingDecoder:
     def reset(self) -> None:
         """Forget the stream: the next latent is a first one."""
         self._stream = Stream(self._vae.decoder)
-
-    def _decode_one(self, z_BCTHW: Tensor) -> Tensor:
-        first = self._stream.seen == 0
-        tiles = self._stream.map(
-            self._tiling.cut(z_BCTHW),
-            lambda tile, cache: self._vae.decoder(
-                self._vae.post_quant_conv(tile), feat_cache=cache, feat_idx=[0], first_chunk=first
-            ),
-        )
-        frames_BCTHW = self._tiling.join(tiles)
-        if patch := self._vae.config.patch_size:
-            frames_BCTHW = rearrange(
-                frames_BCTHW, "B (C r q) T H W -> B C T (H q) (W r)", q=patch, r=patch
-            )
-        return frames_BCTHW.clamp(-1.0, 1.0)
 
 
 class StreamingEncoder:
@@ -112,13 +125,14 @@ class StreamingEncoder:
     def _encode_one(self, x_BCTHW: Tensor) -> Tensor:
         if patch := self._vae.config.patch_size:
             x_BCTHW = rearrange(x_BCTHW, "B C T (H q) (W r) -> B (C r q) T H W", q=patch, r=patch)
+        height, width = x_BCTHW.shape[-2:]
         tiles = self._stream.map(
             self._tiling.cut(x_BCTHW),
             lambda tile, cache: self._vae.quant_conv(
                 self._vae.encoder(tile, feat_cache=cache, feat_idx=[0])
             ),
         )
-        mode_BCTHW, _ = self._tiling.join(tiles).chunk(2, dim=1)
+        mode_BCTHW, _ = self._tiling.join(tiles, height, width).chunk(2, dim=1)
         return mode_BCTHW
 
     def _check(self, frames_BCTHW: Tensor) -> None:

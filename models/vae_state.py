@@ -5,7 +5,7 @@ last two frames that went in, "Rep" once for an upsampling in time that has seen
 latent, and None before there is anything.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -97,9 +97,9 @@ class Stream:
             )
         self._shape = shape
 
-    def map(self, tiles: list[list[Tensor]], run: Callable[..., Tensor]) -> list[list[Tensor]]:
+    def map(self, tiles: Sequence[Tensor], run: Callable[..., Tensor]) -> list[Tensor]:
         """One latent's tiles through `run(tile, cache)`, each with the cache of its place."""
-        num_tiles = sum(len(row) for row in tiles)
+        num_tiles = len(tiles)
         if not self._caches:
             self._caches = [[None] * self._num_convs for _ in range(num_tiles)]
         if len(self._caches) != num_tiles:
@@ -107,8 +107,7 @@ class Stream:
                 f"the restored VAE state holds {len(self._caches)} tiles, these frames have "
                 f"{num_tiles}; set model.vae_tile to what it was when the state was saved"
             )
-        caches = iter(self._caches)
-        results = [[run(tile, next(caches)) for tile in row] for row in tiles]
+        results = [run(*pair) for pair in zip(tiles, self._caches, strict=True)]
         self.seen += 1
         return results
 

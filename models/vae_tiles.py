@@ -5,6 +5,7 @@ tile, in whole latents; what it shares with the one before is blended linearly, 
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,23 +21,33 @@ class Tiling:
     out_stride: int
     out_overlap: int
 
-    def cut(self, x_BCTHW: Tensor) -> list[list[Tensor]]:
-        """Rows of tiles, as views. The last of a row or column may be as small as one cell."""
-        height, width = x_BCTHW.shape[-2:]
+    def spans(self, height: int, width: int) -> list[list[tuple[slice, slice]]]:
+        """Rows of tiles. The last of a row or column may be as small as one cell."""
         if height <= self.size and width <= self.size:
-            return [[x_BCTHW]]
+            return [[(slice(0, height), slice(0, width))]]
         return [
             [
-                x_BCTHW[..., top : top + self.size, left : left + self.size]
+                (
+                    slice(top, min(top + self.size, height)),
+                    slice(left, min(left + self.size, width)),
+                )
                 for left in range(0, width, self.stride)
             ]
             for top in range(0, height, self.stride)
         ]
 
-    def join(self, tiles: list[list[Tensor]]) -> Tensor:
-        """Blends in place, so that a tile meets its neighbours as they have been blended."""
-        if len(tiles) == len(tiles[0]) == 1:
-            return tiles[0][0]
+    def cut(self, x_BCTHW: Tensor) -> list[Tensor]:
+        """Row after row, as views."""
+        height, width = x_BCTHW.shape[-2:]
+        return [x_BCTHW[..., *span] for row in self.spans(height, width) for span in row]
+
+    def join(self, all_tiles: Sequence[Tensor], height: int, width: int) -> Tensor:
+        """Of frames whose tiles were cut out of so many cells. Blends in place, so that a tile
+        meets its neighbours as they have been blended."""
+        if len(all_tiles) == 1:
+            return all_tiles[0]
+        columns = len(self.spans(height, width)[0])
+        tiles = [all_tiles[i : i + columns] for i in range(0, len(all_tiles), columns)]
         rows = []
         for i, row in enumerate(tiles):
             for j, tile in enumerate(row):

@@ -82,6 +82,12 @@ def place(
     return Placement(group, layout, kind)
 
 
+def this_node() -> str:
+    """Its address as the others of the cluster reach it."""
+    address: str = _ray.util.get_node_ip_address()
+    return address
+
+
 def _kind(device: str, layout: Layout) -> str:
     if device.startswith("cuda:"):
         raise ValueError(

@@ -23,6 +23,7 @@ from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous, choose_kind
 from .messages import Stamp
 from .outbox import Batch
+from .placement import this_node
 from .ray_stage import Counters
 from .stage import Stage
 from .tasks import Task
@@ -77,7 +78,7 @@ class RayChain:
             members = self._crew.members  # in the order of seats
             self._last = members[self._layout.last]
             self._load(members)
-            with Rendezvous(_this_node()) as meeting:
+            with Rendezvous(this_node()) as meeting:
                 self._join(members, meeting)
                 runs = self._start(members, schedule)
                 try:
@@ -254,13 +255,6 @@ class RayChain:
     def _enter(self, state: str) -> None:
         self.state = state
         _log.debug("chain %s: %s", self._stamp.render, state)
-
-
-def _this_node() -> str:
-    """Its address as the others of the cluster reach it."""
-    util: Any = ray.util
-    address: str = util.get_node_ip_address()
-    return address
 
 
 def describe(task: Task) -> str:

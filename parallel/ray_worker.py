@@ -39,8 +39,11 @@ class Host:
 class RayWorker:
     """The driver's side of it."""
 
-    def __init__(self, placement: Placement, build: Callable[[], object], check: Check) -> None:
-        options = placement.worker_options(placement.layout.num_devices - 1)
+    def __init__(
+        self, placement: Placement, build: Callable[[], object], check: Check, beside: int = 0
+    ) -> None:
+        """`beside`: on the device so many before the last."""
+        options = placement.worker_options(placement.layout.num_devices - 1 - beside)
         actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(Host)
         self._actor = actor.options(**options).remote(build)
         self._check = check
@@ -51,6 +54,11 @@ class RayWorker:
             return wait_all([ref], _CALL_S, method, self._check)[0]
         except RayActorError as error:
             raise _lost(method) from error
+
+    def start(self, method: str, *args: object) -> "ray.ObjectRef[Any]":
+        """Behind the calls before it; nobody waits for the answer."""
+        ref: ray.ObjectRef[Any] = self._actor.call.remote(method, args)
+        return ref
 
     def stream(self, method: str, *args: object) -> Iterator[Any]:
         """Arrays, in order; the worker begins at once and stays a little ahead of the reader."""

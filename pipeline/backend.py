@@ -20,6 +20,7 @@ from .condition import Condition
 from .cost import Seconds
 from .parts import Experts
 from .plan import Plan, find_device
+from .shares import tile_shares
 from .slices import find_measured, slices
 from .solver import make_solver
 from .stepper import Stepper
@@ -87,12 +88,14 @@ class RayBackend:
         """In a process that is connected to the cluster; `at_end` is called when all is over."""
         from ..parallel.crew import Crew
         from ..parallel.placement import place
+        from ..parallel.ray_tiles import RayTiles
         from ..parallel.ray_worker import RayWorker
 
         parallel = plan.config.parallel
         self._plan = plan
         self._at_end = at_end
         self.given_up = threading.Event()
+        self._tiles: RayTiles | None = None
         self._placement: Placement = place(
             plan.layout,
             plan.config.model.device,
@@ -104,6 +107,15 @@ class RayBackend:
             self._crew = Crew(self._placement, self._check)
             build = partial(make_codec, plan, self._placement.device)
             self._worker = RayWorker(self._placement, build, self._check)
+            if len(shares := tile_shares(plan)) > 1:
+                self._tiles = RayTiles(
+                    self._placement,
+                    build,
+                    self._check,
+                    self._worker,
+                    shares,
+                    parallel.transfer_timeout_s,
+                )
             if parallel.address != "local":  # the files are there, not here
                 self._worker.call("check")
         except BaseException:
@@ -142,12 +154,16 @@ class RayBackend:
         return measured
 
     def decode(self, latents_BCTHW: Tensor) -> Iterator[Frames]:
+        if self._tiles is not None:
+            return self._tiles.decode(latents_BCTHW)
         return self._worker.stream("decode", latents_BCTHW)
 
     def close(self) -> None:
         """Every process of this render ends."""
         if hasattr(self, "_worker"):
             self._worker.close()
+        if self._tiles is not None:
+            self._tiles.close()
         if hasattr(self, "_crew"):
             self._crew.close()
         self._placement.remove()

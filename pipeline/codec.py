@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.vae import StreamingDecoder, to_uint8
+from ..parallel.tiles import TileEdges, TileWorker
 from .condition import Condition
 from .cost import Seconds
 from .errors import RenderError
@@ -31,6 +32,7 @@ class Codec:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._num_frames = 0  # decoded so far
+        self._tiles: TileWorker | None = None
 
     def check(self) -> None:
         """ValueError unless every file is there, whole, and of this model."""
@@ -51,11 +53,29 @@ class Codec:
     def decode(self, latents_BCTHW: Tensor) -> Iterator[npt.NDArray[np.uint8]]:
         """The frames of the next latents, T H W C, an array per latent."""
         for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
-            frames_BCTHW = self._decoder.decode(latent_BCTHW)
+            if self._tiles is None:
+                frames_BCTHW = self._decoder.decode(latent_BCTHW)
+            else:
+                frames_BCTHW = self._tiles.frames(latent_BCTHW)
             _check_finite(frames_BCTHW, self._num_frames)
             frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
             self._num_frames += len(frames_THWC)
             yield frames_THWC
+
+    def share_tiles(self, edges: TileEdges) -> None:
+        """Before the first latent: this is one of several that decode the same."""
+        tile = self._plan.config.model.vae_tile
+        self._tiles = TileWorker(edges, lambda mine: StreamingDecoder(self._vae, tile, mine))
+
+    def decode_tiles(self, latents_BCTHW: Tensor) -> None:
+        """Of the next latents, for the first of those workers."""
+        assert self._tiles is not None
+        try:
+            for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
+                self._tiles.send(latent_BCTHW)
+        except BaseException:
+            self._tiles.close()  # so that the first does not wait
+            raise
 
     @cached_property
     def _decoder(self) -> StreamingDecoder:

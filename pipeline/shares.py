@@ -1,12 +1,33 @@
 """Whether the devices of a stage can share every window of a render, and the VAE's tiles."""
 
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from ..configs.schema import Config
 from ..models.arch import ModelArch
+from ..models.vae_tiles import tiling
+from ..parallel.shards import share_heads
 from .schedule import BlockSchedule
 
+if TYPE_CHECKING:
+    from .plan import Plan
+
 _LOOKED_AT = 10_000  # tasks: windows are as small as they get long before
+
+
+def tile_shares(plan: "Plan") -> list[tuple[int, ...]]:
+    """The VAE's tiles by the worker that decodes them, even in cells; one worker: all of them."""
+    vae, (height, width) = plan.arch.vae, plan.latents_shape[2:]
+    stride = vae.space_stride
+    cut = tiling(
+        plan.config.model.vae_tile, cell=stride, out_cell=vae.patch or 1, space_stride=stride
+    )
+    cells = [
+        float((rows.stop - rows.start) * (columns.stop - columns.start))
+        for row in cut.spans(height, width)
+        for rows, columns in row
+    ]
+    return share_heads(cells, min(len(cells), plan.config.parallel.gpus_per_stage))
 
 
 def check_shares(config: Config, arch: ModelArch, schedule: BlockSchedule, rows: int) -> None:

@@ -1,0 +1,106 @@
+"""Workers of a cluster that decode the same latents, each some of the VAE's tiles."""
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from .crew import Check, result
+from .errors import ChainBroken
+from .link import LinkClosed, LinkSpec, Rendezvous
+from .messages import Stamp
+from .placement import Placement, this_node
+from .ray_worker import RayWorker
+from .tiles import TileEdges
+
+
+class RayTiles:
+    """The driver's side: the first worker joins frames, and has others beside it for their tiles.
+
+    What they build has the methods `share_tiles`, `decode_tiles` and `decode` of a codec.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        build: Callable[[], object],
+        check: Check,
+        first: RayWorker,
+        shares: Sequence[tuple[int, ...]],
+        timeout_s: float,
+    ) -> None:
+        self._first = first
+        self._others: list[RayWorker] = []
+        self._under_way: list[ray.ObjectRef[Any]] = []
+        self._meeting = Rendezvous(this_node())
+        stamp = Stamp(render=uuid.uuid4().hex[:12], epoch=0)
+        links = tuple(
+            LinkSpec(
+                kind="gloo",
+                name=f"{stamp.render}/{stamp.epoch}/tiles/{rank}",
+                host=self._meeting.host,
+                port=self._meeting.port,
+                timeout_s=timeout_s,
+            )
+            for rank in range(1, len(shares))
+        )
+        try:
+            for rank in range(1, len(shares)):
+                self._others.append(RayWorker(placement, build, check, beside=rank))
+            for rank, worker in enumerate([first, *self._others]):
+                edges = TileEdges(
+                    stamp=stamp,
+                    rank=rank,
+                    shares=tuple(shares),
+                    links=links[rank - 1 : rank] if rank else links,
+                )
+                self._under_way.append(worker.start("share_tiles", edges))
+        except BaseException:
+            self.close()
+            raise
+
+    def decode(self, latents_BCTHW: object) -> Iterator[Any]:
+        """As the first worker's; all begin with the call."""
+        for ref in self._over(0):
+            result(ref)
+            self._under_way.remove(ref)
+        self._under_way += [other.start("decode_tiles", latents_BCTHW) for other in self._others]
+        return self._frames(self._first.stream("decode", latents_BCTHW))
+
+    def _frames(self, frames: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from frames
+        except LinkClosed as error:
+            raise self._reason(error) from error
+
+    def _reason(self, first: LinkClosed) -> BaseException:
+        """Why a link of the first worker closed: what another raised, or that it is gone."""
+        for ref in self._over(1.0):
+            try:
+                result(ref)
+            except LinkClosed:
+                continue
+            except RayActorError:
+                return ChainBroken(
+                    "a worker that decodes tiles was lost: its process ended; see Ray's logs for "
+                    "the reason, which is often lack of memory, and render again"
+                )
+            except BaseException as error:
+                return error
+        return ChainBroken(
+            f"workers that decode tiles lost touch: {first}; raise parallel.transfer_timeout_s if "
+            "a latent takes that long"
+        )
+
+    def _over(self, wait_s: float) -> "list[ray.ObjectRef[Any]]":
+        """Calls that have ended, and not all of them well."""
+        if not self._under_way:
+            return []
+        return ray.wait(self._under_way, num_returns=len(self._under_way), timeout=wait_s)[0]
+
+    def close(self) -> None:
+        for other in self._others:
+            other.close()
+        self._meeting.close()
