@@ -4,13 +4,14 @@ B batch, L tokens, H heads, D channels of a head. Of several devices in a stage,
 heads and tokens that it had when they were made: what is cached never travels to be read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .shards import overlap, shift
+from .shards import cut_tokens, overlap, shift
+from .snapshot import CacheKey, Piece, Place
 from .tasks import Entry, Task
 
 _Key = tuple[int, int, int, int]  # an entry's, and the pass through the model
@@ -68,6 +69,38 @@ class KeyValueCache:
         key = (*held.entry.key, passing)
         self._held[key] = held
         self._layers.setdefault(key, {})[layer] = k_BLHD, v_BLHD
+
+    def pieces(self, place: Place, passes: range) -> Iterator[tuple[CacheKey, Piece]]:
+        """All of it, with the numbers that passes have in the chain; never written into later."""
+        for key, layers in self._layers.items():
+            run = self._held[key].runs[place.shard]
+            for layer, (k_BLHD, v_BLHD) in layers.items():
+                piece = Piece(run=run, place=place, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
+                yield (*key[:3], passes[key[3]], layer), piece
+
+    def restore(
+        self,
+        entries: Iterable[Entry],
+        whole: Mapping[CacheKey, tuple[Tensor, Tensor]],
+        place: Place,
+        layers: range,
+        passes: range,
+    ) -> None:
+        """Of what all pieces make together, hold this place's part of these layers and passes."""
+        spans = {entry.key: entry for entry in entries}
+        self._layers, self._held = {}, {}
+        for (block, step, take, passing, layer), pair in whole.items():
+            if layer not in layers or passing not in passes:
+                continue
+            entry, (num_tokens, num_heads) = spans[block, step, take], pair[0].shape[1:3]
+            runs = tuple(cut_tokens(num_tokens, place.num_shards, 1))
+            run = runs[place.shard]
+            heads = cut_tokens(num_heads, place.num_parts, 1)[place.part]
+            k_BLHD, v_BLHD = (
+                x[:, run.start : run.stop, heads.start : heads.stop].contiguous() for x in pair
+            )
+            held = Held(entry=entry, latent=num_tokens // entry.num_latents, runs=runs)
+            self.put(held, passes.index(passing), layer, k_BLHD, v_BLHD)
 
     def held(self, entry: Entry, passing: int) -> Held:
         """The entry of which `entry` is a slice."""

@@ -61,13 +61,20 @@ class RayTiles:
             self.close()
             raise
 
-    def decode(self, latents_BCTHW: object) -> Iterator[Any]:
+    def decode(self, latents_BCTHW: object, keep: bool) -> Iterator[Any]:
         """As the first worker's; all begin with the call."""
         for ref in self._over(0):
             result(ref)
             self._under_way.remove(ref)
-        self._under_way += [other.start("decode_tiles", latents_BCTHW) for other in self._others]
-        return self._frames(self._first.stream("decode", latents_BCTHW))
+        self._under_way += [
+            other.start("decode_tiles", latents_BCTHW, keep) for other in self._others
+        ]
+        return self._frames(self._first.stream("decode", latents_BCTHW, keep))
+
+    def restore(self, state: object, num_frames: int) -> None:
+        """Decode on from a state of all tiles, after so many frames."""
+        for worker in (self._first, *self._others):
+            worker.call("restore", state, num_frames)
 
     def _frames(self, frames: Iterator[Any]) -> Iterator[Any]:
         try:

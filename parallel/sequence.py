@@ -24,6 +24,7 @@ from .group import Group, GroupSpec
 from .heads import Heads, to_heads, to_tokens
 from .ring import All, Causal, Listed, Sight, attend_ring
 from .shards import cut_window, own_part, share_heads, shift
+from .snapshot import Place
 
 # of a layer: who attends to whom, in the window's tokens and then the cached ones; none: all to all
 Lists = Callable[[int], Blocks | None]
@@ -57,6 +58,15 @@ class Share:
     def leads(self) -> bool:
         """Whether the stage's results come together here."""
         return self.ring.rank == self.ulysses.rank == 0
+
+    @property
+    def place(self) -> Place:
+        return Place(
+            shard=self.ring.rank,
+            num_shards=self.ring.num,
+            part=self.ulysses.rank,
+            num_parts=self.ulysses.num,
+        )
 
     def take(self, state: DiTState) -> DiTState:
         """This rank's part of a window that is whole."""

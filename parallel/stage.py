@@ -3,7 +3,7 @@
 B batch, C channels, T latents, H height, W width, S text tokens, N image tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,8 @@ from ..models.protocol import DiTState, VideoDiT
 from ..models.wan import WanDiT
 from .cache import KeyValueCache
 from .sequence import Share
-from .tasks import Task
+from .snapshot import CacheKey, Piece, Place
+from .tasks import Entry, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,23 @@ class Stage:
         shards, mine = self._share.shards(state.window), self._share.ring.rank
         cache = self._cache.window(task, passing, shards, mine)
         return self._share.run_layers(model, state, self._layers, cache)
+
+    def pieces(self, passes: range) -> Iterator[tuple[CacheKey, Piece]]:
+        """Keys and values that later windows read; `passes`: which of all passes it runs."""
+        return self._cache.pieces(self._place, passes)
+
+    def restore(
+        self,
+        entries: Iterable[Entry],
+        whole: Mapping[CacheKey, tuple[Tensor, Tensor]],
+        passes: range,
+    ) -> None:
+        """Hold these instead, as far as they are this stage's."""
+        self._cache.restore(entries, whole, self._place, self._layers, passes)
+
+    @property
+    def _place(self) -> Place:
+        return Place() if self._share is None else self._share.place
 
     def cache_bytes(self) -> int:
         return self._cache.num_bytes()

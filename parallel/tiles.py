@@ -5,11 +5,12 @@ B batch, C channels, T frames or latents, H height, W width.
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
+from ..models.vae_state import DecoderState
 from .link import LinkSpec, Message, open_receiver, open_sender
 from .messages import Stamp
 
@@ -18,6 +19,8 @@ class TileDecoder(Protocol):
     """As StreamingDecoder: it goes from latent to latent."""
 
     def decode_tiles(self, latent_BCTHW: Tensor) -> list[Tensor]: ...
+    def state(self) -> DecoderState: ...
+    def restore(self, state: DecoderState) -> None: ...
     def join(self, tiles: Sequence[Tensor], height: int, width: int) -> Tensor: ...
 
 
@@ -38,6 +41,14 @@ class TileHeader:
     stamp: Stamp
     latent: int  # since the stream began
     tiles: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateHeader:
+    """One worker's state after its last latent."""
+
+    tiles: TileHeader
+    names: tuple[str, ...]  # of the tensors
 
 
 class TileWorker:
@@ -72,6 +83,32 @@ class TileWorker:
         for sender in self._senders:
             sender.send(Message(header, tiles))
         self._latent += 1
+
+    def state(self) -> DecoderState:
+        """On the first worker, when the others send theirs: of all tiles."""
+        own = self._decoder.state()
+        rows = dict(zip(self._edges.shares[0], own.caches, strict=True))
+        for rank, receiver in enumerate(self._receivers, start=1):
+            message = receiver.recv()
+            header: StateHeader = pickle.loads(message.header)
+            assert header.tiles == self._header(rank), (header, self._header(rank))
+            tensors = dict(zip(header.names, message.tensors, strict=True))
+            theirs = DecoderState.from_tensors(tensors)
+            rows |= dict(zip(header.tiles.tiles, theirs.caches, strict=True))
+        return replace(own, caches=tuple(rows[tile] for tile in range(len(rows))))
+
+    def send_state(self) -> None:
+        """On every other: its tiles' state, to the first."""
+        names, tensors = zip(*self._decoder.state().to_tensors().items(), strict=True)
+        header = pickle.dumps(StateHeader(tiles=self._header(self._edges.rank), names=names))
+        for sender in self._senders:
+            sender.send(Message(header, tensors))
+
+    def restore(self, state: DecoderState) -> None:
+        """On each, of all tiles."""
+        mine = tuple(state.caches[tile] for tile in self._edges.shares[self._edges.rank])
+        self._decoder.restore(replace(state, caches=mine))
+        self._latent = state.seen
 
     def close(self) -> None:
         for sender in self._senders:

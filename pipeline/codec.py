@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.vae import StreamingDecoder, to_uint8
+from ..models.vae_state import DecoderState
 from ..parallel.tiles import TileEdges, TileWorker
 from .condition import Condition
 from .cost import Seconds
@@ -24,6 +25,9 @@ from .slices import find_measured
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
+
+
+Decoded = npt.NDArray[np.uint8] | DecoderState
 
 
 class Codec:
@@ -50,8 +54,11 @@ class Codec:
         """What the request's pictures become."""
         return encode_condition(self._plan, self._vae).to(torch.device("cpu"))
 
-    def decode(self, latents_BCTHW: Tensor) -> Iterator[npt.NDArray[np.uint8]]:
-        """The frames of the next latents, T H W C, an array per latent."""
+    def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
+        """The frames of the next latents, T H W C, an array per latent.
+
+        With `keep` the state after them follows, from which another decoder goes on.
+        """
         for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
             if self._tiles is None:
                 frames_BCTHW = self._decoder.decode(latent_BCTHW)
@@ -61,18 +68,27 @@ class Codec:
             frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
             self._num_frames += len(frames_THWC)
             yield frames_THWC
+        if keep:
+            yield (self._tiles or self._decoder).state()
+
+    def restore(self, state: DecoderState, num_frames: int) -> None:
+        """Go on where another decoder stood, after so many frames."""
+        (self._tiles or self._decoder).restore(state)
+        self._num_frames = num_frames
 
     def share_tiles(self, edges: TileEdges) -> None:
         """Before the first latent: this is one of several that decode the same."""
         tile = self._plan.config.model.vae_tile
         self._tiles = TileWorker(edges, lambda mine: StreamingDecoder(self._vae, tile, mine))
 
-    def decode_tiles(self, latents_BCTHW: Tensor) -> None:
-        """Of the next latents, for the first of those workers."""
+    def decode_tiles(self, latents_BCTHW: Tensor, keep: bool = False) -> None:
+        """Of the next latents, for the first of those workers; and then their state, if asked."""
         assert self._tiles is not None
         try:
             for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
                 self._tiles.send(latent_BCTHW)
+            if keep:
+                self._tiles.send_state()
         except BaseException:
             self._tiles.close()  # so that the first does not wait
             raise
