@@ -15,7 +15,7 @@ from ..kernels.attention import attend_causal, attend_dense
 from ..kernels.norm import affine_norm, gated_residual, norm_modulate, rms_norm
 from ..kernels.rope import rotate
 from .arch import WanArch
-from .protocol import DiTState, LayerCache, WindowShape
+from .protocol import AttendTokens, DiTState, LayerCache, WindowShape
 
 # how a window's tokens see each other: the layer; queries, keys and values, each B L H D, of which
 # queries and keys are normalised and not rotated
@@ -39,6 +39,7 @@ class WholeWindow:
     shape: WindowShape
     rotary: Rotary
     cache: LayerCache | None
+    attend_tokens: AttendTokens | None = None  # none: every token to every other
 
     def __call__(self, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
         table_LC = self.rotary.own_LC
@@ -55,6 +56,8 @@ class WholeWindow:
             assert k_BLHD.shape[1] == q_BLHD.shape[1], "causal runs take no keys from elsewhere"
             tokens = causal * self.shape.height * self.shape.width
             return attend_causal(q_BLHD, k_BLHD, v_BLHD, tokens)
+        if self.attend_tokens is not None:
+            return self.attend_tokens(layer, q_BLHD, k_BLHD, v_BLHD)
         return attend_dense(q_BLHD, k_BLHD, v_BLHD)
 
 
