@@ -18,11 +18,6 @@ class Modulation:
     rows_R6D: Tensor  # float32, for the layers
     index_BF: Tensor | None  # row of each run of tokens; none when there is one row
 
-    def select(self, rows_RKD: Tensor) -> tuple[Tensor, ...]:
-        """The K rows of every run: K tensors (B, F, D), or (1, 1, D) when there is one level."""
-        picked = rows_RKD[None] if self.index_BF is None else rows_RKD[self.index_BF]
-        return picked.unbind(-2)
-
     def of_tokens(self, places_L: Tensor) -> "Modulation":
         """A row for every token by itself, for tokens in another order: `places_L` of the old."""
         if self.index_BF is None:

@@ -139,8 +139,9 @@ class WanDiT(nn.Module):
     def project(self, state: DiTState) -> Tensor:
         """Of every token by itself: its patch of the velocity, flat."""
         rows_R2D = self.scale_shift_table.float() + state.modulation.embedding_RD[:, None]
-        shift, scale = state.modulation.select(rows_R2D)
-        y_BLP: Tensor = self.proj_out(norm_modulate(state.tokens_BLD, scale, shift, self.arch.eps))
+        (shift, scale), index_BF = rows_R2D.unbind(1), state.modulation.index_BF
+        y_BLD = norm_modulate(state.tokens_BLD, scale, shift, index_BF, self.arch.eps)
+        y_BLP: Tensor = self.proj_out(y_BLD)
         return y_BLP
 
     def unpatchify(self, y_BLP: Tensor, window: WindowShape) -> Tensor:

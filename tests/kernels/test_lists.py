@@ -1,4 +1,4 @@
-"""Lists of every builder beside the rules they come from, written out pair by pair, and their sizes."""
+"""Lists of every builder beside the rules they come from, and their sizes."""
 
 import pytest
 import torch
