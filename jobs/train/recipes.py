@@ -55,7 +55,9 @@ def _vae(config: TrainConfig) -> Recipe:
         things=vae.things,
         edges=vae.edges,
         size=vae.size,
+        alike=vae.alike,
         noise=vae.noise,
+        compiled=vae.compiled,
     )
 
 
@@ -109,7 +111,8 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     group = config.dit if config.recipe == "dit" else config.live
     vae = load_vae(folder, arch.vae, device="cpu", dtype=torch.float32)
     cache = Path(group.cache).expanduser()
-    return load_or_encode(cache, vae, group.clips, group.clip_latents), vae
+    clips = load_or_encode(cache, vae, group.clips, group.clip_latents, group.compiled)
+    return clips, vae
 
 
 def _arch(field: str, name: str) -> "ModelArch":
