@@ -96,20 +96,20 @@ class ReportConfig:
 class VaeTraining:
     """A small VAE of the Wan kind, learnt on clips of the world of shapes."""
 
-    base_dim: int = 16
-    z_dim: int = 8
-    dim_mult: tuple[int, ...] = (1, 2, 4)
+    base_dim: int = 32
+    z_dim: int = 12
+    dim_mult: tuple[int, ...] = (1, 2, 2)
     num_res_blocks: int = 1
     patch: int = 2
-    until: tuple[int, ...] = (400, 4000, 1_000_000)  # steps at which the phases end
-    clips: tuple[int, ...] = (8, 3, 3)  # of a batch, on each process, in each phase
-    frames: tuple[int, ...] = (5, 17, 17)
-    long_frames: tuple[int, ...] = (0, 49, 65)  # half of the batches are one such clip; 0: none
-    crop: tuple[int, ...] = (48, 48, 64)  # pixels
+    until: tuple[int, ...] = (1_000_000,)  # steps at which the phases end
+    clips: tuple[int, ...] = (4,)  # of a batch, on each process, in each phase
+    frames: tuple[int, ...] = (17,)
+    long_frames: tuple[int, ...] = (0,)  # half of the batches are one such clip; 0: none
+    crop: tuple[int, ...] = (64,)  # pixels
     start: str = ""  # folder of a VAE to go on from; empty: random weights
     encoder: bool = True  # is learnt too; false: latents stay what they are
-    things: float = 6.0  # how much more a pixel weighs where a thing is
-    edges: float = 0.5  # weight of the differences between neighbouring pixels
+    things: float = 10.0  # how much more a pixel weighs where a thing is
+    edges: float = 1.0  # weight of the differences between neighbouring pixels
     size: float = 1e-3  # weight of the latents' mean square
     alike: float = 0.1  # weight of how latents of one frame and of four differ when all is still
     noise: float = 0.1  # on the latents that are decoded
