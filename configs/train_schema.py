@@ -96,22 +96,24 @@ class ReportConfig:
 class VaeTraining:
     """A small VAE of the Wan kind, learnt on clips of the world of shapes."""
 
-    base_dim: int = 16
-    z_dim: int = 8
-    dim_mult: tuple[int, ...] = (1, 2, 4)
+    base_dim: int = 32
+    z_dim: int = 12
+    dim_mult: tuple[int, ...] = (1, 2, 2)
     num_res_blocks: int = 1
     patch: int = 2
-    until: tuple[int, ...] = (400, 4000, 1_000_000)  # steps at which the phases end
-    clips: tuple[int, ...] = (8, 3, 3)  # of a batch, on each process, in each phase
-    frames: tuple[int, ...] = (5, 17, 17)
-    long_frames: tuple[int, ...] = (0, 49, 65)  # half of the batches are one such clip; 0: none
-    crop: tuple[int, ...] = (48, 48, 64)  # pixels
+    until: tuple[int, ...] = (1_000_000,)  # steps at which the phases end
+    clips: tuple[int, ...] = (4,)  # of a batch, on each process, in each phase
+    frames: tuple[int, ...] = (17,)
+    long_frames: tuple[int, ...] = (0,)  # half of the batches are one such clip; 0: none
+    crop: tuple[int, ...] = (64,)  # pixels
     start: str = ""  # folder of a VAE to go on from; empty: random weights
     encoder: bool = True  # is learnt too; false: latents stay what they are
-    things: float = 6.0  # how much more a pixel weighs where a thing is
-    edges: float = 0.5  # weight of the differences between neighbouring pixels
+    things: float = 10.0  # how much more a pixel weighs where a thing is
+    edges: float = 1.0  # weight of the differences between neighbouring pixels
     size: float = 1e-3  # weight of the latents' mean square
+    alike: float = 0.1  # weight of how latents of one frame and of four differ when all is still
     noise: float = 0.1  # on the latents that are decoded
+    compiled: bool = False  # by torch, for each shape of a batch; needs a C++ compiler on CPUs
 
     def __post_init__(self) -> None:
         for name in ("base_dim", "z_dim", "num_res_blocks"):
@@ -173,6 +175,7 @@ class DitTraining:
     first: float = 0.5  # of the batches hold windows that begin their video
     shift: float = 6.0  # of the noise levels, as in sampling
     pattern: str = ""  # of the noise, for every window; empty: the mix
+    compiled: bool = False  # layers, by torch; needs a C++ compiler on CPUs
 
     def __post_init__(self) -> None:
         for name in ("clips", "latents", "shortest"):
@@ -202,6 +205,7 @@ class LiveTraining:
     shift: float = 6.0
     guidance: float = 3.0  # that is learnt in
     past_noise: float = 0.15  # the most that a clean past bears, untold
+    compiled: bool = False  # layers, by torch; needs a C++ compiler on CPUs
 
     def __post_init__(self) -> None:
         for name in ("clips", "rows", "chunks"):
@@ -283,11 +287,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_name("recipe", self.recipe, RECIPES, "the training")
-        if self.optimizer.kind == "muon" and (self.recipe == "vae" or self.run.zero_stage):
+        if self.optimizer.kind == "muon" and self.run.zero_stage:
             raise ValueError(
-                "optimizer.kind=muon moves whole matrices of a DiT's layers, which "
-                f"recipe={self.recipe} with run.zero_stage={self.run.zero_stage} does not have; "
-                "set optimizer.kind=adamw, or run.zero_stage=0 and the recipe of a DiT"
+                "optimizer.kind=muon moves whole matrices, which run.zero_stage="
+                f"{self.run.zero_stage} cuts up; set optimizer.kind=adamw or run.zero_stage=0"
             )
         check_range("steps", self.steps, 1, _MANY, "trains nothing")
         if self.recipe != "finetune" and self.run.sequence_ranks > 1:

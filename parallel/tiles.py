@@ -4,7 +4,7 @@ B batch, C channels, T frames or latents, H height, W width.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,9 +19,9 @@ class TileDecoder(Protocol):
     """As StreamingDecoder: it goes from latent to latent."""
 
     def decode_tiles(self, latent_BCTHW: Tensor) -> list[Tensor]: ...
+    def join(self, tiles: Sequence[Tensor], height: int, width: int) -> Tensor: ...
     def state(self) -> DecoderState: ...
     def restore(self, state: DecoderState) -> None: ...
-    def join(self, tiles: Sequence[Tensor], height: int, width: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +36,12 @@ class TileEdges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileHeader:
-    """One worker's tiles of one latent."""
+    """One worker's tiles of one latent, or its state after so many."""
 
     stamp: Stamp
-    latent: int  # since the stream began
+    latent: int  # since this worker began
     tiles: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateHeader:
-    """One worker's state after its last latent."""
-
-    tiles: TileHeader
-    names: tuple[str, ...]  # of the tensors
+    state: tuple[str, ...] = ()  # names of the tensors, where they are that
 
 
 class TileWorker:
@@ -66,49 +59,36 @@ class TileWorker:
     def frames(self, latent_BCTHW: Tensor) -> Tensor:
         """On the first worker: of a whole latent. LinkClosed when another is lost."""
         made = dict(self._own(latent_BCTHW))
-        for rank, receiver in enumerate(self._receivers, start=1):
-            message = receiver.recv()
-            header: TileHeader = pickle.loads(message.header)
-            assert header == self._header(rank), (header, self._header(rank))
-            tensors = (tensor.to(next(iter(made.values())).device) for tensor in message.tensors)
-            made |= dict(zip(header.tiles, tensors, strict=True))
+        device = next(iter(made.values())).device
+        for header, tensors in self._received():
+            here = (tensor.to(device) for tensor in tensors)
+            made |= dict(zip(header.tiles, here, strict=True))
         self._latent += 1
         height, width = latent_BCTHW.shape[-2:]
         return self._decoder.join([made[i] for i in range(len(made))], height, width)
 
     def send(self, latent_BCTHW: Tensor) -> None:
         """On every other: its tiles, to the first."""
-        tiles = tuple(tile for _, tile in self._own(latent_BCTHW))
-        header = pickle.dumps(self._header(self._edges.rank))
-        for sender in self._senders:
-            sender.send(Message(header, tiles))
+        self._send(tuple(tile for _, tile in self._own(latent_BCTHW)))
         self._latent += 1
 
     def state(self) -> DecoderState:
-        """On the first worker, when the others send theirs: of all tiles."""
-        own = self._decoder.state()
-        rows = dict(zip(self._edges.shares[0], own.caches, strict=True))
-        for rank, receiver in enumerate(self._receivers, start=1):
-            message = receiver.recv()
-            header: StateHeader = pickle.loads(message.header)
-            assert header.tiles == self._header(rank), (header, self._header(rank))
-            tensors = dict(zip(header.names, message.tensors, strict=True))
-            theirs = DecoderState.from_tensors(tensors)
-            rows |= dict(zip(header.tiles.tiles, theirs.caches, strict=True))
-        return replace(own, caches=tuple(rows[tile] for tile in range(len(rows))))
+        """On the first worker: of all tiles, as one decoder of them would have it."""
+        mine = self._decoder.state()
+        rows = dict(zip(self._edges.shares[0], mine.caches, strict=True))
+        for header, tensors in self._received():
+            theirs = DecoderState.from_tensors(dict(zip(header.state, tensors, strict=True)))
+            rows |= dict(zip(header.tiles, theirs.caches, strict=True))
+        return replace(mine, caches=tuple(rows[i] for i in range(len(rows))))
 
     def send_state(self) -> None:
-        """On every other: its tiles' state, to the first."""
-        names, tensors = zip(*self._decoder.state().to_tensors().items(), strict=True)
-        header = pickle.dumps(StateHeader(tiles=self._header(self._edges.rank), names=names))
-        for sender in self._senders:
-            sender.send(Message(header, tensors))
+        """On every other: of its tiles, to the first."""
+        named = self._decoder.state().to_tensors()
+        self._send(tuple(named.values()), tuple(named))
 
     def restore(self, state: DecoderState) -> None:
-        """On each, of all tiles."""
-        mine = tuple(state.caches[tile] for tile in self._edges.shares[self._edges.rank])
-        self._decoder.restore(replace(state, caches=mine))
-        self._latent = state.seen
+        """On all of them: of all tiles."""
+        self._decoder.restore(state)
 
     def close(self) -> None:
         for sender in self._senders:
@@ -119,6 +99,19 @@ class TileWorker:
     def _own(self, latent_BCTHW: Tensor) -> list[tuple[int, Tensor]]:
         tiles = self._edges.shares[self._edges.rank]
         return list(zip(tiles, self._decoder.decode_tiles(latent_BCTHW), strict=True))
+
+    def _send(self, tensors: tuple[Tensor, ...], state: tuple[str, ...] = ()) -> None:
+        header = replace(self._header(self._edges.rank), state=state)
+        for sender in self._senders:
+            sender.send(Message(pickle.dumps(header), tensors))
+
+    def _received(self) -> Iterator[tuple[TileHeader, tuple[Tensor, ...]]]:
+        for rank, receiver in enumerate(self._receivers, start=1):
+            message = receiver.recv()
+            header: TileHeader = pickle.loads(message.header)
+            expected = replace(self._header(rank), state=header.state)
+            assert header == expected, f"{header} came for {expected}"
+            yield header, message.tensors
 
     def _header(self, rank: int) -> TileHeader:
         shares = self._edges.shares

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .muon import Muon, is_matrix
 from .ranks import Ranks
 
 _FILE = "weights.pt"
@@ -22,7 +23,7 @@ class AdamW:
     beta2: float
     weight_decay: float
     clip: float  # the gradient's largest norm
-    muon: bool = False  # the layers' matrices are moved by Muon, at twice the others' rate
+    muon: bool = False  # matrices and convolutions are moved by Muon, at twice the others' rate
 
     def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
         betas = (self.beta1, self.beta2)
@@ -33,20 +34,18 @@ class AdamW:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not self.muon:
             return Optimizers([self.build([p for _, p in named])])
-        matrices = [p for name, p in named if p.ndim == 2 and "blocks." in name]
+        matrices = [p for name, p in named if is_matrix(name, p)]
         theirs = {id(p) for p in matrices}
         adamw = self.build([p for _, p in named if id(p) not in theirs])
         for group in adamw.param_groups:
             group["share"] = 0.5
-        decay, like = self.weight_decay, "match_rms_adamw"
-        muon = torch.optim.Muon(matrices, 0.0, weight_decay=decay, adjust_lr_fn=like)
-        return Optimizers([muon, adamw])
+        return Optimizers([Muon(matrices, self.weight_decay), adamw])
 
 
 class Optimizers:
     """Some optimisers, each with parameters of its own, as one."""
 
-    def __init__(self, each: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(self, each: Sequence[Any]) -> None:
         self._each = each
 
     @property

@@ -78,6 +78,9 @@ class DitRecipe:
             here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
             load_module(self.dit, open_transformer(start / "transformer", arch.dit), **here)
             load_module(self.text.encoder, Weights(start / "text_encoder"), **here)
+        if mix.compiled:  # once for all layers, which differ in their weights alone
+            for layer in self.dit.blocks.values():
+                layer.compile()
         self.model = DitLoss(self.dit, self.text)
         self._clips, self._seed, self._mix = clips, seed, mix
         self._vae, self._vae_folder = vae, vae_folder
@@ -120,13 +123,14 @@ class DitRecipe:
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out prompts as whole videos: a row each."""
-        latents_BCTHW = sample_whole(
-            self.dit,
-            self.text,
-            held_out_prompts(_SHEET_ROWS),
-            self._clips.shape(_SHEET_LATENTS),
-            shift=self._mix.shift,
-        )
+        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a look
+            latents_BCTHW = sample_whole(
+                self.dit,
+                self.text,
+                held_out_prompts(_SHEET_ROWS),
+                self._clips.shape(min(_SHEET_LATENTS, self._mix.longest)),
+                shift=self._mix.shift,
+            )
         return strips(self._vae, latents_BCTHW)
 
     def export(self, folder: Path) -> None:

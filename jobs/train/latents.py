@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...models.vae import StreamingEncoder
 from ..world.draw import draw
 from ..world.scene import random_scene
 from .store import written_aside
+from .vae_whole import encode_whole
 
 _LATEST_START = 2000  # clips begin anywhere in a scene
-_AT_ONCE = 8
+_FRAMES_AT_ONCE = 400
 _SHARD = 512
 
 
@@ -45,15 +45,21 @@ class LatentClips:
         return self._clips_NCTHW[number, :, start:stop].float()
 
 
-def encode_clips(vae: Any, seeds: Sequence[int], latents: int) -> Tensor:
+@torch.no_grad()
+def encode_clips(vae: Any, seeds: Sequence[int], latents: int, compiled: bool = False) -> Tensor:
     """(N, C, T, H, W) of the scenes, each from a moment of its own."""
-    parts = []
-    for begin in range(0, len(seeds), _AT_ONCE):
-        encoder = StreamingEncoder(vae)
-        frames = np.stack([_clip(seed, latents) for seed in seeds[begin : begin + _AT_ONCE]])
+    encode = torch.compile(encode_whole, dynamic=False) if compiled else encode_whole
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    parts, at_once = [], max(1, _FRAMES_AT_ONCE // (4 * latents - 3))
+    for begin in range(0, len(seeds), at_once):
+        frames = np.stack([_clip(seed, latents) for seed in seeds[begin : begin + at_once]])
         frames_NCTHW = torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1
         with torch.autocast(frames_NCTHW.device.type, torch.bfloat16):
-            parts.append(encoder.encode(frames_NCTHW).bfloat16())
+            z_NCTHW = encode(vae, frames_NCTHW).float()
+        parts.append(((z_NCTHW - mean) / std).bfloat16())
     return torch.cat(parts)
 
 
@@ -62,7 +68,9 @@ def _clip(seed: int, latents: int) -> np.ndarray[Any, Any]:
     return draw(random_scene(seed), int(rng.integers(_LATEST_START)), 4 * latents - 3)
 
 
-def load_or_encode(path: Path, vae: Any, count: int, latents: int) -> LatentClips:
+def load_or_encode(
+    path: Path, vae: Any, count: int, latents: int, compiled: bool = False
+) -> LatentClips:
     """The file's clips; clips that are missing are made, and written in shards as they are."""
     shards = []
     for begin in range(0, count, _SHARD):
@@ -71,6 +79,6 @@ def load_or_encode(path: Path, vae: Any, count: int, latents: int) -> LatentClip
         if not shard.exists():
             path.mkdir(parents=True, exist_ok=True)
             with written_aside(shard) as part:
-                save_file({"latents": encode_clips(vae, seeds, latents)}, part)
+                save_file({"latents": encode_clips(vae, seeds, latents, compiled)}, part)
         shards.append(load_file(shard)["latents"])
     return LatentClips(torch.cat(shards), range(count))

@@ -1,6 +1,8 @@
 """Recipes by name."""
 
+import os
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from ...configs.checks import check_name
@@ -18,6 +20,7 @@ def build_recipe(config: TrainConfig) -> Recipe:
 
 def prepare_recipe(config: TrainConfig, device: str) -> None:
     """What is done once, before any process of the run starts."""
+    _check_compiler(config, device)
     if config.recipe in ("dit", "live"):
         _clips(config)  # by one process, for all
     if config.recipe == "finetune":
@@ -27,6 +30,18 @@ def prepare_recipe(config: TrainConfig, device: str) -> None:
 
         _check_arch(config)
         encode_clips(config.finetune, config.data, torch.device(device))
+
+
+def _check_compiler(config: TrainConfig, device: str) -> None:
+    """ValueError where torch is to compile for a CPU and would find nothing to do it with."""
+    group = getattr(config, config.recipe)
+    if not getattr(group, "compiled", False) or device != "cpu":
+        return
+    if not any(which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++")):
+        raise ValueError(
+            f"{config.recipe}.compiled=true needs a C++ compiler, and there is none on the path; "
+            "install g++, or set it to false, which learns the same more slowly"
+        )
 
 
 def _vae(config: TrainConfig) -> Recipe:
@@ -55,7 +70,9 @@ def _vae(config: TrainConfig) -> Recipe:
         things=vae.things,
         edges=vae.edges,
         size=vae.size,
+        alike=vae.alike,
         noise=vae.noise,
+        compiled=vae.compiled,
     )
 
 
@@ -109,7 +126,8 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     group = config.dit if config.recipe == "dit" else config.live
     vae = load_vae(folder, arch.vae, device="cpu", dtype=torch.float32)
     cache = Path(group.cache).expanduser()
-    return load_or_encode(cache, vae, group.clips, group.clip_latents), vae
+    clips = load_or_encode(cache, vae, group.clips, group.clip_latents, group.compiled)
+    return clips, vae
 
 
 def _arch(field: str, name: str) -> "ModelArch":

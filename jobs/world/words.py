@@ -31,7 +31,7 @@ GROUND_COLOURS = MappingProxyType(
 )
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 # Radius of the circle of the same area: every shape of one size covers as many pixels.
-SIZES = MappingProxyType({"small": 7.5, "medium": 11.0, "large": 15.5})
+SIZES = MappingProxyType({"small": 9.0, "medium": 12.0, "large": 16.0})
 # Pixels a frame.
 SPEEDS = MappingProxyType({"slowly": 0.5, "steadily": 1.25, "quickly": 2.5})
 PAN_SPEED = 0.75

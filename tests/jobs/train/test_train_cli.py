@@ -24,6 +24,7 @@ SMALL = (
     "vae.frames=[5]",
     "vae.long_frames=[0]",
     "vae.crop=[16]",
+    "vae.compiled=false",
 )
 
 
@@ -53,11 +54,11 @@ def test_what_ships_loads_and_says_what_it_is(name, tmp_path):
         (["shapes-vae", "recipe=vea"], "recipe=vea is nothing we know, so the training cannot"),
         (["shapes-vae", "run.zero_stage=4"], "run.zero_stage=4 is no stage of ZeRO"),
         (["shapes-vae", "run.sequence_ranks=2"], "does not divide run.num_processes=1"),
-        (["shapes-vae", "vae.frames=[5,24,5]"], "vae.frames or vae.long_frames=24 does not end"),
-        (["shapes-vae", "vae.crop=[60,48,48]"], "multiple of 8 up to 96"),
-        (["shapes-vae", "vae.clips=[1,2]"], "vae.clips has 2 values and vae.until has 3"),
+        (["shapes-vae", "vae.frames=[24]"], "vae.frames or vae.long_frames=24 does not end"),
+        (["shapes-vae", "vae.crop=[60]"], "multiple of 8 up to 96"),
+        (["shapes-vae", "vae.clips=[1,2]"], "vae.clips has 2 values and vae.until has 1"),
         (["shapes-vae", "vae.encoder=false"], "vae.encoder=false would keep the latents of random"),
-        (["shapes-vae", "optimizer.kind=muon"], "optimizer.kind=muon moves whole matrices"),
+        (["shapes-vae", "run.zero_stage=1"], "optimizer.kind=muon moves whole matrices"),
         (["shapes", "dit.longest=30"], "dit.longest=30 and dit.clip_latents=25 leave no window"),
         (["shapes-vae", "recipe=finetune"], "set both"),
     ],
@@ -72,7 +73,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line(arguments, message, tmp_p
 
 def test_without_the_extra_zero_is_refused_with_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("longreel.parallel.zero.find_spec", lambda name: None)
-    done = longreel("train", "shapes-vae", "run.zero_stage=1", f"run.output={tmp_path / 'run'}")
+    zero = ("optimizer.kind=adamw", "run.zero_stage=1")
+    done = longreel("train", "shapes-vae", *zero, f"run.output={tmp_path / 'run'}")
     assert done.code == 2
     assert "pip install 'longreel[train]'" in done.message
     assert not (tmp_path / "run").exists()
@@ -104,3 +106,14 @@ def test_gpus_that_are_not_there_are_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ValueError, match=r"run\.device=cuda finds no GPU"):
         launch.train(load_training("shapes-vae", ["run.device=cuda", f"run.output={tmp_path}/r"]))
+
+
+@pytest.mark.parametrize("name", ["shapes-vae", "shapes"])
+def test_without_a_compiler_nothing_is_compiled_in_secret(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("longreel.jobs.train.recipes.which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    done = longreel("train", name)
+    assert done.code == 2
+    assert ".compiled=true needs a C++ compiler" in done.message
+    assert list(tmp_path.iterdir()) == []
