@@ -3,22 +3,29 @@
     python benchmarks/dit_forward.py                        # CPU, fp32 and bf16, mid-size shape
     python benchmarks/dit_forward.py --device cuda --shape 1.3b
 
-Prints the ratio of medians, ours over theirs: below 1.0 we are faster.
+    python benchmarks/dit_forward.py --builders radial pooled local   # and with lists of these
+
+Prints the ratio of medians, ours over theirs: below 1.0 we are faster. With a builder: a step that
+is not left dense, of stale one between two looks at everything.
 """
 
 import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import diffusers
 import torch
 from diffusers import WanTransformer3DModel
 
+from longreel.configs.attention import BUILDERS, AttentionConfig
 from longreel.models.arch import ARCHS, WanArch
 from longreel.models.wan import WanDiT, cast
+from longreel.parallel.sparse import SparseAttention
+from longreel.parallel.tasks import Part, Task
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ SHAPES = {
         WanArch(num_layers=8, num_heads=4, ffn_dim=2048, text_dim=512), (5, 40, 40)
     ),  # dim 512, 2,000 tokens
     "1.3b": Shape(ARCHS["wan2.1-t2v-1.3b"].dit, (21, 60, 104)),  # 480p, 81 frames: 32,760 tokens
+    "1.3b-720p": Shape(ARCHS["wan2.1-t2v-1.3b"].dit, (21, 90, 160)),  # 75,600 tokens
 }
 
 
@@ -62,8 +70,29 @@ def timed(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
+def sparse_forward(
+    model: WanDiT, builder: str, inputs: Sequence[torch.Tensor]
+) -> Callable[[], torch.Tensor]:
+    """A step in the middle of a render, after the one before it."""
+    config = AttentionConfig(builder=builder, dense_steps=0.0)
+    sparse, num_latents = SparseAttention(config, model.num_layers, 50), inputs[0].shape[2]
+
+    def forward(step: int) -> torch.Tensor:
+        part = Part(block=0, start=0, stop=num_latents, step=step, write=True)
+        task = Task(number=0, tick=0, parts=(part,), positions=tuple(range(num_latents)))
+        state = model.embed(*inputs, order=sparse.order(task))
+        attention = sparse.window(task, 0, state.window)
+        layers = range(model.num_layers)
+        return model.head(model.run_layers(state, layers, attend_tokens=attention))
+
+    forward(25)
+    return partial(forward, 26)
+
+
 @torch.inference_mode()
-def compare(shape: Shape, dtype: torch.dtype, device: str, runs: int) -> None:
+def compare(
+    shape: Shape, dtype: torch.dtype, device: str, runs: int, builders: Sequence[str]
+) -> None:
     ours, theirs = build(shape.arch, dtype, device)
     latents = torch.randn(1, shape.arch.in_channels, *shape.grid, device=device, dtype=dtype)
     text = torch.randn(1, 512, shape.arch.text_dim, device=device, dtype=dtype)
@@ -79,10 +108,12 @@ def compare(shape: Shape, dtype: torch.dtype, device: str, runs: int) -> None:
         return out
 
     difference = (our_forward() - their_forward()).abs().max().item()  # warms both up too
-    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    calls = {"ours": our_forward, "theirs": their_forward}
+    calls |= {name: sparse_forward(ours, name, (latents, t_host, text)) for name in builders}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(runs):
-        pair = [("ours", our_forward), ("theirs", their_forward)]
-        for name, call in pair if i % 2 == 0 else pair[::-1]:
+        pairs = list(calls.items())
+        for name, call in pairs if i % 2 == 0 else pairs[::-1]:
             seconds[name].append(timed(call, device))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(
@@ -90,6 +121,11 @@ def compare(shape: Shape, dtype: torch.dtype, device: str, runs: int) -> None:
         f"diffusers {medians['theirs']:.3f} s  ratio {medians['ours'] / medians['theirs']:.3f}  "
         f"max difference {difference:.1e}"
     )
+    for name in builders:
+        print(
+            f"{'':9} {name} {medians[name]:.3f} s  of diffusers {medians[name] / medians['theirs']:.3f}"
+            f"  of ours, dense {medians[name] / medians['ours']:.3f}"
+        )
 
 
 def main() -> None:
@@ -99,6 +135,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), nargs="+")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--builders", choices=BUILDERS[1:], nargs="+", default=[])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -112,7 +149,7 @@ def main() -> None:
         f"{shape.arch.num_layers} layers, {tokens} tokens, {args.runs} runs in turn"
     )
     for name in args.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"]):
-        compare(shape, getattr(torch, name), args.device, args.runs)
+        compare(shape, getattr(torch, name), args.device, args.runs, args.builders)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ status=0
 "$PYTHON" -m pytest -m gpu -rs -p no:cacheprovider "$@" 2>&1 | tee "$scratch/tests" || status=1
 "$PYTHON" benchmarks/dit_forward.py --device cuda --shape 1.3b --dtype bfloat16 2>&1 |
     tee "$scratch/dit" || status=1
+"$PYTHON" benchmarks/dit_forward.py --device cuda --shape 1.3b --dtype bfloat16 --runs 3 \
+    --builders tile-window radial spatiotemporal pooled local stale 2>&1 |
+    tee "$scratch/sparse" || status=1
+"$PYTHON" benchmarks/attention.py --device cuda --flex 2>&1 | tee "$scratch/attention" || status=1
+"$PYTHON" benchmarks/fused.py --device cuda 2>&1 | tee "$scratch/fused" || status=1
 devices="$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")"
 if [ "$devices" -ge 2 ]; then
     "$PYTHON" benchmarks/link.py --nccl 2>&1 | tee "$scratch/links" || status=1
@@ -43,5 +48,9 @@ printf '%-22s %s\n' \
     "  measured with" "$(head -1 "$scratch/dit")" \
     "  promised" "ratio of at most 0.8 in bfloat16" \
     "link over NCCL, 64 MB" "$(tail -1 "$scratch/links")" \
-    "a window on two" "$(grep ratio "$scratch/shares" | tail -1)"
+    "a window on two" "$(grep ratio "$scratch/shares" | tail -1)" \
+    "attention over lists" "$(grep -m1 'density 0.25.* triton' "$scratch/attention")" \
+    "  promised" "at least 430 TFLOP/s on listed tiles; lists under 5% of dense attention"
+echo
+cat "$scratch/sparse" "$scratch/attention" "$scratch/fused"
 exit "$status"

@@ -24,6 +24,7 @@ _KINDS: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "8"),
     float: ("a number", "0.5"),
     float | None: ("a number or null", "3.0"),
+    int | None: ("a whole number or null", "3"),
     tuple[int, ...]: ("a list of whole numbers", "[1000,750,500,250]"),
 }
 
@@ -57,6 +58,7 @@ def to_yaml(config: Config) -> str:
 
     values = dataclasses.asdict(config)
     values["sampling"]["timesteps"] = list(config.sampling.timesteps)
+    values["attention"]["window"] = list(config.attention.window)
     text: str = yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=10_000)
     if set("\x85\u2028\u2029").isdisjoint(text):
         return text

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from .attention import AttentionConfig
 from .checks import check_finite, check_name, check_range
 
 SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
@@ -321,6 +322,7 @@ class Config:
     video: VideoConfig = field(default_factory=VideoConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 

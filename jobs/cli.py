@@ -132,6 +132,18 @@ def render(
 
 
 @app.command()
+def doctor() -> None:
+    """Print what is installed here, which kernels a render would run, and why."""
+    with _plain_errors():
+        from .doctor import describe_machine
+
+        lines = describe_machine()
+        width = max(len(what) for what, _ in lines)
+        for what, which in lines:
+            typer.echo(f"{what:{width}}  {which}")
+
+
+@app.command()
 def presets() -> None:
     """List the presets."""
     with _plain_errors():

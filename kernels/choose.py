@@ -79,9 +79,9 @@ def report() -> list[tuple[str, str]]:
     for device in devices:
         for dtype in (torch.float32, torch.bfloat16):
             kind = str(dtype).removeprefix("torch.")
-            lines.append((f"{device} {kind}, dense", choose_dense(device, dtype, 128, "auto")))
-        lines.append((f"{device} lists", _lists_or_why_not(device)))
-        lines.append((f"{device} fused", choose_fused(device)))
+            lines.append((f"{device}, {kind}, dense", choose_dense(device, dtype, 128, "auto")))
+        lines.append((f"{device}, lists", _lists_or_why_not(device)))
+        lines.append((f"{device}, norms", choose_fused(device)))
     return [(what, f"{choice.name}: {choice.why}") for what, choice in lines]
 
 

@@ -1,8 +1,8 @@
 """Normalisation and what follows it: modulation by a level's row, and the gated residual.
 
-B batch, L tokens, F runs of tokens that share a row (L = F * tokens of a run), D channels.
-Rows are float32 of shape (1, 1, D) when every token shares one, else (B, F, D) with F dividing L:
-they stay as small as the number of levels, and are never expanded per token.
+B batch, L tokens, F runs of tokens that share a row (L = F * tokens of a run), R levels, D
+channels. Rows are float32 of shape (R, D), and `index_BF` says which each run of tokens has; none:
+there is one row, for all. They stay as few as the levels, and on a GPU are never expanded.
 """
 
 import torch
@@ -10,24 +10,58 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from .choose import choose_fused
 
-def norm_modulate(x_BLD: Tensor, scale_BFD: Tensor, shift_BFD: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, computed in float32."""
+
+def norm_modulate_reference(
+    x_BLD: Tensor, scale_RD: Tensor, shift_RD: Tensor, index_BF: Tensor | None, eps: float
+) -> Tensor:
+    """The definition: LayerNorm(x) * (1 + scale) + shift, in float32."""
     width = x_BLD.shape[-1:]
-    if scale_BFD.shape[:2] == (1, 1):  # one row: the affine part of the norm itself, one pass
-        weight, bias = 1 + scale_BFD[0, 0], shift_BFD[0, 0]
-        return layer_norm(x_BLD.float(), width, weight, bias, eps).to(x_BLD.dtype)
-    y_BFSD = _by_run(layer_norm(x_BLD.float(), width, None, None, eps), scale_BFD)
+    if index_BF is None:  # one row: the affine part of the norm itself, one pass
+        return layer_norm(x_BLD.float(), width, 1 + scale_RD[0], shift_RD[0], eps).to(x_BLD.dtype)
+    scale_BFD, shift_BFD = scale_RD[index_BF], shift_RD[index_BF]
+    y_BFSD = _by_run(layer_norm(x_BLD.float(), width, None, None, eps), index_BF)
     y_BFSD = torch.addcmul(shift_BFD[:, :, None], y_BFSD, 1 + scale_BFD[:, :, None])
     return y_BFSD.reshape(x_BLD.shape).to(x_BLD.dtype)
 
 
-def gated_residual(x_BLD: Tensor, y_BLD: Tensor, gate_BFD: Tensor) -> Tensor:
-    """x + y * gate, computed in float32."""
-    if gate_BFD.shape[:2] == (1, 1):
-        return torch.addcmul(x_BLD.float(), y_BLD.float(), gate_BFD).to(x_BLD.dtype)
-    x, y = _by_run(x_BLD.float(), gate_BFD), _by_run(y_BLD.float(), gate_BFD)
-    return torch.addcmul(x, y, gate_BFD[:, :, None]).reshape(x_BLD.shape).to(x_BLD.dtype)
+def norm_modulate(
+    x_BLD: Tensor, scale_RD: Tensor, shift_RD: Tensor, index_BF: Tensor | None, eps: float
+) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift, by each token's level."""
+    if is_fused(x_BLD):
+        from .norm_triton import norm_modulate_triton
+
+        return norm_modulate_triton(x_BLD, scale_RD, shift_RD, index_BF, eps)
+    return norm_modulate_reference(x_BLD, scale_RD, shift_RD, index_BF, eps)
+
+
+def gated_residual_reference(
+    x_BLD: Tensor, y_BLD: Tensor, gate_RD: Tensor, index_BF: Tensor | None
+) -> Tensor:
+    """The definition: x + y * gate, in float32."""
+    if index_BF is None:
+        return torch.addcmul(x_BLD.float(), y_BLD.float(), gate_RD[None]).to(x_BLD.dtype)
+    x, y = _by_run(x_BLD.float(), index_BF), _by_run(y_BLD.float(), index_BF)
+    gated = torch.addcmul(x, y, gate_RD[index_BF][:, :, None])
+    return gated.reshape(x_BLD.shape).to(x_BLD.dtype)
+
+
+def gated_residual(
+    x_BLD: Tensor, y_BLD: Tensor, gate_RD: Tensor, index_BF: Tensor | None
+) -> Tensor:
+    """x + y * gate, by each token's level."""
+    if is_fused(x_BLD):
+        from .norm_triton import gated_residual_triton
+
+        return gated_residual_triton(x_BLD, y_BLD, gate_RD, index_BF)
+    return gated_residual_reference(x_BLD, y_BLD, gate_RD, index_BF)
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether a kernel takes it: on a GPU, and where no gradient is wanted."""
+    return x.is_cuda and not torch.is_grad_enabled() and choose_fused(x.device).name == "triton"
 
 
 def affine_norm(x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -47,6 +81,6 @@ def rms_norm(x_BLD: Tensor, norm: nn.RMSNorm) -> Tensor:
     return y.to(x_BLD.dtype)
 
 
-def _by_run(x_BLD: Tensor, rows_BFD: Tensor) -> Tensor:
+def _by_run(x_BLD: Tensor, index_BF: Tensor) -> Tensor:
     """(B, L, D) seen as (B, F, L / F, D), so that rows broadcast."""
-    return rearrange(x_BLD, "b (f s) d -> b f s d", f=rows_BFD.shape[1])
+    return rearrange(x_BLD, "b (f s) d -> b f s d", f=index_BF.shape[1])

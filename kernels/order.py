@@ -51,15 +51,14 @@ def find_tile(grid: Grid) -> tuple[int, int, int] | None:
 @lru_cache(maxsize=64)
 def permutation(grid: Grid) -> Tensor:
     """(L,) int64: which token of the raster stands at each place."""
-    raster = torch.arange(grid.num_tokens)
-    if grid.order == "raster":
-        return raster
+    if grid.order == "raster" or not grid.num_tokens:
+        return torch.arange(grid.num_tokens)
     t, y, x = raster_places(grid)
     if tile := find_tile(grid):
         tiles = [place // size for place, size in zip((t, y, x), tile, strict=True)]
         inside = [place % size for place, size in zip((t, y, x), tile, strict=True)]
         digits = [*zip(tiles, _counts(grid, tile), strict=True), *zip(inside, tile, strict=True)]
-        key = torch.zeros_like(raster)
+        key = torch.zeros_like(t)
         for digit, base in digits:
             key = key * base + digit
     elif grid.by_latent:

@@ -7,7 +7,10 @@ with D / 2 columns.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
+
+from .norm import is_fused, rms_norm
 
 
 def rotary_table(
@@ -27,6 +30,15 @@ def rotary_table(
         angles.append(positions.reshape(-1, 1).double() * theta**-exponent)
     angle_LC = torch.cat(angles, dim=1)
     return torch.polar(torch.ones_like(angle_LC), angle_LC).to(torch.complex64).to(device)
+
+
+def rms_norm_rotate(x_BLD: Tensor, norm: nn.RMSNorm, table_LC: Tensor, num_heads: int) -> Tensor:
+    """RMSNorm over the whole width, then every head turned to its token's place: (B, L, H, D)."""
+    if is_fused(x_BLD):
+        from .norm_triton import rms_norm_rotate_triton
+
+        return rms_norm_rotate_triton(x_BLD, norm, table_LC, num_heads)
+    return rotate(rearrange(rms_norm(x_BLD, norm), "b l (h d) -> b l h d", h=num_heads), table_LC)
 
 
 def rotate(x_BLHD: Tensor, table_LC: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ def choose_temporal(
     for band in both:
         seen_BHQS = scores_BHQS.masked_fill(~band.rows(queries), -torch.inf)
         errors.append((seen_BHQS.softmax(-1) @ v - dense_BHQD).square().mean((2, 3)))
-    return errors[1] < errors[0]
+    is_temporal_BH: Tensor = errors[1] < errors[0]
+    return is_temporal_BH
 
 
 def _band(index_S: Tensor, num_queries: int, width: float, sink: int, tile: int) -> Band:

@@ -3,8 +3,8 @@
 B batch, C channels, T latents, L tokens, S text tokens, N image tokens, D width, R distinct levels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -18,10 +18,21 @@ class Modulation:
     rows_R6D: Tensor  # float32, for the layers
     index_BF: Tensor | None  # row of each run of tokens; none when there is one row
 
-    def select(self, rows_RKD: Tensor) -> tuple[Tensor, ...]:
-        """The K rows of every run: K tensors (B, F, D), or (1, 1, D) when there is one level."""
-        picked = rows_RKD[None] if self.index_BF is None else rows_RKD[self.index_BF]
-        return picked.unbind(-2)
+    def of_tokens(self, places_L: Tensor) -> "Modulation":
+        """A row for every token by itself, for tokens in another order: `places_L` of the old."""
+        if self.index_BF is None:
+            return self
+        run = len(places_L) // self.index_BF.shape[1]
+        return replace(self, index_BF=self.index_BF.repeat_interleave(run, dim=1)[:, places_L])
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """How a window's tokens are ordered between patchify and unpatchify (kernels/order.py)."""
+
+    name: str = "raster"
+    by_latent: bool = False  # latent after latent whatever the order, so that they are cached alone
+    tile: int = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,7 @@ class WindowShape:
     height: int  # tokens
     width: int
     causal_latents: int  # runs of so many latents see no later run; 0: all see all
+    order: TokenOrder = TokenOrder()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,10 @@ class LayerCache(Protocol):
         """Take what this layer made of its own window; the cache decides what it keeps."""
 
 
+# of a layer: queries (B, L, H, D), keys and values (B, S, H, D), turned -> (B, L, H, D)
+AttendTokens = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
 class VideoDiT(Protocol):
     """A transformer that predicts velocity, in three calls, so that it can be cut at any layer."""
 
@@ -72,6 +88,7 @@ class VideoDiT(Protocol):
         context_positions: Sequence[int] = (),
         causal_latents: int = 0,
         fps: int = 16,
+        order: TokenOrder = TokenOrder(),
     ) -> DiTState:
         """Latents to tokens. Timesteps are (B, 1), or (B, T) where latents differ in level.
 
@@ -80,8 +97,14 @@ class VideoDiT(Protocol):
         """
 
     def run_layers(
-        self, state: DiTState, layers: range, cache: LayerCache | None = None
-    ) -> DiTState: ...
+        self,
+        state: DiTState,
+        layers: range,
+        cache: LayerCache | None = None,
+        *,
+        attend_tokens: AttendTokens | None = None,
+    ) -> DiTState:
+        """`attend_tokens`: who attends to whom; none: every token to every other."""
 
     def head(self, state: DiTState) -> Tensor:
         """Tokens to velocity, shaped as the latents (without conditioning channels)."""

@@ -15,10 +15,20 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from ..kernels.norm import affine_norm, norm_modulate
+from ..kernels.order import Grid, inverse, permutation
 from ..kernels.rope import rotary_table
 from .arch import WanArch
-from .protocol import DiTState, LayerCache, Modulation, WindowShape
+from .protocol import (
+    AttendTokens,
+    DiTState,
+    LayerCache,
+    Modulation,
+    TokenOrder,
+    WindowShape,
+)
 from .wan_layers import AttendWindow, FeedForward, Layer, Rotary, WholeWindow, gelu_tanh
+
+_RASTER = TokenOrder()
 
 # the published models were trained with these in float32; bfloat16 loses levels and small gates
 _FLOAT32_PARTS = (
@@ -75,6 +85,7 @@ class WanDiT(nn.Module):
         context_positions: Sequence[int] = (),
         causal_latents: int = 0,
         fps: int = 16,
+        order: TokenOrder = _RASTER,
     ) -> DiTState:
         """See VideoDiT. Timesteps live on the host: telling them apart must not wait for a GPU."""
         embedder = self.condition_embedder
@@ -87,12 +98,20 @@ class WanDiT(nn.Module):
             height=height,
             width=width,
             causal_latents=causal_latents,
+            order=order,
         )
         for time in window.times + window.context_times:
             assert 0 <= time < self.arch.max_position, f"position {time} of a latent"
+        tokens_BLD = rearrange(x_BDTHW, "b d t h w -> b (t h w) d").contiguous()
+        modulation = self._modulation(timesteps_BT, num_latents, fps)
+        if order.name != "raster":
+            places_L = permutation(_grid(window, num_latents)).to(tokens_BLD.device)
+            tokens_BLD = tokens_BLD[:, places_L]
+            if not order.by_latent:  # a run of tokens is one token now
+                modulation = modulation.of_tokens(places_L)
         return DiTState(
-            tokens_BLD=rearrange(x_BDTHW, "b d t h w -> b (t h w) d").contiguous(),
-            modulation=self._modulation(timesteps_BT, num_latents, fps),
+            tokens_BLD=tokens_BLD,
+            modulation=modulation,
             text_BSD=embedder.text_embedder(text_BSD.to(dtype)),
             image_BND=None if image_BND is None else embedder.image_embedder(image_BND.to(dtype)),
             window=window,
@@ -104,10 +123,12 @@ class WanDiT(nn.Module):
         layers: range,
         cache: LayerCache | None = None,
         attend_window: AttendWindow | None = None,
+        *,
+        attend_tokens: AttendTokens | None = None,
     ) -> DiTState:
         if attend_window is None:
             rotary = self.rotary(state.window, state.tokens_BLD.device)
-            attend_window = WholeWindow(state.window, rotary, cache)
+            attend_window = WholeWindow(state.window, rotary, cache, attend_tokens)
         for i in layers:
             state = replace(state, tokens_BLD=self.blocks[str(i)](state, i, attend_window))
         return state
@@ -118,13 +139,16 @@ class WanDiT(nn.Module):
     def project(self, state: DiTState) -> Tensor:
         """Of every token by itself: its patch of the velocity, flat."""
         rows_R2D = self.scale_shift_table.float() + state.modulation.embedding_RD[:, None]
-        shift, scale = state.modulation.select(rows_R2D)
-        y_BLP: Tensor = self.proj_out(norm_modulate(state.tokens_BLD, scale, shift, self.arch.eps))
+        (shift, scale), index_BF = rows_R2D.unbind(1), state.modulation.index_BF
+        y_BLD = norm_modulate(state.tokens_BLD, scale, shift, index_BF, self.arch.eps)
+        y_BLP: Tensor = self.proj_out(y_BLD)
         return y_BLP
 
     def unpatchify(self, y_BLP: Tensor, window: WindowShape) -> Tensor:
         _, p, q = self.arch.patch
         t, h, w = len(window.times), window.height, window.width
+        if window.order.name != "raster":
+            y_BLP = y_BLP[:, inverse(_grid(window, t)).to(y_BLP.device)]
         pattern = "b (t h w) (p q c) -> b c t (h p) (w q)"
         velocity_BCTHW: Tensor = rearrange(y_BLP, pattern, t=t, h=h, w=w, p=p, q=q)
         return velocity_BCTHW
@@ -136,6 +160,14 @@ class WanDiT(nn.Module):
                 rotary_table(times, window.height, window.width, self.arch.head_splits, device)
                 for times in (window.times, window.context_times)
             )
+            if window.order.name != "raster":
+                own_LC, context_LC = (
+                    table_LC[permutation(_grid(window, len(times))).to(device)]
+                    for table_LC, times in (
+                        (own_LC, window.times),
+                        (context_LC, window.context_times),
+                    )
+                )
             tables = Rotary(own_LC, torch.cat([own_LC, context_LC]))
             self._last_rotary = (window, device), tables
         return self._last_rotary[1]
@@ -155,6 +187,11 @@ class WanDiT(nn.Module):
             rows_R6D=rows_R6D,
             index_BF=None if len(levels_R) == 1 else index_BF.to(device),
         )
+
+
+def _grid(window: WindowShape, latents: int) -> Grid:
+    order = window.order
+    return Grid(latents, window.height, window.width, order.name, order.by_latent, order.tile)
 
 
 def cast(model: WanDiT, dtype: torch.dtype) -> WanDiT:

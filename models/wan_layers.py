@@ -13,9 +13,9 @@ from torch.nn.functional import gelu
 
 from ..kernels.attention import attend_causal, attend_dense
 from ..kernels.norm import affine_norm, gated_residual, norm_modulate, rms_norm
-from ..kernels.rope import rotate
+from ..kernels.rope import rms_norm_rotate, rotate
 from .arch import WanArch
-from .protocol import DiTState, LayerCache, WindowShape
+from .protocol import AttendTokens, DiTState, LayerCache, WindowShape
 
 # how a window's tokens see each other: the layer; queries, keys and values, each B L H D, of which
 # queries and keys are normalised and not rotated
@@ -39,6 +39,7 @@ class WholeWindow:
     shape: WindowShape
     rotary: Rotary
     cache: LayerCache | None
+    attend_tokens: AttendTokens | None = None  # none: every token to every other
 
     def __call__(self, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
         table_LC = self.rotary.own_LC
@@ -50,11 +51,16 @@ class WholeWindow:
                     torch.cat(pair, dim=1) for pair in zip((k_BLHD, v_BLHD), extra, strict=True)
                 )
                 table_LC = self.rotary.all_LC
-        k_BLHD = rotate(k_BLHD, table_LC)
+        return self.attend(layer, q_BLHD, rotate(k_BLHD, table_LC), v_BLHD)
+
+    def attend(self, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+        """Of queries and keys that are turned."""
         if causal := self.shape.causal_latents:
             assert k_BLHD.shape[1] == q_BLHD.shape[1], "causal runs take no keys from elsewhere"
             tokens = causal * self.shape.height * self.shape.width
             return attend_causal(q_BLHD, k_BLHD, v_BLHD, tokens)
+        if self.attend_tokens is not None:
+            return self.attend_tokens(layer, q_BLHD, k_BLHD, v_BLHD)
         return attend_dense(q_BLHD, k_BLHD, v_BLHD)
 
 
@@ -110,6 +116,14 @@ class Attention(nn.Module):
         """Normalised keys and values, not yet split into heads."""
         return rms_norm(self.to_k(x_BSD), self.norm_k), self.to_v(x_BSD)
 
+    def turned(self, x_BLD: Tensor, table_LC: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys, normalised and turned to their places."""
+        q_BLHD, k_BLHD = (
+            rms_norm_rotate(project(x_BLD), norm, table_LC, self.num_heads)
+            for project, norm in ((self.to_q, self.norm_q), (self.to_k, self.norm_k))
+        )
+        return q_BLHD, k_BLHD
+
     def image_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         return rms_norm(self.add_k_proj(x_BSD), self.norm_added_k), self.add_v_proj(x_BSD)
 
@@ -137,15 +151,19 @@ class Layer(nn.Module):
     def forward(self, state: DiTState, index: int, attend_window: AttendWindow) -> Tensor:
         x = state.tokens_BLD
         rows_R6D = self.scale_shift_table.float() + state.modulation.rows_R6D
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = state.modulation.select(rows_R6D)
-        y = self._attend_window(norm_modulate(x, scale, shift, self._eps), index, attend_window)
-        x = gated_residual(x, y, gate)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows_R6D.unbind(1)
+        levels_BF = state.modulation.index_BF
+        y = norm_modulate(x, scale, shift, levels_BF, self._eps)
+        x = gated_residual(x, self._attend_window(y, index, attend_window), gate, levels_BF)
         x = x + self._attend_prompt(affine_norm(x, self.norm2), state)
-        y = self.ffn(norm_modulate(x, ffn_scale, ffn_shift, self._eps))
-        return gated_residual(x, y, ffn_gate)
+        y = self.ffn(norm_modulate(x, ffn_scale, ffn_shift, levels_BF, self._eps))
+        return gated_residual(x, y, ffn_gate, levels_BF)
 
     def _attend_window(self, x_BLD: Tensor, index: int, attend_window: AttendWindow) -> Tensor:
         attn = self.attn1
+        if isinstance(attend_window, WholeWindow) and attend_window.cache is None:
+            q, k = attn.turned(x_BLD, attend_window.rotary.own_LC)
+            return attn.out(attend_window.attend(index, q, k, attn.heads(attn.to_v(x_BLD))))
         k, v = (attn.heads(y) for y in attn.keys_values(x_BLD))
         return attn.out(attend_window(index, attn.queries(x_BLD), k, v))
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.protocol import DiTState, VideoDiT
+from ..models.protocol import DiTState, TokenOrder, VideoDiT
 from ..models.wan import WanDiT
 from .cache import KeyValueCache
 from .sequence import Share
+from .sparse import SparseAttention
 from .tasks import Task
 
 
@@ -58,9 +59,16 @@ class Stage:
     runs tasks, in the one order the schedule gives.
     """
 
-    def __init__(self, expert: Callable[[int], VideoDiT], layers: range) -> None:
+    def __init__(
+        self,
+        expert: Callable[[int], VideoDiT],
+        layers: range,
+        sparse: SparseAttention | None = None,
+    ) -> None:
+        """`sparse`: who attends to whom; none: every token of a window to every other."""
         self._expert = expert
         self._layers = layers
+        self._sparse = sparse
         self._cache = KeyValueCache()
         self._share: Share | None = None
 
@@ -84,6 +92,7 @@ class Stage:
                 context_positions=task.context_positions,
                 causal_latents=inputs.causal_latents,
                 fps=inputs.fps,
+                order=TokenOrder() if self._sparse is None else self._sparse.order(task),
             )
             states.append(state if self._share is None else self._share.take(state))
         return Activation(states=tuple(states), expert=inputs.expert)
@@ -94,6 +103,8 @@ class Stage:
         model = self._expert(x.expert)
         states = tuple(self._run(model, task, i, state) for i, state in enumerate(x.states))
         self._cache.free(task)
+        if self._sparse is not None:
+            self._sparse.free(task)
         return Activation(states=states, expert=x.expert)
 
     @torch.inference_mode()
@@ -112,12 +123,19 @@ class Stage:
         return tuple(sample for batch in velocities for sample in torch.split(batch, 1))
 
     def _run(self, model: VideoDiT, task: Task, passing: int, state: DiTState) -> DiTState:
+        attention = None
+        if self._sparse is not None:
+            attention = self._sparse.window(task, passing, state.window)
         if self._share is None:
-            return model.run_layers(state, self._layers, self._cache.window(task, passing))
+            cache = self._cache.window(task, passing)
+            return model.run_layers(state, self._layers, cache, attend_tokens=attention)
         assert isinstance(model, WanDiT)
         shards, mine = self._share.shards(state.window), self._share.ring.rank
         cache = self._cache.window(task, passing, shards, mine)
-        return self._share.run_layers(model, state, self._layers, cache)
+        if attention is None:
+            return self._share.run_layers(model, state, self._layers, cache)
+        return self._share.run_layers(model, state, self._layers, cache, attention.lists)
 
     def cache_bytes(self) -> int:
-        return self._cache.num_bytes()
+        kept = 0 if self._sparse is None else self._sparse.num_bytes()
+        return self._cache.num_bytes() + kept

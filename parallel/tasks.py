@@ -67,5 +67,11 @@ class Task:
         return sum(part.num_latents for part in self.parts)
 
     @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The latents of its parts and of its cached context: first, and behind the last."""
+        parts = [(part.start, part.stop) for part in self.parts]
+        return (*parts, *((entry.start, entry.stop) for entry in self.reads))
+
+    @property
     def written(self) -> tuple[Part, ...]:
         return tuple(part for part in self.parts if part.write)

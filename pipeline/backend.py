@@ -20,6 +20,7 @@ from .condition import Condition
 from .cost import Seconds
 from .parts import Experts
 from .plan import Plan, find_device
+from .plan_attention import make_sparse
 from .shares import tile_shares
 from .slices import find_measured, slices
 from .solver import make_solver
@@ -182,7 +183,7 @@ def make_stage(plan: Plan, layers: range, device: str) -> Stage:
     """A stage with its weights."""
     experts = Experts(replace(plan, device=find_device(device)), layers)
     experts.load()
-    return Stage(experts.get, layers)
+    return Stage(experts.get, layers, make_sparse(plan))
 
 
 def make_windows(sampling: Sampling, device: str) -> Windows:

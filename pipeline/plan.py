@@ -19,6 +19,7 @@ from .cost import Seconds
 from .guidance import plan_guidance
 from .levels import Levels, make_levels
 from .noise import check_seed
+from .plan_attention import check_attention, check_backend, describe_attention
 from .plan_blocks import find_policy, plan_schedule, widest_window
 from .policies import default_noise
 from .prompts import prompts_by_block
@@ -108,6 +109,12 @@ def make_plan(request: Request) -> Plan:
     _, patch_height, patch_width = arch.dit.patch
     rows, columns = shape[2] // patch_height, shape[3] // patch_width
     check_shares(config, arch, schedule, rows)
+    policy = find_policy(config, arch, shape[1] or None)
+    causal = arch.causal_latents if policy == "whole" else schedule.causal
+    check_attention(config, arch, schedule, rows, columns, causal)
+    device = _driver_device(config)
+    if _find_backend(config) == "local":
+        check_backend(config, arch, device, dtype)
     prompts = prompts_by_block(
         request.prompt,
         request.prompt_at,
@@ -118,7 +125,7 @@ def make_plan(request: Request) -> Plan:
     return Plan(
         request=request,
         arch=arch,
-        device=_driver_device(config),
+        device=device,
         latents_shape=shape,
         schedule=replace(schedule, new_prompts=tuple(sorted(prompts)[1:])),
         prompts=prompts,
@@ -147,7 +154,7 @@ def describe(plan: Plan) -> str:
         f"{layout.num_stages} stages{each} ({plan.backend})",
         **describe_shares(plan),
         "layers": describe_slices(plan, _find_measured(plan)),
-        "window": f"{plan.num_tokens} tokens",
+        "window": f"{plan.num_tokens} tokens, attention {describe_attention(plan)}",
         "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
         f"guidance {sampling.guidance:g} ({sampling.guidance_mode})",
         "weights": weights,

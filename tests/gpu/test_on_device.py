@@ -8,7 +8,16 @@ from tiny_wan import T2V, TEXT_DIM, diffusers_model, our_model, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import longreel
-from longreel.kernels.attention import attend_dense, attend_reference
+from longreel.kernels.attention import attend, attend_dense, attend_reference
+from longreel.kernels.blocks import Blocks, even_starts
+from longreel.kernels.norm import (
+    gated_residual,
+    gated_residual_reference,
+    norm_modulate,
+    norm_modulate_reference,
+    rms_norm,
+)
+from longreel.kernels.rope import rms_norm_rotate, rotary_table, rotate
 from longreel.models.vae import StreamingDecoder
 from longreel.models.wan import cast
 from longreel.pipeline.noise import window_noise
@@ -86,6 +95,61 @@ def test_attention_in_bfloat16_is_cudnns():
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         ).transpose(1, 2)
     assert torch.equal(attend_dense(q, k, v), expected)
+
+
+def _lists(queries, keys, heads, share=0.4):
+    q_starts, k_starts = even_starts(queries, 120), even_starts(keys, 120)
+    mask = torch.rand(2, heads, len(q_starts) - 1, len(k_starts) - 1) < share
+    mask[0, 0, 0] = False
+    return Blocks.from_mask(mask, q_starts, k_starts).to(CUDA)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("queries", "keys"), [(777, 777), (240, 1560)])
+def test_attention_over_lists_equals_its_definition(queries, keys, dtype):
+    q, k, v = (
+        torch.randn(2, tokens, 3, 128, device=CUDA, dtype=dtype) for tokens in (queries, keys, keys)
+    )
+    blocks = _lists(queries, keys, 3)
+    expected, expected_lse = attend_reference(q.double(), k.double(), v.double(), blocks)
+    rounding = BF16_ROUNDING if dtype == torch.bfloat16 else 1e-6
+    largest = rounding * v.abs().max().item() + 1e-5
+    out, lse = attend(q, k, v, blocks)
+    torch.testing.assert_close(out.double(), expected, atol=largest, rtol=rounding)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-3, rtol=0.0)
+    out, lse = attend(q, k, v, blocks.complement(), (out, lse))
+    dense, _ = attend_reference(q.double(), k.double(), v.double())
+    torch.testing.assert_close(out.double(), dense, atol=3 * largest, rtol=2 * rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dense_attention_says_its_log_sum_exp(dtype):
+    q, k, v = (torch.randn(2, 333, 3, 128, device=CUDA, dtype=dtype) for _ in range(3))
+    _, lse = attend(q, k, v)
+    _, expected = attend_reference(q.double(), k.double(), v.double())
+    torch.testing.assert_close(lse.double(), expected, atol=1e-3, rtol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fused_kernels_equal_their_definitions(dtype):
+    x, y = (torch.randn(2, 630, 1536, device=CUDA, dtype=dtype) for _ in range(2))
+    scale, shift = (torch.randn(4, 1536, device=CUDA) for _ in range(2))
+    index = torch.randint(4, (2, 21), device=CUDA)
+    close = {"atol": 1e-5, "rtol": BF16_ROUNDING if dtype == torch.bfloat16 else 1e-5}
+    with torch.inference_mode():
+        ours = norm_modulate(x, scale, shift, index, 1e-6)
+        expected = norm_modulate_reference(x, scale, shift, index, 1e-6)
+        torch.testing.assert_close(ours, expected, **close)
+        ours, expected = (
+            op(x, y, scale, index) for op in (gated_residual, gated_residual_reference)
+        )
+        torch.testing.assert_close(ours, expected, **close)
+        norm = torch.nn.RMSNorm(1536, 1e-6, device=CUDA, dtype=dtype)
+        table = rotary_table(range(21), 5, 6, (44, 42, 42), CUDA)
+        ours = rms_norm_rotate(x, norm, table, 12)
+        exact = rotate(rms_norm(x.float(), norm.float()).unflatten(-1, (12, -1)), table)
+        rounding = BF16_ROUNDING * exact.abs().max().item() if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(ours.float(), exact, atol=rounding, rtol=0.0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])

@@ -258,6 +258,13 @@ def test_a_terminal_shows_steps_speed_and_time_left(monkeypatch, step_s, speed, 
     assert re.search(rf"denoising .* 6/10 +{speed} +{left}", shown)
 
 
+def test_the_doctor_says_what_would_run_and_why():
+    lines = dict(line.split("  ", 1) for line in longreel("doctor").out.splitlines())
+    found = {name: text.strip() for name, text in lines.items()}
+    assert found["torch"][0].isdigit()
+    assert found["cpu, float32, dense"].startswith("cpu-flash: ")
+
+
 def test_version_and_presets_are_printed():
     assert longreel("--version").out == f"longreel {package.__version__}\n"
     lines = longreel("presets").out.splitlines()

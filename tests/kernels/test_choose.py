@@ -83,5 +83,5 @@ def test_norms_on_a_gpu_without_triton_go_on_and_say_so_once(without, caplog):
 
 def test_the_report_names_every_choice_and_its_reason():
     lines = dict(report())
-    assert lines["cpu float32, dense"].startswith("cpu-flash: ")
-    assert lines["cpu lists"].startswith("cpu-gather: ")
+    assert lines["cpu, float32, dense"].startswith("cpu-flash: ")
+    assert lines["cpu, lists"].startswith("cpu-gather: ")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from longreel.kernels.norm import affine_norm, gated_residual, norm_modulate, rms_norm
+from longreel.kernels import norm as kernels
+from longreel.kernels.norm import affine_norm, rms_norm
 
 EPS = 1e-6
 BATCH, TOKENS, WIDTH = 2, 15, 37
@@ -27,6 +28,21 @@ def per_token(rows_BFD):
     """A row for every token, in float64."""
     rows = rows_BFD.double().expand(BATCH, -1, -1)
     return rows.repeat_interleave(TOKENS // rows.shape[1], dim=1)
+
+
+def _levels(*rows_BFD):
+    """Rows of levels, and which each run has; none where there is one."""
+    batch, runs = rows_BFD[0].shape[:2]
+    index = None if batch == runs == 1 else torch.arange(batch * runs).view(batch, runs)
+    return *(rows.flatten(0, 1) for rows in rows_BFD), index
+
+
+def norm_modulate(x, scale, shift, eps):
+    return kernels.norm_modulate(x, *_levels(scale, shift), eps)
+
+
+def gated_residual(x, y, gate):
+    return kernels.gated_residual(x, y, *_levels(gate))
 
 
 def layer_norm(x):
