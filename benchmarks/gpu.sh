@@ -37,6 +37,8 @@ else
     echo "links over NCCL: not run, as they join two CUDA devices and here is $devices" | tee "$scratch/links"
 fi
 
+"$PYTHON" benchmarks/sequence.py --device cuda 2>&1 | tee "$scratch/shares" || status=1
+
 gpu="$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -1)"
 echo
 printf '%-22s %s\n' \
@@ -46,6 +48,7 @@ printf '%-22s %s\n' \
     "  measured with" "$(head -1 "$scratch/dit")" \
     "  promised" "ratio of at most 0.8 in bfloat16" \
     "link over NCCL, 64 MB" "$(tail -1 "$scratch/links")" \
+    "a window on two" "$(grep ratio "$scratch/shares" | tail -1)" \
     "attention over lists" "$(grep -m1 'density 0.25.* triton' "$scratch/attention")" \
     "  promised" "at least 430 TFLOP/s on listed tiles; lists under 5% of dense attention"
 echo

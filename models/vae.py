@@ -5,6 +5,7 @@ B batch, C channels, T frames or latents, H height, W width. Latents are normali
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,11 +73,14 @@ class StreamingDecoder:
         return frames_BCTHW.clamp(-1.0, 1.0)
 
     def state(self) -> DecoderState:
-        """Where the stream stands; it may be kept while decoding goes on."""
+        """Where the stream stands (its own tiles); it may be kept while decoding goes on."""
         return DecoderState(*self._stream.freeze())
 
     def restore(self, state: DecoderState) -> None:
-        """Go on from a state of a decoder with the same weights, dtype and tiles."""
+        """Go on from a state of a decoder with the same weights, dtype and tiles; of all tiles,
+        where this one makes some of them."""
+        if self._mine is not None:
+            state = replace(state, caches=tuple(state.caches[i] for i in self._mine))
         self._stream.restore(state, self._vae.device, self._vae.dtype)
 
     def reset(self) -> None:

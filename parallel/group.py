@@ -106,6 +106,19 @@ class Group:
         self._last: Work | None = None
         self._reason = ""
         self._lock = threading.Lock()
+        try:
+            store = TCPStore(
+                spec.host,
+                spec.port,
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=spec.timeout_s),
+            )
+        except RuntimeError as error:
+            raise LinkClosed(
+                f"group {spec.name}: no rendezvous at {spec.host}:{spec.port} ({in_short(error)})"
+            ) from None
+        self._store = PrefixStore(spec.name, store)
 
     def exchange(self, pieces: Sequence[Tensor], shapes: Sequence[Shape]) -> Exchange:
         """See Parcel. All members call it, also those with nothing to send or to get."""
@@ -164,17 +177,13 @@ class Group:
         return self._made
 
     def _meet(self) -> Any:
-        spec, timeout = self.spec, timedelta(seconds=self.spec.timeout_s)
-        store = PrefixStore(
-            spec.name,
-            TCPStore(
-                spec.host, spec.port, is_master=False, wait_for_workers=False, timeout=timeout
-            ),
-        )
+        spec, store = self.spec, self._store
         store.set(f"came{spec.rank}", "")
         deadline_s = time.monotonic() + spec.timeout_s
         while absent := [i for i in range(spec.num) if not store.check([f"came{i}"])]:
             self._check()
+            if gone := [i for i in absent if store.check([f"gone{i}"])]:
+                self._end(f"device {gone[0] + 1} of {spec.num} has left before it came")
             if time.monotonic() > deadline_s:
                 who = ", ".join(str(i + 1) for i in absent)
                 self._end(f"device {who} of {spec.num} did not come within {spec.timeout_s:g} s")
@@ -188,7 +197,7 @@ class Group:
         options._devices = [
             ProcessGroupGloo.create_device(hostname=own_address(spec.host, spec.port))
         ]
-        options._timeout = timeout
+        options._timeout = timedelta(seconds=spec.timeout_s)
         options._threads = 1
         return ProcessGroupGloo(store, spec.rank, spec.num, options)
 
@@ -200,6 +209,8 @@ class Group:
             self._reason = reason
             made, self._made = self._made, None
         if made is None:
+            with contextlib.suppress(RuntimeError):  # the rendezvous is over
+                self._store.set(f"gone{self.spec.rank}", "")
             return
         if self.spec.kind == "nccl":
             thread = threading.Thread(target=made.abort, name="group abort", daemon=True)

@@ -42,12 +42,24 @@ class Line:
         return cls() if group is None else cls(group.spec.rank, group.spec.num, group)
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Lists, whose heads are whose by what they cost, and what this rank sees by them."""
+
+    blocks: Blocks
+    places: list[list[range]]
+    even: bool  # heads, whatever they cost
+    heads: Heads
+    listed: Listed
+
+
 class Share:
     """One rank of a stage; the ranks of an Ulysses line have neighbouring runs of tokens."""
 
     def __init__(self, ring: Group | None, ulysses: Group | None) -> None:
         self.ring, self.ulysses = Line.of(ring), Line.of(ulysses)
         self._groups = [group for group in (ring, ulysses) if group is not None]
+        self.dealt: Dealt | None = None  # the last, as many windows and layers have the same lists
 
     @property
     def num(self) -> int:
@@ -117,7 +129,7 @@ class SharedWindow:
         cache: WindowCache | None,
         lists: Lists,
     ) -> None:
-        self._ring, self._ulysses = share.ring, share.ulysses
+        self._share, self._ring, self._ulysses = share, share.ring, share.ulysses
         self._cache, self._lists = cache, lists
         runs = share.runs(state.window)
         self._lengths = [len(run) for run in runs[self._ring.rank]]
@@ -139,11 +151,12 @@ class SharedWindow:
         latent = state.window.height * state.window.width
         self._causal = state.window.causal_latents * latent
         assert not (self._causal and any(cached)), "causal runs take no keys from elsewhere"
-        self._last: tuple[Blocks, Heads, Listed] | None = None
 
     def attend(self, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-        blocks = self._lists(layer)
-        heads, listed = (self._even, None) if blocks is None else self._dealt(blocks)
+        blocks, heads, listed = self._lists(layer), self._even, None
+        if blocks is not None:
+            dealt = self._deal(blocks)
+            heads, listed = dealt.heads, dealt.listed
         group, rank = self._ulysses.group, self._ulysses.rank
         q, k, v = q_BLHD, k_BLHD, v_BLHD
         if group is not None:
@@ -167,24 +180,27 @@ class SharedWindow:
                 sight = Causal(self._shards, self._causal)
             return attend_ring(q_BLHD, k_BSHD, v_BSHD, sizes, sight, self._ring.group)[0]
         if listed is not None:
-            return attend(q_BLHD, k_BSHD, v_BSHD, listed.blocks)[0]
+            return attend(q_BLHD, k_BSHD, v_BSHD, listed.here)[0]
         if self._causal:
             return attend_causal(q_BLHD, k_BSHD, v_BSHD, self._causal)
         return attend_dense(q_BLHD, k_BSHD, v_BSHD)
 
-    def _dealt(self, blocks: Blocks) -> tuple[Heads, Listed]:
-        """Whose heads are whose by what these lists cost, and this rank's lists.
-
-        A window that reads or leaves cached keys keeps the heads that they were made of.
-        """
-        if self._last is None or self._last[0] is not blocks:
+    def _deal(self, blocks: Blocks) -> Dealt:
+        """A window that reads or leaves cached keys keeps the heads that they were made of."""
+        last = self._share.dealt
+        even = self._cache is not None or blocks.counts_BHR.shape[1] == 1
+        if (
+            last is None
+            or last.blocks is not blocks
+            or (last.places, last.even) != (self._places, even)
+        ):
             heads = self._even
-            if self._cache is None and blocks.counts_BHR.shape[1] > 1:
-                costs = blocks.num_pairs().sum(0).tolist()
-                heads = share_heads(costs, self._ulysses.num)
+            if not even:
+                heads = share_heads(blocks.num_pairs().sum(0).tolist(), self._ulysses.num)
             mine = blocks.heads(list(heads[self._ulysses.rank]))
-            self._last = blocks, heads, Listed(mine, self._shards, self._places)
-        return self._last[1:]
+            listed = Listed(mine, self._shards, self._places, self._k_table_LC.device)
+            last = self._share.dealt = Dealt(blocks, self._places, even, heads, listed)
+        return last
 
 
 def _even_heads(num_heads: int, num_ranks: int) -> Heads:

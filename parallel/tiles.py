@@ -4,12 +4,13 @@ B batch, C channels, T frames or latents, H height, W width.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
+from ..models.vae_state import DecoderState
 from .link import LinkSpec, Message, open_receiver, open_sender
 from .messages import Stamp
 
@@ -19,6 +20,8 @@ class TileDecoder(Protocol):
 
     def decode_tiles(self, latent_BCTHW: Tensor) -> list[Tensor]: ...
     def join(self, tiles: Sequence[Tensor], height: int, width: int) -> Tensor: ...
+    def state(self) -> DecoderState: ...
+    def restore(self, state: DecoderState) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +36,12 @@ class TileEdges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileHeader:
-    """One worker's tiles of one latent."""
+    """One worker's tiles of one latent, or its state after so many."""
 
     stamp: Stamp
-    latent: int  # since the stream began
+    latent: int  # since this worker began
     tiles: tuple[int, ...]
+    state: tuple[str, ...] = ()  # names of the tensors, where they are that
 
 
 class TileWorker:
@@ -55,23 +59,36 @@ class TileWorker:
     def frames(self, latent_BCTHW: Tensor) -> Tensor:
         """On the first worker: of a whole latent. LinkClosed when another is lost."""
         made = dict(self._own(latent_BCTHW))
-        for rank, receiver in enumerate(self._receivers, start=1):
-            message = receiver.recv()
-            header: TileHeader = pickle.loads(message.header)
-            assert header == self._header(rank), (header, self._header(rank))
-            tensors = (tensor.to(next(iter(made.values())).device) for tensor in message.tensors)
-            made |= dict(zip(header.tiles, tensors, strict=True))
+        device = next(iter(made.values())).device
+        for header, tensors in self._received():
+            here = (tensor.to(device) for tensor in tensors)
+            made |= dict(zip(header.tiles, here, strict=True))
         self._latent += 1
         height, width = latent_BCTHW.shape[-2:]
         return self._decoder.join([made[i] for i in range(len(made))], height, width)
 
     def send(self, latent_BCTHW: Tensor) -> None:
         """On every other: its tiles, to the first."""
-        tiles = tuple(tile for _, tile in self._own(latent_BCTHW))
-        header = pickle.dumps(self._header(self._edges.rank))
-        for sender in self._senders:
-            sender.send(Message(header, tiles))
+        self._send(tuple(tile for _, tile in self._own(latent_BCTHW)))
         self._latent += 1
+
+    def state(self) -> DecoderState:
+        """On the first worker: of all tiles, as one decoder of them would have it."""
+        mine = self._decoder.state()
+        rows = dict(zip(self._edges.shares[0], mine.caches, strict=True))
+        for header, tensors in self._received():
+            theirs = DecoderState.from_tensors(dict(zip(header.state, tensors, strict=True)))
+            rows |= dict(zip(header.tiles, theirs.caches, strict=True))
+        return replace(mine, caches=tuple(rows[i] for i in range(len(rows))))
+
+    def send_state(self) -> None:
+        """On every other: of its tiles, to the first."""
+        named = self._decoder.state().to_tensors()
+        self._send(tuple(named.values()), tuple(named))
+
+    def restore(self, state: DecoderState) -> None:
+        """On all of them: of all tiles."""
+        self._decoder.restore(state)
 
     def close(self) -> None:
         for sender in self._senders:
@@ -82,6 +99,19 @@ class TileWorker:
     def _own(self, latent_BCTHW: Tensor) -> list[tuple[int, Tensor]]:
         tiles = self._edges.shares[self._edges.rank]
         return list(zip(tiles, self._decoder.decode_tiles(latent_BCTHW), strict=True))
+
+    def _send(self, tensors: tuple[Tensor, ...], state: tuple[str, ...] = ()) -> None:
+        header = replace(self._header(self._edges.rank), state=state)
+        for sender in self._senders:
+            sender.send(Message(pickle.dumps(header), tensors))
+
+    def _received(self) -> Iterator[tuple[TileHeader, tuple[Tensor, ...]]]:
+        for rank, receiver in enumerate(self._receivers, start=1):
+            message = receiver.recv()
+            header: TileHeader = pickle.loads(message.header)
+            expected = replace(self._header(rank), state=header.state)
+            assert header == expected, f"{header} came for {expected}"
+            yield header, message.tensors
 
     def _header(self, rank: int) -> TileHeader:
         shares = self._edges.shares

@@ -24,7 +24,7 @@ from .plan_blocks import find_policy, plan_schedule, widest_window
 from .policies import default_noise
 from .prompts import prompts_by_block
 from .schedule import BlockSchedule
-from .shares import check_shares
+from .shares import check_shares, describe_shares
 from .slices import describe_slices, find_measured
 
 DTYPES = {
@@ -152,6 +152,7 @@ def describe(plan: Plan) -> str:
         "latents": f"{channels} x {latents} x {height} x {width}, {_size(plan.latents_bytes)}",
         "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
         f"{layout.num_stages} stages{each} ({plan.backend})",
+        **describe_shares(plan),
         "layers": describe_slices(plan, _find_measured(plan)),
         "window": f"{plan.num_tokens} tokens, attention {describe_attention(plan)}",
         "steps": f"{sampling.steps} ({sampling.solver}, shift {sampling.shift:g}), "
@@ -311,10 +312,11 @@ def _check_experts(config: Config, arch: ModelArch) -> None:
 
 
 def _weights_bytes(config: Config, arch: ModelArch, dtype: torch.dtype) -> dict[str, int]:
-    copies = config.parallel.num_branches
+    copies = config.parallel.num_branches * config.parallel.gpus_per_stage
     transformer = count_bytes(arch.dit, dtype) * arch.num_experts * copies
+    times = {1: "", 2: " (twice)"}
     sizes = {
-        "transformer" + " (twice)" * (copies > 1): transformer,
+        "transformer" + times.get(copies, f" ({copies} times)"): transformer,
         "text encoder": arch.text_parameters * dtype.itemsize,
         "image encoder": arch.image_parameters * 4,  # always float32
         "VAE": arch.vae_parameters * DTYPES[config.model.vae_dtype].itemsize,

@@ -30,6 +30,17 @@ def tile_shares(plan: "Plan") -> list[tuple[int, ...]]:
     return share_heads(cells, min(len(cells), plan.config.parallel.gpus_per_stage))
 
 
+def describe_shares(plan: "Plan") -> dict[str, str]:
+    """What the devices of a stage have, as a line for --dry-run; none where a stage is one."""
+    mesh, tiles = plan.layout.mesh, len(tile_shares(plan))
+    if plan.layout.num_shares == 1:
+        return {}
+    ways = [f"heads among {mesh.ulysses}"] * (mesh.ulysses > 1)
+    ways += [f"keys round {mesh.ring}"] * (mesh.ring > 1)
+    decoding = f"tiles on {tiles} devices" if tiles > 1 else "frames on one"
+    return {"shares": f"{plan.layout.num_shares} devices a stage: {', '.join(ways)}; {decoding}"}
+
+
 def check_shares(config: Config, arch: ModelArch, schedule: BlockSchedule, rows: int) -> None:
     """ValueError where a device would be left without heads or tokens; `rows`: of a latent."""
     each, ring = config.parallel.gpus_per_stage, config.parallel.ring

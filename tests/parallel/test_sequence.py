@@ -1,6 +1,7 @@
 """A window that several devices share comes out as on one."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from tiny_wan import T2V, diffusers_model, our_model
 from longreel.kernels.attention import attend_reference
 from longreel.kernels.blocks import Blocks, even_starts
 from longreel.kernels.rope import rotate
+from longreel.parallel.cache import KeyValueCache
+from longreel.parallel.tasks import Entry, Part, Task
 
 ARCH = replace(T2V, num_heads=5, head_dim=12)
 MESHES = [(1, 2), (2, 1), (1, 3), (1, 4), (2, 2), (4, 1)]  # ring, ulysses
@@ -21,13 +24,13 @@ def model():
     return our_model(ARCH, diffusers_model(ARCH))
 
 
-def window(model, batch=1, levels=1, causal=0):
+def window(model, batch=1, levels=1, causal=0, context=()):
     """Three latents of 3 x 5 tokens: rows that two and four ranks do not share evenly."""
     g = torch.Generator().manual_seed(3)
     latents = torch.randn(batch, 16, 3, 6, 10, generator=g)
     timesteps = torch.tensor([[700.0, 300.0, 500.0][:levels]]).expand(batch, -1)
     text = torch.randn(batch, 4, 24, generator=g)
-    return model.embed(latents, timesteps, text, causal_latents=causal)
+    return model.embed(latents, timesteps, text, causal_latents=causal, context_positions=context)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -82,3 +85,115 @@ def test_listed_tiles_are_those_of_one_device(model, mesh):
 
     tokens = torch.cat(on_every_rank(*mesh, work), dim=1)
     torch.testing.assert_close(tokens, expected.tokens_BLD, rtol=1e-5, atol=1e-5)
+
+
+class Everything:
+    """A cache of one device: all tokens, all heads."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def write(self, layer, k_BLHD, v_BLHD):
+        self.kept[layer] = k_BLHD, v_BLHD
+
+    def read(self, layer):
+        return None
+
+
+def task(number, start, stores=(), reads=(), frees=()):
+    part = Part(block=number, start=start, stop=start + 3, step=0, write=True)
+    return Task(number=number, tick=number, parts=(part,), stores=stores, reads=reads, frees=frees)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@torch.inference_mode()
+def test_cached_keys_are_read_where_they_were_made(model, mesh):
+    """A window leaves two of its latents, of which the next reads one and a list says what."""
+    kept = Entry(block=0, step=0, start=1, stop=3)
+    read = Entry(block=0, step=0, start=2, stop=3)
+    first, second = task(0, 0, stores=(kept,)), task(1, 3, reads=(read,), frees=(kept.key,))
+    layers, latent = range(ARCH.num_layers), 15
+    before, state = window(model), window(model, context=(7,))
+    lists = random_lists(3 * latent, 4 * latent, 5)
+    table = model.rotary(state.window, torch.device("cpu"))
+
+    everything = Everything()
+    model.run_layers(before, layers, everything)
+
+    def whole(blocks, layer, q, k, v):
+        """The definition: own keys, then those of the one latent that is read."""
+        old_k, old_v = (x[:, 2 * latent :] for x in everything.kept[layer])
+        k, v = torch.cat([k, old_k], dim=1), torch.cat([v, old_v], dim=1)
+        q, k = rotate(q, table.own_LC), rotate(k, table.all_LC)
+        return attend_reference(q, k, v, blocks)[0]
+
+    expected = [
+        model.run_layers(state, layers, None, partial(whole, blocks)).tokens_BLD
+        for blocks in (None, lists)
+    ]
+
+    @torch.inference_mode()
+    def work(share):
+        cache = KeyValueCache()
+
+        def run(task, state, blocks=None):
+            part = share.take(state)
+            shards, mine = share.shards(state.window), share.ring.rank
+            here = cache.window(task, 0, shards, mine)
+            return share.run_layers(model, part, layers, here, lambda layer: blocks).tokens_BLD
+
+        run(first, before)
+        held = cache.num_bytes()
+        results = [run(second, state), run(second, state, lists)]
+        cache.free(second)
+        assert cache.num_bytes() == 0
+        return held, results
+
+    held, results = zip(*on_every_rank(*mesh, work), strict=True)
+    for expected_BLD, parts in zip(expected, zip(*results, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(parts, dim=1), expected_BLD, rtol=1e-5, atol=1e-5)
+    # keys and values of two latents in three layers, each head and token of them once
+    assert sum(held) == 2 * 2 * latent * ARCH.dim * 4 * len(layers)
+
+
+@torch.inference_mode()
+def test_what_is_sent_is_what_has_to_be(model):
+    """Per layer: queries, keys, values and results of the others' heads; a ring's keys and values
+    as often as there are others, and none where no tile is listed."""
+    state, layers = window(model), range(2)
+    token = ARCH.dim * 4
+    near = Blocks.from_mask(torch.eye(9, dtype=torch.bool)[None, None], *[even_starts(45, 5)] * 2)
+
+    def sent(ring, ulysses, blocks=None):
+        @torch.inference_mode()
+        def work(share):
+            part = share.take(state)
+            share.run_layers(model, part, layers, None, lambda layer: blocks)
+            return sum(line.group.sent_bytes for line in (share.ring, share.ulysses) if line.group)
+
+        return on_every_rank(ring, ulysses, work)
+
+    # runs of 15 tokens; two ranks have 2 heads and one has 1
+    heads, width = (1, 2, 2), ARCH.head_dim * 4
+    away = [3 * 15 * (5 - mine) * width + 30 * mine * width for mine in heads]
+    assert sent(1, 3) == [2 * bytes_ for bytes_ in away]
+    assert sent(3, 1) == [2 * 2 * 2 * 15 * token] * 3
+    assert sent(3, 1, near) == [0] * 3
+
+
+@torch.inference_mode()
+def test_a_window_makes_the_same_bits_again(model):
+    state = window(model, batch=2, levels=3)
+    lists = random_lists(45, 45, 5)
+
+    @torch.inference_mode()
+    def work(share):
+        part = share.take(state)
+        return [
+            [share.run_layers(model, part, range(3), None, ways.get).tokens_BLD for _ in range(2)]
+            for ways in ({}, dict.fromkeys(range(3), lists))
+        ]
+
+    for ways in on_every_rank(2, 2, work):
+        for first, again in ways:
+            assert torch.equal(first, again)

@@ -56,6 +56,27 @@ def test_tiles_of_several_workers_are_the_frames_of_one(kind, num):
         worker.close()
 
 
+def test_a_stream_goes_on_from_one_worker_to_two_and_back():
+    vae, latents = tiny_vae.VAES["plain"], torch.randn(1, 16, 4, 4, 7)
+    latent = latents.split(1, dim=2)
+    alone = StreamingDecoder(vae, 32)
+    expected = [alone.decode(one) for one in latent]
+
+    begun = StreamingDecoder(vae, 32)
+    frames = [begun.decode(latent[0])]
+    edges = make_edges(2, [(0, 2, 5), (1, 3, 4)])
+    first, other = (TileWorker(e, lambda mine: StreamingDecoder(vae, 32, mine)) for e in edges)
+    for worker in (first, other):
+        worker.restore(begun.state())
+    for one in latent[1:3]:
+        other.send(one)
+        frames.append(first.frames(one))
+    other.send_state()
+    begun.restore(first.state())
+    frames.append(begun.decode(latent[3]))
+    assert all(map(torch.equal, frames, expected))
+
+
 def test_a_worker_that_leaves_ends_the_first_one_s_wait():
     edges = make_edges(2, [(0,), (1,)])
     vae = tiny_vae.VAES["plain"]

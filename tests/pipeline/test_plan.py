@@ -59,6 +59,14 @@ def picture(tmp_path):
             ["model.arch=wan2.2-t2v-a14b"],
             ["model.boundary=0 does not fit model.arch=wan2.2-t2v-a14b", "2 experts", "0.875"],
         ),
+        (
+            ["parallel.gpus_per_stage=16", "parallel.ring=2"],
+            ["heads among 8 devices", "model.arch=tiny has 2", "set parallel.ring=8, or use fewer"],
+        ),
+        (
+            ["parallel.gpus_per_stage=32", "parallel.ring=32"],
+            ["has 20 (5 latents of 4)", "some devices would have none", "at most 20"],
+        ),
         (["model.arch=wan2.1-i2v-14b"], ["image is missing", "starts from one", "--image FILE"]),
         (
             ["video.last_image=last.png"],
@@ -217,6 +225,20 @@ def test_the_description_tells_size_steps_weights_and_device():
     # 14.29e9, 5.68e9 and 0.127e9 weights
     assert lines["weights"] == "transformer 27.0 GiB, text encoder 10.6 GiB, VAE 484.1 MiB"
     assert lines["device"].endswith("bfloat16")
+
+
+def test_the_description_tells_what_the_devices_of_a_stage_share():
+    settings = ["parallel.num_stages=2", "parallel.gpus_per_stage=4", "parallel.ring=2"]
+
+    def lines(*more):
+        described = describe(plan(*settings, *more, preset="wan2.1-t2v-14b"))
+        return dict(line.split(maxsplit=1) for line in described.splitlines())
+
+    assert lines()["shares"] == "4 devices a stage: heads among 2, keys round 2; frames on one"
+    assert lines("model.vae_tile=256")["shares"].endswith("; tiles on 4 devices")
+    assert lines()["device"].startswith("8 x auto")
+    assert lines()["weights"].startswith("transformer (4 times) 107.8 GiB")
+    assert "shares" not in lines("parallel.gpus_per_stage=1", "parallel.ring=1")
 
 
 def test_the_cpu_is_always_there_and_auto_takes_what_is():
