@@ -1,4 +1,4 @@
-"""Attention over lists of tiles beside dense attention and FlexAttention, in turn, on equal inputs.
+"""Attention over lists beside dense attention and FlexAttention, in turn, on the same inputs.
 
     python benchmarks/attention.py                  # CPU: a few thousand tokens, fp32 and bf16
     python benchmarks/attention.py --device cuda    # Wan 1.3B and 14B at 480p and 720p, bf16

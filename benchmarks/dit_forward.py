@@ -123,8 +123,9 @@ def compare(
     )
     for name in builders:
         print(
-            f"{'':9} {name} {medians[name]:.3f} s  of diffusers {medians[name] / medians['theirs']:.3f}"
-            f"  of ours, dense {medians[name] / medians['ours']:.3f}"
+            f"{'':9} {name} {medians[name]:.3f} s  "
+            f"of diffusers {medians[name] / medians['theirs']:.3f}  "
+            f"of ours, dense {medians[name] / medians['ours']:.3f}"
         )
 
 

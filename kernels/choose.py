@@ -9,8 +9,6 @@ import torch
 
 _log = logging.getLogger("longreel")
 
-BACKENDS = ("auto", "sdpa", "flash-attn", "triton", "flex")
-
 _HALF = (torch.float16, torch.bfloat16)
 
 

@@ -14,8 +14,6 @@ from itertools import product
 import torch
 from torch import Tensor
 
-ORDERS = ("raster", "tiles")
-
 _LEAST = 7 / 8  # of a full tile: a smaller one would waste more of a kernel's
 _LONGEST = 16  # side of a tile: neighbours are to stand in it, not rows
 

@@ -29,13 +29,14 @@ class Muon:
         self._matrices = [matrix_of(weight.data) for weight in weights]
         for weight, matrix in zip(weights, self._matrices, strict=True):
             assert weight.data_ptr() == matrix.data_ptr(), "a copy would be moved in its place"
-        self._inner = torch.optim.Muon(
+        self._inner: Any = torch.optim.Muon(
             self._matrices, 0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        return self._inner.param_groups
+        groups: list[dict[str, Any]] = self._inner.param_groups
+        return groups
 
     def zero_grad(self) -> None:
         for weight in self._weights:
@@ -50,7 +51,8 @@ class Muon:
         self._inner.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._inner.state_dict()
+        state: dict[str, Any] = self._inner.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._inner.load_state_dict(state)

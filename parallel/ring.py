@@ -87,6 +87,12 @@ class Listed:
     blocks: Blocks
     shards: Sequence[range]
     places: Sequence[Sequence[range]]  # of every shard's keys, in the order in which it has them
+    device: torch.device  # of the tokens; lists are on the host, where they are cut
+
+    @cached_property
+    def here(self) -> Blocks:
+        """The lists where the tokens are."""
+        return self.blocks.to(self.device)
 
     def any(self, queries: int, keys: int) -> bool:
         return bool(self._seen[queries][keys])
@@ -120,8 +126,9 @@ class Listed:
         key = queries, place
         if key not in self._cuts:
             cut = self.blocks.cut(self.shards[queries], place) if place else None
-            listed = cut is not None and cut.columns_BHRK.shape[-1] > 0
-            self._cuts[key] = cut if listed else None
+            if cut is not None:
+                cut = cut.to(self.device) if cut.columns_BHRK.shape[-1] else None
+            self._cuts[key] = cut
         return self._cuts[key]
 
 

@@ -190,7 +190,7 @@ class SharedWindow:
                 sight = Causal(self._shards, self._causal)
             return attend_ring(q_BLHD, k_BSHD, v_BSHD, sizes, sight, self._ring.group)[0]
         if listed is not None:
-            return attend(q_BLHD, k_BSHD, v_BSHD, listed.blocks)[0]
+            return attend(q_BLHD, k_BSHD, v_BSHD, listed.here)[0]
         if self._causal:
             return attend_causal(q_BLHD, k_BSHD, v_BSHD, self._causal)
         return attend_dense(q_BLHD, k_BSHD, v_BSHD)
@@ -208,7 +208,7 @@ class SharedWindow:
             if not even:
                 heads = share_heads(blocks.num_pairs().sum(0).tolist(), self._ulysses.num)
             mine = blocks.heads(list(heads[self._ulysses.rank]))
-            listed = Listed(mine, self._shards, self._places)
+            listed = Listed(mine, self._shards, self._places, self._k_table_LC.device)
             last = self._share.dealt = Dealt(blocks, self._places, even, heads, listed)
         return last
 

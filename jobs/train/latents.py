@@ -59,7 +59,7 @@ def encode_clips(vae: Any, seeds: Sequence[int], latents: int, compiled: bool = 
         frames_NCTHW = torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1
         with torch.autocast(frames_NCTHW.device.type, torch.bfloat16):
             z_NCTHW = encode(vae, frames_NCTHW).float()
-        parts.append(((z_NCTHW - mean) / std).bfloat16())
+        parts.append(((z_NCTHW - mean) / std).bfloat16().contiguous())
     return torch.cat(parts)
 
 

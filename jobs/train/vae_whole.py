@@ -65,4 +65,5 @@ def _double(layer: Any, x_BCTHW: Tensor) -> Tensor:
 
 def _by_frame(layer: Any, x_BCTHW: Tensor) -> Tensor:
     frames_NCHW = layer(rearrange(x_BCTHW, "B C T H W -> (B T) C H W"))
-    return rearrange(frames_NCHW, "(B T) C H W -> B C T H W", B=len(x_BCTHW))
+    y_BCTHW: Tensor = rearrange(frames_NCHW, "(B T) C H W -> B C T H W", B=len(x_BCTHW))
+    return y_BCTHW

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -49,6 +49,7 @@ def test_a_chain_has_every_stage_once_in_order_and_devices_are_even(layout):
     assert (last.branch, last.share, last.stages.stop) == (0, 0, layout.num_stages)
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_devices_stand_where_torch_s_mesh_has_them(layout):
     mesh = layout.mesh
@@ -93,7 +94,7 @@ def ends(layout):
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("fields", "expected"),
     [
         ({"num_stages": 1}, set()),
         (
@@ -124,10 +125,11 @@ def ends(layout):
         ),
     ],
 )
-def test_actors_are_joined_to_a_ring_and_a_fork(settings, expected):
-    assert ends(make_layout(ParallelConfig(**settings))) == expected
+def test_actors_are_joined_to_a_ring_and_a_fork(fields, expected):
+    assert ends(make_layout(ParallelConfig(**fields))) == expected
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_every_link_has_two_ends_and_its_own_name(layout):
     rings, shares = layout.chain_length > 1, layout.num_shares
@@ -136,6 +138,7 @@ def test_every_link_has_two_ends_and_its_own_name(layout):
     assert len(ends(layout)) == hops + rings + forks_and_merge + shares - 1
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_every_line_of_devices_is_one_group(layout):
     edges = wire(layout, STAMP, 1.0, link)
@@ -156,7 +159,7 @@ def test_every_line_of_devices_is_one_group(layout):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("fields", "words"),
     [
         (
             {"num_stages": 4, "devices": 5},
@@ -193,6 +196,6 @@ def test_every_line_of_devices_is_one_group(layout):
         ({"cfg": "both"}, r"parallel\.cfg=both"),
     ],
 )
-def test_devices_that_stages_cannot_share_are_refused(settings, words):
+def test_devices_that_stages_cannot_share_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
-        ParallelConfig(**settings)
+        ParallelConfig(**fields)

@@ -77,7 +77,7 @@ def test_shared_stages_make_the_latents_of_one_device(policy, layout):
     torch.testing.assert_close(latents, expected(policy, "video.height=64"), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", [PAIRS, SQUARE], ids=["pairs", "square"])
+@pytest.mark.parametrize("layout", [PAIRS, pytest.param(SQUARE, marks=pytest.mark.slow)])
 def test_the_same_request_makes_the_same_bits(layout):
     plan = make_plan("causal", "model.dtype=bfloat16", **layout, frames=13)
     assert torch.equal(render(plan), render(plan))
@@ -111,6 +111,7 @@ def test_a_device_that_is_cut_off_ends_the_others():
         list(blocks)
 
 
+@pytest.mark.slow
 def test_all_devices_wait_for_a_slow_reader():
     """Four times longer than any of them would wait for another without a word."""
     plan = make_plan("dualparal", frames=61, **PAIRS)

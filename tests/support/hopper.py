@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from longreel.kernels import attention_triton
+from longreel.kernels import attention_triton, norm_triton
 
 HOPPER = GPUTarget("cuda", 90, 32)
 STRIDES = {f"{x}_{axis}" for x in ("q", "k", "v", "out", "previous") for axis in "blsh"}
@@ -69,7 +69,18 @@ def attention(tile: int, channels: int, *, previous: bool) -> dict:
     )
 
 
+def fused(kernel, **flags: bool) -> dict:
+    """Of the width of Wan 14B."""
+    pointers = dict.fromkeys(("x_ptr", "y_ptr", "out_ptr", "weight_ptr"), "bf16")
+    pointers |= dict.fromkeys(("scale_ptr", "shift_ptr", "gate_ptr", "table_ptr"), "fp32")
+    pointers["index_ptr"] = "i64"
+    return compile_kernel(kernel, pointers, {"BLOCK": 8192, **flags}, {"num_warps": 8})
+
+
 if __name__ == "__main__":
+    print(json.dumps(fused(norm_triton._modulate_kernel, HAS_INDEX=True)))
+    print(json.dumps(fused(norm_triton._residual_kernel, HAS_INDEX=True)))
+    print(json.dumps(fused(norm_triton._rotate_kernel, NORM=True)))
     for tile in (120, 128):
         for channels in (64, 128):
             for previous in (False, True):

@@ -29,7 +29,7 @@ def make_share(mesh, number, meeting, name, timeout_s=20.0):
     return Share(group("ring"), group("ulysses"))
 
 
-def on_every_rank(ring, ulysses, work, timeout_s=20.0):
+def on_every_rank(ring, ulysses, work, timeout_s=90.0):
     """`work(share)` in a thread each; what they return, in order. The first error is raised."""
     mesh, name = Mesh(ring=ring, ulysses=ulysses), f"shares{next(_numbers)}"
     results, errors = [None] * mesh.size, []
