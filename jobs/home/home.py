@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from ...pipeline.parts import fingerprints
+from ...pipeline.parts import check_parts, fingerprints
 from ...pipeline.plan import Plan, expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
@@ -38,6 +38,8 @@ class Home:
 
     def create(self, plan: Plan, output: Path | None = None) -> RenderFolder:
         """A new render, queued; `output`: where its file is wanted."""
+        if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
+            check_parts(plan)
         name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         folder = self._renders / name
         try:

@@ -145,6 +145,7 @@ def test_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
         "dualparal",
         "parallel.backend=ray",
         "parallel.transfer_timeout_s=1.5",
+        "parallel.repairs=0",
         frames=241,
         num_stages=3,
     )
