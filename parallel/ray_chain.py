@@ -160,6 +160,9 @@ class RayChain:
             }
             self._enter("RUN")
             yield from self._follow(Taker(members, self._vault, wanted, self._timeout_s))
+            # the last stage's news also end when it fails; once it ends well, everything is done
+            last = self._runs[members.index(self._last)]
+            wait_all([last], self._timeout_s, "the last stage to end", self._check)
             self._enter("DRAIN")
             settle_all(list(self._runs.values()), self._timeout_s, self._check)
 
