@@ -1,4 +1,4 @@
-"""A node that goes in mid-render takes no frame with it, whether another comes in its place or not."""
+"""A node that goes in mid-render takes no frame with it, whether another comes or not."""
 
 import threading
 
