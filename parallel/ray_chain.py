@@ -45,7 +45,8 @@ class ChainParts:
     stage: Callable[[range, str], Stage]
     windows: Callable[[str], Windows]
     stepper: Callable[[str], Stepper]
-    remember: Callable[[int, object], None]  # the text that blocks from this one on read
+    # told of the text that blocks from one on read, for the windows of later epochs
+    remember: Callable[[int, object], None] = lambda block, text: None
 
 
 @dataclass(frozen=True, kw_only=True)

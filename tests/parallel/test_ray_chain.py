@@ -125,7 +125,7 @@ def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_pa
     first = [next(stream) for _ in range(5)]
     pids = pids_of(stream._generator._backend)
     assert len(pids) == 5
-    assert [len(layers) for layers in stream._generator._chain._slices] == [1, 2, 1, 1]
+    assert [len(layers) for layers in stream._generator._chain._devices.slices] == [1, 2, 1, 1]
     start = time.monotonic()
     stream.close()
     assert all_gone(pids, within_s=1.0 - (time.monotonic() - start))
