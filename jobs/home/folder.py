@@ -10,6 +10,7 @@ lock                 who is making it (lock.py)
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ...pipeline.plan import Plan, Request, make_plan
@@ -119,7 +120,8 @@ class RenderFolder:
                 f"render {self.id} has no frame yet, so there is no video to write to {output}; "
                 f"`longreel resume {self.id}` makes it"
             )
-        export(self.init, segments, output, self.manifest.config, metadata(self.request))
+        request = replace(self.request, config=self.manifest.config)
+        export(self.init, segments, output, request.config, metadata(request))
 
     def num_bytes(self) -> int:
         """On the disk."""

@@ -130,7 +130,8 @@ def _keep_picture(folder: Path, path: Path | None, which: str) -> str:
     """Its name in the folder, as the file itself may be gone when the render goes on."""
     if path is None:
         return ""
-    kept = Path("inputs") / f"{which}{path.suffix}"
+    kept = Path("inputs") / which / path.name
+    (folder / kept).parent.mkdir()
     write_whole(folder / kept, path.read_bytes())
     return os.fspath(kept)
 
