@@ -85,7 +85,9 @@ class WarmBackend(RayBackend):
         self._plan, self._placement, self._crew = plan, placement, crew
         local = LocalBackend(plan)
         self.given_up = local.given_up
-        self.texts, self.condition, self.decode = local.texts, local.condition, local.decode
+        self.texts, self.condition = local.texts, local.condition
+        self.decode, self.restore = local.decode, local.restore
+        self._hear = [].append
         self.measured = Codec(plan).measured
         self._make_stage = make_stage
 
