@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from longreel.jobs.home.home import Home
+from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.render import plan_render, stream_chunks
 
@@ -34,9 +35,9 @@ def seconds_of(every_s, frames):
         start = time.perf_counter()
         RenderRun(render).run()
         took = time.perf_counter() - start
-        events = (render.path / "journal").read_text().count('"event": "checkpoint"')
-        files = (render.path / "checkpoints").glob("*")
-        return took, events, sum(path.stat().st_size for path in files) / 1e6
+        events = JournalReader(render.path / "journal").poll()
+        sizes = [event["bytes"] for event in events if event["event"] == "checkpoint"]
+        return took, len(sizes), max(sizes, default=0) / 1e6
 
 
 def checkpoints(frames, times, every_s):

@@ -1,6 +1,7 @@
 """`longreel resume` and `longreel renders`: what is in the home, and going on with it."""
 
 import json
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ..pipeline.generator import Report
     from .home.folder import RenderFolder
     from .home.ledger import Status
 
@@ -77,18 +81,35 @@ def renders(
 
 
 def run_and_export(
-    folder: "RenderFolder", output: Path, changes: dict[str, Any], bars: Any
+    folder: "RenderFolder",
+    output: Path,
+    changes: dict[str, Any],
+    bars: "AbstractContextManager[Report]",
+    home: Path | None,
 ) -> None:
     """To its end, and its file to where it is wanted."""
+    from .home.lock import Taken
     from .home.record import RenderRun
     from .render import check_file
 
     check_file(folder.plan, output)
-    if folder.status().state != "done":
-        with bars as report:
-            RenderRun(folder, report, changes=changes).run()
-    folder.export(output)
+    try:
+        if folder.status().state != "done":
+            with bars as report:
+                RenderRun(folder, report, changes=changes).run()
+        folder.export(output)
+    except Taken:
+        raise
+    except BaseException as error:
+        frame = folder.status().frames_done
+        error.add_note(f"`longreel resume {folder.id}{_home(home)}` goes on from frame {frame}")
+        raise
     typer.echo(output)
+
+
+def _home(home: Path | None) -> str:
+    """As it is typed once more."""
+    return f" --home {shlex.quote(str(home))}" if home else ""
 
 
 def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Attempt:
     """Of the one process that may write."""
 
     def __init__(self, folder: Path, journal: JournalWriter, held: Held, config: Config) -> None:
+        self.id = folder.name
         self.number = journal.attempt
         self._folder = folder
         self._journal = journal
@@ -106,6 +107,19 @@ class Attempt:
         )
         self.frames_done += count
         self._segments += 1
+
+    def finish(self) -> None:
+        """It is whole: nobody goes on from a checkpoint any more."""
+        self.note("done", reason="")
+        self._checkpoints.clear()
+
+    def end(self, state: str, reason: str = "") -> None:
+        """It is not. Without this word, which a full disk may not take, it is paused all the same,
+        as its process is gone."""
+        try:
+            self.note(state, reason=reason)
+        except OSError as error:
+            _log.warning("that render %s is %s cannot be written (%s)", self.id, state, error)
 
     def note(self, event: str, **facts: object) -> None:
         """Into the journal."""

@@ -7,6 +7,7 @@ inputs/              pictures it starts from or ends on
 lock                 who is making it (lock.py)
 """
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class RenderFolder:
         self._lock = Lock(path)
         self._reader = JournalReader(path / "journal")
         self._ledger = Ledger(path)
+        self._reading = threading.Lock()  # the folder may be asked by several threads
 
     @property
     def id(self) -> str:
@@ -144,6 +146,7 @@ class RenderFolder:
                 writer.close()
 
     def _read(self) -> Ledger:
-        for event in self._reader.poll():
-            self._ledger.apply(event)
-        return self._ledger
+        with self._reading:
+            for event in self._reader.poll():
+                self._ledger.apply(event)
+            return self._ledger

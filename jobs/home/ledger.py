@@ -59,6 +59,7 @@ class Ledger:
             self.limit = event["blocks"]
         elif kind in ENDS:
             self.state, self.reason = kind, event.get("reason", "")
+            self.checkpoints = [] if kind == "done" else self.checkpoints
 
     @property
     def frames_done(self) -> int:

@@ -61,17 +61,17 @@ class RenderRun:
         """
         with self._folder.attempt() as attempt:
             try:
-                whole = self._render(attempt)
-                self._end(attempt, "done" if whole else self._ending)
+                if self._render(attempt):
+                    self._patiently(attempt.finish)
+                else:
+                    attempt.end(self._ending)
             except Taken:
                 raise
             except Exception as error:
-                self._end(attempt, "failed", str(error) or type(error).__name__)
-                error.add_note(self._way_on(attempt))
+                attempt.end("failed", str(error) or type(error).__name__)
                 raise
-            except BaseException as error:
-                self._end(attempt, "paused", "it was interrupted")
-                error.add_note(self._way_on(attempt))
+            except BaseException:
+                attempt.end("paused", "it was interrupted")
                 raise
         return self._folder.status()
 
@@ -185,12 +185,6 @@ class RenderRun:
         if gathered.start >= attempt.frames_done:  # else it is final already
             assert gathered.start == attempt.frames_done, "segments are the same each time"
             self._patiently(lambda: attempt.commit(gathered.frames, gathered.blocks))
-
-    def _way_on(self, attempt: Attempt) -> str:
-        return f"`longreel resume {self._folder.id}` goes on from frame {attempt.frames_done}"
-
-    def _end(self, attempt: Attempt, state: str, reason: str = "") -> None:
-        self._patiently(lambda: attempt.note(state, reason=reason))
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """A full disk is waited for: somebody may clear it."""
