@@ -53,9 +53,8 @@ def resume(
 
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
-    run_and_export(
-        folder, output or Path(folder.manifest.output or f"{folder.id}.mp4"), changes, progress()
-    )
+    wanted = output or Path(folder.manifest.output or f"{folder.id}.mp4")
+    run_and_export(folder, wanted, changes, progress(), home)
 
 
 def renders(
