@@ -1,8 +1,8 @@
 """One request to one file, to a stream of frames, or to latents: what every entry point calls."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -10,11 +10,9 @@ from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.plan import Plan, Request, expand, make_plan
 from .cluster import open_backend
-from .metadata import metadata
 from .stream import FrameStream
 from .target import check_output
 from .video import Video
-from .writer import open_writer
 
 
 def plan_render(
@@ -54,22 +52,17 @@ def check_file(plan: Plan, output: str | Path) -> None:
 def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video:
     """Render to a file (or a folder of pictures), which appears when it is complete."""
     check_file(plan, output)
-    config, path = plan.config, expand(output)
-    video = config.video
-    with (
-        closing(stream_chunks(plan, report)) as chunks,
-        open_writer(
-            path,
-            height=video.height,
-            width=video.width,
-            fps=video.fps,
-            output=config.output,
-            metadata=metadata(plan.request),
-        ) as writer,
-    ):
-        for chunk in chunks:
-            writer.write(chunk.frames)
-    return Video(path=path, config=config, num_frames=video.frames, fps=video.fps)
+    from .home.home import Home
+    from .home.record import RenderRun
+
+    path = expand(output).absolute()  # the working directory may change while a render runs
+    # segments on the way, as for the command line, so that both write the same bytes
+    with TemporaryDirectory(prefix=".longreel-", suffix=".part", dir=path.parent) as folder:
+        render = Home(Path(folder)).create(plan)
+        RenderRun(render, report).run()
+        render.export(path)
+    video = plan.config.video
+    return Video(path=expand(output), config=plan.config, num_frames=video.frames, fps=video.fps)
 
 
 def stream_chunks(plan: Plan, report: Report = quiet) -> FrameStream:

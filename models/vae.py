@@ -77,8 +77,10 @@ class StreamingDecoder:
         return DecoderState(*self._stream.freeze())
 
     def restore(self, state: DecoderState) -> None:
-        """Go on from a state of a decoder with the same weights, dtype and tiles; of all tiles,
-        where this one makes some of them."""
+        """Go on from a state of a decoder with the same weights and dtype; of all tiles, where this
+        one makes some of them. One of whole frames may be gone on from in tiles."""
+        if len(state.caches) == 1:
+            state = state.cut(self._tiling)
         if self._mine is not None:
             state = replace(state, caches=tuple(state.caches[i] for i in self._mine))
         self._stream.restore(state, self._vae.device, self._vae.dtype)

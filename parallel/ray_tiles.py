@@ -12,14 +12,14 @@ from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous
 from .messages import Stamp
 from .placement import Placement, this_node
-from .ray_worker import RayWorker
+from .ray_worker import RayWorker, WorkerLost
 from .tiles import TileEdges
 
 
 class RayTiles:
     """The driver's side: the first worker joins frames, and has others beside it for their tiles.
 
-    What they build has the methods `share_tiles`, `decode_tiles` and `decode` of a codec.
+    What they build has the methods `share_tiles` and `decode_tiles` of a codec.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RayTiles:
         )
         try:
             for rank in range(1, len(shares)):
-                self._others.append(RayWorker(placement, build, check, beside=rank))
+                self._others.append(RayWorker(placement, build, check, timeout_s, beside=rank))
             for rank, worker in enumerate([first, *self._others]):
                 edges = TileEdges(
                     stamp=stamp,
@@ -61,20 +61,18 @@ class RayTiles:
             self.close()
             raise
 
-    def decode(self, latents_BCTHW: object, keep: bool) -> Iterator[Any]:
-        """As the first worker's; all begin with the call."""
+    def stream(self, method: str, *args: object) -> Iterator[Any]:
+        """Of the first worker, which joins all tiles; all begin with the call, on what
+        `decode_tiles` takes."""
         for ref in self._over(0):
             result(ref)
             self._under_way.remove(ref)
-        self._under_way += [
-            other.start("decode_tiles", latents_BCTHW, keep) for other in self._others
-        ]
-        return self._frames(self._first.stream("decode", latents_BCTHW, keep))
+        self._under_way += [other.start("decode_tiles", *args) for other in self._others]
+        return self._frames(self._first.stream(method, *args))
 
-    def restore(self, state: object, num_frames: int) -> None:
-        """Decode on from a state of all tiles, after so many frames."""
-        for worker in (self._first, *self._others):
-            worker.call("restore", state, num_frames)
+    def call(self, method: str, *args: object) -> Any:
+        """On every worker; the first one's answer."""
+        return [worker.call(method, *args) for worker in (self._first, *self._others)][0]
 
     def _frames(self, frames: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -90,9 +88,9 @@ class RayTiles:
             except LinkClosed:
                 continue
             except RayActorError:
-                return ChainBroken(
+                return WorkerLost(
                     "a worker that decodes tiles was lost: its process ended; see Ray's logs for "
-                    "the reason, which is often lack of memory, and render again"
+                    "the reason, which is often lack of memory"
                 )
             except BaseException as error:
                 return error

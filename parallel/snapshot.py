@@ -5,12 +5,13 @@ of a head.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .packed import Packed, pack
 from .tasks import WalkState
 
 CacheKey = tuple[int, int, int, int, int]  # block, version, take, pass through the model, layer
@@ -46,6 +47,24 @@ class Piece:
     v_BLHD: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedPiece:
+    """On its way out of the process that it was made in."""
+
+    run: range
+    place: Place
+    k: Packed
+    v: Packed
+
+    def unpack(self) -> Piece:
+        return Piece(run=self.run, place=self.place, k_BLHD=self.k.tensor(), v_BLHD=self.v.tensor())
+
+
+def pack_piece(piece: Piece) -> PackedPiece:
+    k, v = pack(piece.k_BLHD), pack(piece.v_BLHD)
+    return PackedPiece(run=piece.run, place=piece.place, k=k, v=v)
+
+
 def join_pieces(
     pieces: Iterable[tuple[CacheKey, Piece]],
 ) -> dict[CacheKey, tuple[Tensor, Tensor]]:
@@ -66,6 +85,45 @@ def _join(pieces: list[Piece]) -> tuple[Tensor, Tensor]:
     rows_k = [torch.cat([piece.k_BLHD for piece in row], dim=2) for row in by_run.values()]
     rows_v = [torch.cat([piece.v_BLHD for piece in row], dim=2) for row in by_run.values()]
     return torch.cat(rows_k, dim=1), torch.cat(rows_v, dim=1)
+
+
+EMPTY = Snapshot(walk=WalkState(), latents={}, samples={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedSnapshot:
+    """What one actor needs of a snapshot, on its way there."""
+
+    walk: WalkState
+    latents: dict[int, tuple[int, Packed]]
+    samples: dict[int, tuple[Packed, ...]]
+    caches: dict[CacheKey, tuple[Packed, Packed]]
+
+    def unpack(self) -> Snapshot:
+        return Snapshot(
+            walk=self.walk,
+            latents={block: (step, kept.tensor()) for block, (step, kept) in self.latents.items()},
+            samples={b: tuple(kept.tensor() for kept in held) for b, held in self.samples.items()},
+            caches={key: (k.tensor(), v.tensor()) for key, (k, v) in self.caches.items()},
+        )
+
+
+def pack_snapshot(
+    snapshot: Snapshot, *, first: bool, last: bool, layers: Collection[int], passes: range
+) -> PackedSnapshot:
+    """The part of an actor with these layers, and of the first stage's or the last one's."""
+    latents = snapshot.latents if first else {}
+    samples = snapshot.samples if last else {}
+    return PackedSnapshot(
+        walk=snapshot.walk,
+        latents={block: (step, pack(kept)) for block, (step, kept) in latents.items()},
+        samples={block: tuple(map(pack, held)) for block, held in samples.items()},
+        caches={
+            key: (pack(k), pack(v))
+            for key, (k, v) in snapshot.caches.items()
+            if key[4] in layers and key[3] in passes
+        },
+    )
 
 
 class Admission:

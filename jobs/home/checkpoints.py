@@ -6,6 +6,7 @@ them. A checkpoint is a safetensors file whose metadata says what else it needs,
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ class CheckpointFolder:
             if path.name not in names:
                 path.unlink()
         self._pages = {key: page for key, page in self._pages.items() if page[0] in names}
+
+    def clear(self) -> None:
+        """None is needed any more."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _save_pages(self, snapshot: Snapshot) -> dict[Key, tuple[str, str]]:
         pages = {}

@@ -7,10 +7,11 @@ inputs/              pictures it starts from or ends on
 lock                 who is making it (lock.py)
 """
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from ...pipeline.plan import Plan, Request, make_plan
@@ -37,6 +38,7 @@ class RenderFolder:
         self._lock = Lock(path)
         self._reader = JournalReader(path / "journal")
         self._ledger = Ledger(path)
+        self._reading = threading.Lock()  # the folder may be asked by several threads
 
     @property
     def id(self) -> str:
@@ -44,9 +46,9 @@ class RenderFolder:
 
     @property
     def request(self) -> Request:
-        return self.manifest.request(self.path)
+        return self.manifest.request(self.path, self._read().changes)
 
-    @cached_property
+    @property
     def plan(self) -> Plan:
         """ValueError where this machine cannot make it."""
         return make_plan(self.request)
@@ -120,7 +122,13 @@ class RenderFolder:
                 f"render {self.id} has no frame yet, so there is no video to write to {output}; "
                 f"`longreel resume {self.id}` makes it"
             )
-        export(self.init, segments, output, self.manifest.config, metadata(self.request))
+        request = replace(self.request, config=self.manifest.config)
+        export(self.init, segments, output, request.config, metadata(request))
+
+    def num_bytes(self) -> int:
+        """On the disk."""
+        files = (path for path in self.path.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in files)
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
@@ -138,6 +146,7 @@ class RenderFolder:
                 writer.close()
 
     def _read(self) -> Ledger:
-        for event in self._reader.poll():
-            self._ledger.apply(event)
-        return self._ledger
+        with self._reading:
+            for event in self._reader.poll():
+                self._ledger.apply(event)
+            return self._ledger

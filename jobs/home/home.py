@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from ...pipeline.parts import fingerprints
+from ...pipeline.parts import check_parts, fingerprints
 from ...pipeline.plan import Plan, expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
@@ -38,6 +38,8 @@ class Home:
 
     def create(self, plan: Plan, output: Path | None = None) -> RenderFolder:
         """A new render, queued; `output`: where its file is wanted."""
+        if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
+            check_parts(plan)
         name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         folder = self._renders / name
         try:
@@ -128,7 +130,8 @@ def _keep_picture(folder: Path, path: Path | None, which: str) -> str:
     """Its name in the folder, as the file itself may be gone when the render goes on."""
     if path is None:
         return ""
-    kept = Path("inputs") / f"{which}{path.suffix}"
+    kept = Path("inputs") / which / path.name
+    (folder / kept).parent.mkdir()
     write_whole(folder / kept, path.read_bytes())
     return os.fspath(kept)
 

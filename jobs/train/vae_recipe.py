@@ -236,6 +236,7 @@ def start_frame_by_frame(vae: nn.Module) -> None:
         if module.kernel_size[1] == 1:
             same = torch.eye(module.in_channels)[:, :, None, None]
             newest = same.repeat(module.out_channels // module.in_channels, 1, 1, 1)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
         module.weight.zero_()
         module.weight[:, :, -1] = newest
