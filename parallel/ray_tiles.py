@@ -72,7 +72,8 @@ class RayTiles:
 
     def call(self, method: str, *args: object) -> Any:
         """On every worker; the first one's answer."""
-        return [worker.call(method, *args) for worker in (self._first, *self._others)][0]
+        answer, *_ = [worker.call(method, *args) for worker in (self._first, *self._others)]
+        return answer
 
     def _frames(self, frames: Iterator[Any]) -> Iterator[Any]:
         try:
