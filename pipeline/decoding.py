@@ -3,6 +3,8 @@
 B batch, C channels, T latents, H height, W width.
 """
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -62,21 +64,33 @@ class SteadyDecoder:
         self._state: tuple[DecoderState, int] | None = None  # that was kept last, and frames
         self._since: list[Tensor] = []  # latents whose frames came after it
         self._frames = 0
+        self._lock = threading.Lock()  # blocks are begun by one thread and read by another
+        self._is_fresh = True
+        self._steady: Worker | None = None  # that stands where the blocks read so far have left it
+        self._unread: deque[Worker | None] = deque()  # who has begun each block that is not read
 
     def restore(self, state: DecoderState, num_frames: int) -> None:
         self._state, self._frames = (state, num_frames), num_frames
-        self._send_state()
+        self._is_fresh = False  # the first block that is read brings the worker there
 
     def decode(self, latents_BCTHW: Tensor, keep: bool) -> Iterator[Decoded]:
-        worker = self._worker()
-        stream = worker.stream("decode_packed", latents_BCTHW, keep)  # it begins now
-        return self._read(worker, stream, latents_BCTHW, keep)
+        with self._lock:
+            worker = self._worker()
+            if self._is_fresh:
+                self._steady, self._is_fresh = worker, False
+            # ahead of its turn only behind blocks that the same worker has begun
+            ahead = worker is self._steady and all(one is worker for one in self._unread)
+            self._unread.append(worker if ahead else None)
+            stream = worker.stream("decode_packed", latents_BCTHW, keep) if ahead else iter(())
+        return self._read(worker if ahead else None, stream, latents_BCTHW, keep)
 
     def _read(
-        self, begun_by: Worker, stream: Iterator[Any], latents_BCTHW: Tensor, keep: bool
+        self, begun_by: Worker | None, stream: Iterator[Any], latents_BCTHW: Tensor, keep: bool
     ) -> Iterator[Decoded]:
-        if begun_by is not self._worker():  # which was lost while the block before was read
-            stream = self._worker().stream("decode_packed", latents_BCTHW, keep)
+        with self._lock:
+            self._unread.popleft()
+        if begun_by is not self._worker():
+            stream = self._begin(None, latents_BCTHW, keep)
         count = 0  # items that came
         while True:
             try:
@@ -88,7 +102,7 @@ class SteadyDecoder:
                     self._since.append(latents_BCTHW)
                 return
             except self._lost as error:
-                stream = self._begin_again(error, latents_BCTHW, keep)
+                stream = self._begin(error, latents_BCTHW, keep)
 
     def _take(self, item: Any) -> Decoded:
         if not isinstance(item, dict):
@@ -99,16 +113,23 @@ class SteadyDecoder:
         self._state, self._since = (state, self._frames), []
         return state
 
-    def _begin_again(self, error: Exception, latents_BCTHW: Tensor, keep: bool) -> Iterator[Any]:
-        """Another worker, brought to where the lost one stood, and its frames of this block."""
+    def _begin(self, error: Exception | None, latents_BCTHW: Tensor, keep: bool) -> Iterator[Any]:
+        """This block, begun by a worker that stands where it should; after an error by another."""
         while True:
-            self._revive(error)
             try:
-                self._send_state()
-                for past in self._since:
-                    for _ in self._worker().stream("decode_packed", past, False):
-                        pass  # for the state that it leaves
-                return self._worker().stream("decode_packed", latents_BCTHW, keep)
+                if error is not None:
+                    with self._lock:
+                        self._steady = None
+                    self._revive(error)
+                worker = self._worker()
+                if worker is not self._steady:
+                    self._send_state()
+                    for past in self._since:
+                        for _ in worker.stream("decode_packed", past, False):
+                            pass  # for the state that it leaves
+                with self._lock:
+                    self._steady = worker
+                    return worker.stream("decode_packed", latents_BCTHW, keep)
             except self._lost as again:
                 error = again
 
