@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,83 @@ _NUM_THREADS = 4
 # wrote: on such a CPU ten runs over the same frames gave nine files. No measurable cost at 720p.
 _X264_PARAMS = "cpu-independent=1"
 
+Frame = npt.NDArray[np.uint8]  # height x width x 3
+
 _BT709 = 1  # AVCOL_PRI_BT709, AVCOL_TRC_BT709, AVCOL_SPC_BT709
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 _CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands")
+
+
+class PictureMaker:
+    """RGB frames to the pictures that x264 takes, and back."""
+
+    def __init__(self, output: OutputConfig) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._lossless = output.format == "png"
+        self._pixel_format = output.pixel_format
+        self._reformatter = VideoReformatter()
+
+    def make(self, frame: Frame) -> Any:
+        import av
+
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        if self._lossless:
+            return rgb
+        return self._reformatter.reformat(
+            rgb,
+            format=self._pixel_format,
+            dst_colorspace=_BT709,
+            src_color_range=_FULL_RANGE,
+            dst_color_range=_LIMITED_RANGE,
+            interpolation=_SCALER_FLAGS,
+        )
+
+    def read(self, picture: Any) -> Frame:
+        if self._lossless:
+            rgb = picture.to_ndarray(format="rgb24")
+        else:
+            rgb = self._reformatter.reformat(
+                picture,
+                format="rgb24",
+                src_colorspace=_BT709,
+                src_color_range=_LIMITED_RANGE,
+                dst_color_range=_FULL_RANGE,
+                interpolation=_SCALER_FLAGS,
+            ).to_ndarray()
+        return rgb.astype(np.uint8, copy=False)  # type: ignore[no-any-return]
+
+
+def add_stream(
+    container: Any, *, height: int, width: int, fps: int, output: OutputConfig, b_frames: bool
+) -> Any:
+    """An H.264 stream, ready to encode; of RGB, without loss, where pictures are made of it."""
+    lossless = output.format == "png"
+    stream = container.add_stream(
+        "libx264rgb" if lossless else "libx264",
+        rate=fps,
+        width=width,
+        height=height,
+        pix_fmt="rgb24" if lossless else output.pixel_format,
+        options={
+            **(
+                {"qp": "0", "preset": "ultrafast"}
+                if lossless
+                else {"crf": str(output.crf), "preset": output.encoder_preset}
+            ),
+            "x264-params": _X264_PARAMS if b_frames else f"{_X264_PARAMS}:bframes=0",
+        },
+    )
+    codec = stream.codec_context
+    codec.time_base = Fraction(1, fps)
+    codec.thread_count = _NUM_THREADS
+    if not lossless:
+        codec.color_range = _LIMITED_RANGE
+        codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
+    container.start_encoding()  # a setting that x264 refuses fails here, not frames later
+    return stream
 
 
 class Mp4Encoder:
@@ -46,49 +119,22 @@ class Mp4Encoder:
         metadata: Mapping[str, str],
     ) -> None:
         import av
-        from av.video.reformatter import VideoReformatter
 
         self.frames_written = 0
         self._shape = (height, width, 3)
-        self._pixel_format = output.pixel_format
         self._time_base = Fraction(1, fps)
-        self._reformatter = VideoReformatter()
-        self._container = av.open(_url(path), "w", format="mp4", options=_muxer_options(fps))
-        self._container.metadata.update(_checked(metadata))
-        self._stream = self._container.add_stream(
-            "libx264",
-            rate=fps,
-            width=width,
-            height=height,
-            pix_fmt=output.pixel_format,
-            options={
-                "crf": str(output.crf),
-                "preset": output.encoder_preset,
-                "x264-params": _X264_PARAMS,
-            },
+        self._maker = PictureMaker(output)
+        self._container = av.open(_url(path), "w", format="mp4", options=muxer_options(fps))
+        self._container.metadata.update(checked(metadata))
+        self._stream = add_stream(
+            self._container, height=height, width=width, fps=fps, output=output, b_frames=True
         )
-        codec = self._stream.codec_context
-        codec.time_base = self._time_base
-        codec.thread_count = _NUM_THREADS
-        codec.color_range = _LIMITED_RANGE
-        codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
-        self._container.start_encoding()  # a setting that x264 refuses fails here, not frames later
 
     def write(self, frames: npt.NDArray[np.uint8]) -> None:
-        import av
-
         assert frames.dtype == np.uint8, frames.dtype
         assert frames.shape[1:] == self._shape, (frames.shape, self._shape)
         for frame in frames:
-            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture = self._reformatter.reformat(
-                rgb,
-                format=self._pixel_format,
-                dst_colorspace=_BT709,
-                src_color_range=_FULL_RANGE,
-                dst_color_range=_LIMITED_RANGE,
-                interpolation=_SCALER_FLAGS,
-            )
+            picture = self._maker.make(frame)
             picture.pts = self.frames_written
             picture.time_base = self._time_base
             self._container.mux(self._stream.encode(picture))
@@ -108,23 +154,19 @@ class Mp4Encoder:
             self._container.close()
 
 
-def decode_mp4(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
-    """The frames of a file that Mp4Encoder made, height x width x 3, one at a time."""
-    import av
-    from av.video.reformatter import VideoReformatter
+def decode_mp4(path: Path) -> Iterator[Frame]:
+    """The frames of a file that longreel made, height x width x 3, one at a time."""
+    yield from decode_pictures(_url(path), OutputConfig())
 
-    reformatter = VideoReformatter()
-    with av.open(_url(path)) as container:
+
+def decode_pictures(file: Any, output: OutputConfig) -> Iterator[Frame]:
+    """The same of a path or an open file, encoded as `output` says."""
+    import av
+
+    maker = PictureMaker(output)
+    with av.open(file) as container:
         for picture in container.decode(video=0):
-            rgb = reformatter.reformat(
-                picture,
-                format="rgb24",
-                src_colorspace=_BT709,
-                src_color_range=_LIMITED_RANGE,
-                dst_color_range=_FULL_RANGE,
-                interpolation=_SCALER_FLAGS,
-            )
-            yield rgb.to_ndarray().astype(np.uint8, copy=False)
+            yield maker.read(picture)
 
 
 def read_mp4_metadata(path: Path) -> dict[str, str]:
@@ -136,7 +178,7 @@ def read_mp4_metadata(path: Path) -> dict[str, str]:
     return {key: text for key, text in tags.items() if key not in _CONTAINER_TAGS}
 
 
-def _muxer_options(fps: int) -> dict[str, str]:
+def muxer_options(fps: int) -> dict[str, str]:
     return {
         # a browser plays it before it has all of it; metadata of any name and length
         "movflags": "+faststart+use_metadata_tags",
@@ -146,7 +188,7 @@ def _muxer_options(fps: int) -> dict[str, str]:
     }
 
 
-def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
+def checked(metadata: Mapping[str, str]) -> dict[str, str]:
     for key, text in metadata.items():
         if "\0" in text:
             raise ValueError(

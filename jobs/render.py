@@ -1,16 +1,16 @@
 """One request to one file, to a stream of frames, or to latents: what every entry point calls."""
 
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from torch import Tensor
 
-from ..configs.load import load_config, to_yaml
+from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.plan import Plan, Request, expand, make_plan
 from .cluster import open_backend
+from .metadata import metadata
 from .stream import FrameStream
 from .target import check_output
 from .video import Video
@@ -64,7 +64,7 @@ def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video
             width=video.width,
             fps=video.fps,
             output=config.output,
-            metadata=_metadata(plan),
+            metadata=metadata(plan.request),
         ) as writer,
     ):
         for chunk in chunks:
@@ -98,18 +98,3 @@ def _check_once(frames: int, overrides: Sequence[str]) -> None:
                 f"frames={frames} and video.frames={value} are both given, and only one can be "
                 "meant; leave one out"
             )
-
-
-def _metadata(plan: Plan) -> dict[str, str]:
-    from .. import __version__
-
-    image = plan.request.image
-    return {
-        "prompt": plan.request.prompt,
-        "prompt_at": "\n".join(f"{second:g} {text}" for second, text in plan.request.prompt_at),
-        "seed": str(plan.request.seed),
-        # a file's name may be any bytes; metadata is UTF-8
-        "image": os.fsencode(image.name).decode(errors="replace") if image else "",
-        "config": to_yaml(plan.config),
-        "longreel": __version__,
-    }

@@ -43,11 +43,8 @@ def open_writer(
     """
     check_target(path, output)
     check_size(output, height=height, width=width)
-    target = path.absolute()  # the working directory may change while a render runs
-    # 40 characters, because a name of 255 bytes leaves no room for the rest
-    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
     encoder: Mp4Encoder | PngEncoder
-    try:
+    with whole_or_nothing(path) as part:
         if output.format == "png":
             encoder = PngEncoder(part, height=height, width=width, metadata=metadata)
         else:
@@ -60,6 +57,16 @@ def open_writer(
             encoder.finish()
         finally:
             encoder.close()
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path`, which what is there becomes once it is on the disk."""
+    target = path.absolute()  # the working directory may change while a render runs
+    # 40 characters, because a name of 255 bytes leaves no room for the rest
+    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
         _sync_all(part)
         part.replace(target)
         _sync(target.parent)

@@ -3,6 +3,7 @@
 B batch, C channels, T latents or frames, H height, W width.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Stream
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..parallel.chain import Chain
 from ..parallel.errors import ChainBroken
 from ..parallel.stage import Moved
-from .backend import Backend, Frames, open_backend
+from .backend import Backend, Frames, GivenUp, open_backend
 from .condition import Condition
 from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
@@ -64,6 +65,7 @@ class Generator:
         self._open_backend = open_backend
         self._backend: Backend | None = None
         self._chain: Chain | None = None
+        self._given_up = threading.Event()
 
     def latents(self) -> Tensor:
         """The clean latents, normalised: (1, C, T, H, W) float32."""
@@ -102,8 +104,16 @@ class Generator:
         assert self._chain is not None, "the render has not begun"
         self._chain.stop()
 
+    def give_up(self) -> None:
+        """End within moments, with nothing more; from any thread, also before it has begun."""
+        self._given_up.set()
+        if self._backend is not None:
+            self._backend.given_up.set()
+
     def _open(self) -> Backend:
         self._backend = self._open_backend(self._plan)
+        if self._given_up.is_set():
+            self._backend.given_up.set()
         return self._backend
 
     def _denoise(self, backend: Backend) -> Stream[Moved]:
@@ -178,5 +188,7 @@ class Generator:
 def _broken_ends_render() -> Iterator[None]:
     try:
         yield
+    except GivenUp:
+        pass  # by `give_up`, or by closing: whoever did it knows
     except ChainBroken as error:
         raise RenderError(str(error)) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..models.checkpoint import check_transformer, locate
+from ..models.fingerprint import fingerprint
 from ..models.image import ImageSource, encode_images, fit_image
 from ..models.image_encoder import check_image_encoder, load_processor
 from ..models.text import TextSource, encode_prompts
@@ -45,6 +46,18 @@ def check_parts(plan: Plan) -> None:
     if dit.image_dim is not None:
         check_image_encoder(found["image_encoder"], dit.image_dim)
         load_processor(_processor_folder(found["image_processor"]))
+
+
+def fingerprints(plan: Plan) -> dict[str, str]:
+    """The weights of each part, told apart by their content."""
+    reference, field = _transformer(plan)
+    names = ("transformer", "transformer_2")[: plan.arch.num_experts]
+    found = {} if reference == RANDOM else {name: locate(reference, name, field) for name in names}
+    if plan.config.model.checkpoint != RANDOM:
+        others = ["vae", "text_encoder"]
+        others += ["image_encoder"] if plan.arch.dit.image_dim is not None else []
+        found |= {part: locate(plan.config.model.checkpoint, part) for part in others}
+    return {part: fingerprint(path) for part, path in found.items()}
 
 
 def encode_texts(plan: Plan, prompts: Sequence[str]) -> Tensor:

@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "pipeline": {"configs", "kernels", "models", "parallel", "pipeline"},
     "jobs": {"configs", "kernels", "models", "parallel", "pipeline", "jobs"},
 }
-WITHIN = {"jobs/evaluate", "jobs/train", "jobs/world"}  # packages inside a folder, under its rules
+# packages inside a folder, under its rules
+WITHIN = {"jobs/evaluate", "jobs/home", "jobs/train", "jobs/world"}
 HOMES = {
     "triton": {"kernels"},
     "torch.distributed": {"parallel"},

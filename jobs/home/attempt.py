@@ -1,0 +1,71 @@
+"""One go at a render: what it makes becomes final here, in order, while it holds the lock."""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...configs.schema import Config
+from .durable import write_whole
+from .journal import JournalWriter
+from .ledger import Ledger
+from .lock import Held
+from .segments import Frames, digest, encode_segment
+
+
+class Attempt:
+    """Of the one process that may write."""
+
+    def __init__(self, folder: Path, journal: JournalWriter, held: Held, config: Config) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._held = held
+        self._config = config
+        self.frames_done = 0
+        self._segments = 0
+
+    def start(self) -> None:
+        (self._folder / "segments").mkdir(exist_ok=True)
+        self._journal.append(event="started", host=socket.gethostname(), pid=os.getpid())
+
+    def resume(self, ledger: Ledger) -> None:
+        self.frames_done, self._segments = ledger.frames_done, len(ledger.segments)
+
+    def commit(self, frames: Sequence[Frames], blocks: tuple[int, int]) -> None:
+        """The next segment. OSError: it is not there, and may be committed again."""
+        count = sum(map(len, frames))
+        init, media = encode_segment(
+            frames, self.frames_done, fps=self._config.video.fps, output=self._config.output
+        )
+        self._held.check()
+        self._keep_init(init)
+        name = f"{self._segments:06d}.m4s"
+        write_whole(self._folder / "segments" / name, media)
+        self.note(
+            "segment",
+            number=self._segments,
+            first=self.frames_done,
+            frames=count,
+            blocks=blocks,
+            file=name,
+            bytes=len(media),
+            digest=digest(media),
+        )
+        self.frames_done += count
+        self._segments += 1
+
+    def note(self, event: str, **facts: object) -> None:
+        """Into the journal."""
+        self._held.check()
+        self._journal.append(event=event, **facts)
+
+    def _keep_init(self, init: bytes) -> None:
+        path = self._folder / "init.mp4"
+        if not path.exists():
+            write_whole(path, init)
+        elif path.read_bytes() != init:
+            raise ValueError(
+                f"the H.264 encoder here begins a file otherwise than {path}, so its segments "
+                "would not go on from those there; resume with the version of PyAV that is named "
+                "in manifest.json"
+            )

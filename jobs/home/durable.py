@@ -1,0 +1,42 @@
+"""Files that are whole or not there, whatever ends the process or the machine."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PART = ".part"  # how names of what is being written end
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` once it is on the disk; nothing is left if not."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+    try:
+        yield part
+        sync(part)
+        part.replace(path)
+        sync(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    with written_aside(path) as part:
+        part.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_parts(folder: Path) -> None:
+    """What a process that was killed had begun to write."""
+    for part in folder.glob(f"**/.*{PART}"):
+        part.unlink(missing_ok=True)

@@ -1,0 +1,145 @@
+"""Where renders are kept: a folder each, under an id of ours."""
+
+import os
+import secrets
+import shutil
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from ...pipeline.parts import fingerprints
+from ...pipeline.plan import Plan, expand
+from .durable import sync, write_whole
+from .folder import RenderFolder
+from .lock import Taken
+from .manifest import Manifest, write_manifest
+
+_VERSIONED = ("torch", "diffusers", "transformers", "ray", "av", "numpy")
+
+
+def default_home() -> Path:
+    """In the user's data folder."""
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    if data.startswith("~"):
+        raise ValueError(
+            "this user has no home folder, so there is nowhere to keep a render while it is made; "
+            "name a folder with --home"
+        )
+    return Path(data) / "longreel"
+
+
+class Home:
+    """A folder of renders; it need not exist."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = expand(path) if path is not None else default_home()
+        self._renders = self.path.absolute() / "renders"
+
+    def create(self, plan: Plan, output: Path | None = None) -> RenderFolder:
+        """A new render, queued; `output`: where its file is wanted."""
+        name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        folder = self._renders / name
+        try:
+            (folder / "inputs").mkdir(parents=True)
+            self._write(folder, name, plan, output)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise ValueError(
+                f"--home={self.path} takes no render ({error.strerror}: {error.filename}); name "
+                "another folder with --home"
+            ) from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return RenderFolder(folder)
+
+    def open(self, render: str) -> RenderFolder:
+        """By its id, or the beginning of one."""
+        found = [name for name in self._names() if name.startswith(render)]
+        if render in found:
+            found = [render]
+        if len(found) != 1 or not render:
+            what = f"{len(found)} renders begin with it" if found else "there is no such render"
+            raise ValueError(
+                f"render={render!r} names none in {self.path}: {what}; `longreel renders` lists "
+                "those there are"
+            )
+        return RenderFolder(self._renders / found[0])
+
+    def renders(self) -> list[RenderFolder]:
+        """All that can be opened, the newest first."""
+        folders = []
+        for name in reversed(self._names()):
+            try:
+                folders.append(RenderFolder(self._renders / name))
+            except ValueError:  # one that is being made, removed, or of another version
+                continue
+        return folders
+
+    def remove(self, folder: RenderFolder) -> None:
+        """With all that is in it. ValueError while it is being made."""
+        if folder.status().state == "running":
+            raise Taken(
+                f"render {folder.id} is being made, and its process would lose its folder; end "
+                "that process first"
+            )
+        gone = folder.path.with_name(f".{folder.id}.gone")
+        folder.path.rename(gone)  # at once, for whoever lists them
+        shutil.rmtree(gone)
+
+    def _names(self) -> list[str]:
+        if not self._renders.is_dir():
+            return []
+        return sorted(path.name for path in self._renders.iterdir() if path.name[0] != ".")
+
+    def _write(self, folder: Path, name: str, plan: Plan, output: Path | None) -> None:
+        request, config = plan.request, plan.config
+        image, last_image = (
+            _keep_picture(folder, path, which)
+            for path, which in (
+                (request.image, "first"),
+                (expand(config.video.last_image) if config.video.last_image else None, "last"),
+            )
+        )
+        model = replace(
+            config.model,
+            checkpoint=_absolute(config.model.checkpoint),
+            transformer=_absolute(config.model.transformer),
+        )
+        manifest = Manifest(
+            render=name,
+            created_s=round(time.time(), 3),
+            prompt=request.prompt,
+            prompt_at=request.prompt_at,
+            seed=request.seed,
+            config=replace(config, model=model),
+            image=image,
+            last_image=last_image,
+            output="" if output is None else os.fspath(expand(output).absolute()),
+            versions={"longreel": _own_version()} | {name: version(name) for name in _VERSIONED},
+            weights=fingerprints(plan) if config.parallel.address == "local" else {},
+        )
+        write_manifest(folder, manifest)
+        sync(self._renders)
+
+
+def _keep_picture(folder: Path, path: Path | None, which: str) -> str:
+    """Its name in the folder, as the file itself may be gone when the render goes on."""
+    if path is None:
+        return ""
+    kept = Path("inputs") / f"{which}{path.suffix}"
+    write_whole(folder / kept, path.read_bytes())
+    return os.fspath(kept)
+
+
+def _absolute(reference: str) -> str:
+    """A local path as it is found from any working directory."""
+    path = expand(reference) if reference else Path()
+    return os.fspath(path.absolute()) if reference and path.exists() else reference
+
+
+def _own_version() -> str:
+    from ... import __version__
+
+    return __version__

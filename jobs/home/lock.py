@@ -1,0 +1,146 @@
+"""Who runs a render: one process at a time, which shows that it lives, and may be replaced if not.
+
+The lock file names its owner; its time of change is the owner's heartbeat. A lock is stale when
+the heart has not beaten for STALE_S, or when the owner was on this machine and is gone.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .durable import write_whole
+
+BEAT_S = 2.0
+STALE_S = 20.0
+_TAKE_S = 5.0  # others hold the guard for milliseconds
+
+
+class Taken(ValueError):  # noqa: N818 -- what has happened to it
+    """Another process runs the render, or has taken it over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """A process, told apart from another of the same number."""
+
+    host: str
+    pid: int
+    born: str  # when it was started, as its system counts
+    token: str
+
+
+class Lock:
+    """Of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "lock"
+        self._guard = folder / ".lock-guard"
+
+    def owner(self) -> Owner | None:
+        """Whoever holds it and lives."""
+        try:
+            owner = Owner(**json.loads(self._path.read_bytes()))
+            age_s = time.time() - self._path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        if age_s > STALE_S or _is_gone(owner):
+            return None
+        return owner
+
+    @contextmanager
+    def held(self, name: str) -> Iterator["Held"]:
+        """Take it, or Taken says who has it; its heart beats until the block ends."""
+        mine = Owner(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            born=_born(os.getpid()),
+            token=secrets.token_hex(8),
+        )
+        with self._guarded(name):
+            if other := self.owner():
+                raise Taken(
+                    f"render {name} is being made by process {other.pid} on {other.host}, and two "
+                    "would write over each other; wait for it, or end that process first"
+                )
+            write_whole(self._path, json.dumps(asdict(mine)).encode())
+        held = Held(self._path, mine, name)
+        try:
+            yield held
+        finally:
+            held.stop()
+            with contextlib.suppress(Taken), self._guarded(name):
+                held.check()
+                self._path.unlink()
+
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        with self._guard.open("w") as guard:
+            deadline = time.monotonic() + _TAKE_S
+            while True:
+                try:
+                    fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Taken(
+                            f"render {name} is being taken by another process, which does not come "
+                            "to an end; look for a stopped longreel process and end it"
+                        ) from None
+                    time.sleep(0.05)
+            yield
+
+
+class Held:
+    """The lock, by the one who has it."""
+
+    def __init__(self, path: Path, mine: Owner, name: str) -> None:
+        self._path, self._mine, self._name = path, mine, name
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="longreel-heart", daemon=True)
+        self._heart.start()
+
+    def check(self) -> None:
+        """Taken if another has it by now: what this process was about to write is not for it."""
+        try:
+            token = json.loads(self._path.read_bytes())["token"]
+        except FileNotFoundError:
+            token = ""
+        if token != self._mine.token:
+            raise Taken(
+                f"render {self._name} was taken over while this process stood still, so nothing "
+                "more is written here; the other one goes on with it"
+            )
+
+    def stop(self) -> None:
+        self._over.set()
+        self._heart.join()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S):
+            with contextlib.suppress(OSError, Taken):  # a full disk is no reason to lose it
+                self.check()
+                os.utime(self._path)
+
+
+def _is_gone(owner: Owner) -> bool:
+    return owner.host == socket.gethostname() and _born(owner.pid) != owner.born
+
+
+def _born(pid: int) -> str:
+    """Ticks since the machine's start, and which start; empty: there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else f"{boot}/{fields[19]}"

@@ -1,0 +1,122 @@
+"""Segments: some blocks' frames as fragments of one MP4, each coded on its own and never touched.
+
+The start of that file (`init.mp4`) and any run of segments after it are a video that players take;
+all of them are the whole one. B-frames are off, so that every frame is decoded in its place and
+time goes on from segment to segment without a gap.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...configs.schema import OutputConfig
+from ..mp4 import PictureMaker, add_stream, decode_pictures
+
+Frames = npt.NDArray[np.uint8]  # n x height x width x 3
+
+# One tick of the timescale a frame. Neither an edit list nor offsets: times are a frame's number.
+_MOVFLAGS = "empty_moov+default_base_moof+frag_keyframe+skip_trailer+use_metadata_tags"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A run of frames that is final."""
+
+    number: int
+    first: int  # frame
+    frames: int
+    blocks: tuple[int, int]  # the first, and the one after the last
+    path: Path  # fragments alone; `init.mp4` goes before them
+    bytes: int
+    digest: str  # of the fragments
+
+    @property
+    def stop(self) -> int:
+        """The frame after its last."""
+        return self.first + self.frames
+
+
+def encode_segment(
+    frames: Iterable[Frames], first: int, *, fps: int, output: OutputConfig
+) -> tuple[bytes, bytes]:
+    """The start of the file, the same for every segment, and the fragments of these frames."""
+    import av
+
+    file = io.BytesIO()
+    options = {
+        "movflags": _MOVFLAGS,
+        "use_editlist": "0",
+        "fflags": "+bitexact",
+        "video_track_timescale": str(fps),
+        "movie_timescale": str(fps),
+        "fragment_index": str(first + 1),  # rises, as a fragment has a frame at least
+    }
+    with av.open(file, "w", format="mp4", options=options) as container:
+        maker, stream, count = None, None, 0
+        for frames_THWC in frames:
+            if stream is None:
+                height, width = frames_THWC.shape[1:3]
+                maker = PictureMaker(output)
+                stream = add_stream(
+                    container, height=height, width=width, fps=fps, output=output, b_frames=False
+                )
+            assert maker is not None
+            for frame in frames_THWC:
+                picture = maker.make(frame)
+                picture.pts, picture.time_base = count, Fraction(1, fps)
+                container.mux(stream.encode(picture))
+                count += 1
+        assert stream is not None, "a segment has frames"
+        container.mux(stream.encode(None))
+    return _split(file.getvalue(), first)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def decode_segments(
+    init: Path, segments: Iterable[Segment], output: OutputConfig
+) -> Iterator[Frames]:
+    """Their frames, height x width x 3, one at a time: what any player of the whole file shows."""
+    start = init.read_bytes()
+    for segment in segments:
+        yield from decode_pictures(io.BytesIO(start + segment.path.read_bytes()), output)
+
+
+def _split(data: bytes, first: int) -> tuple[bytes, bytes]:
+    """Before the first fragment, and the fragments, moved to where they are in the video."""
+    fragments = bytearray(data)
+    start = 0
+    for kind, place in _boxes(data, 0, len(data)):
+        if kind == b"moov":
+            start = place.stop
+        elif kind == b"moof":
+            for name, inner in _boxes(data, place.start + 8, place.stop):
+                if name == b"traf":
+                    _move(fragments, data, inner, first)
+    return data[:start], bytes(fragments[start:])
+
+
+def _move(fragments: bytearray, data: bytes, traf: range, first: int) -> None:
+    """The muxer counts time from each segment's first frame."""
+    for name, place in _boxes(data, traf.start + 8, traf.stop):
+        if name == b"tfdt":
+            assert data[place.start + 8] == 1, "time is in 64 bits"
+            run = slice(place.start + 12, place.start + 20)
+            fragments[run] = (int.from_bytes(data[run], "big") + first).to_bytes(8, "big")
+
+
+def _boxes(data: bytes, start: int, stop: int) -> Iterator[tuple[bytes, range]]:
+    """The boxes of an MP4 file, one after the other, each with its place."""
+    while start < stop:
+        size = int.from_bytes(data[start : start + 4], "big")
+        assert size >= 8, "a box has a header"
+        yield data[start + 4 : start + 8], range(start, start + size)
+        start += size

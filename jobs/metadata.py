@@ -1,0 +1,21 @@
+"""What a finished file says that it was made from."""
+
+import os
+
+from ..configs.load import to_yaml
+from ..pipeline.plan import Request
+
+
+def metadata(request: Request) -> dict[str, str]:
+    from .. import __version__
+
+    image = request.image
+    return {
+        "prompt": request.prompt,
+        "prompt_at": "\n".join(f"{second:g} {text}" for second, text in request.prompt_at),
+        "seed": str(request.seed),
+        # a file's name may be any bytes; metadata is UTF-8
+        "image": os.fsencode(image.name).decode(errors="replace") if image else "",
+        "config": to_yaml(request.config),
+        "longreel": __version__,
+    }

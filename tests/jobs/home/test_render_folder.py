@@ -1,0 +1,122 @@
+"""A render's folder says what is there of it, at any time and to anyone, and gives it back."""
+
+import io
+import threading
+
+import av
+import numpy as np
+import pytest
+from command import SMALL
+
+from longreel.jobs.home.home import Home
+from longreel.jobs.home.lock import Taken
+from longreel.jobs.home.record import RenderRun
+from longreel.jobs.mp4 import decode_mp4
+from longreel.jobs.render import plan_render, stream_chunks
+
+_SIZES = [setting for setting in SMALL if not setting.startswith("video.frames")]
+BLOCKS = [*_SIZES, "blocks.policy=dualparal-grouped", "blocks.size=2", "blocks.left=2"]
+
+
+def plan(*more, frames=33, **request):
+    return plan_render("a cat", frames=frames, overrides=[*BLOCKS, *more], **request)
+
+
+def frames_of(plan):
+    with stream_chunks(plan) as chunks:
+        return np.concatenate([chunk.frames for chunk in chunks])
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    render = Home(tmp_path_factory.mktemp("home")).create(plan())
+    assert render.status().state == "queued"
+    assert RenderRun(render).run().state == "done"
+    return render
+
+
+def test_segments_and_their_start_are_one_video_without_a_gap(done):
+    segments = done.segments()
+    assert [(s.first, s.stop) for s in segments] == [(0, 13), (13, 21), (21, 29), (29, 33)]
+    video = done.init.read_bytes() + b"".join(s.path.read_bytes() for s in segments)
+    with av.open(io.BytesIO(video)) as container:
+        times = [(frame.pts, frame.time) for frame in container.decode(video=0)]
+    assert times == [(i, i / 16) for i in range(33)]
+
+
+def test_the_finished_file_has_their_frames_and_says_what_it_was_made_from(done, tmp_path):
+    done.export(tmp_path / "a.mp4")
+    frames = np.stack(list(done.frames()))
+    assert np.array_equal(np.stack(list(decode_mp4(tmp_path / "a.mp4"))), frames)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert [frame.pts for frame in container.decode(video=0)] == list(range(33))
+        assert container.streams.video[0].duration == 33
+        assert container.metadata["prompt"] == "a cat"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_pictures_are_made_of_segments_without_loss(home, tmp_path):
+    wanted = plan("output.format=png", frames=9)
+    render = home.create(wanted)
+    RenderRun(render).run()
+    assert np.array_equal(np.stack(list(render.frames())), frames_of(wanted))
+    render.export(tmp_path / "pictures")
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 9
+
+
+def test_a_reader_follows_a_render_and_knows_its_end(home):
+    render = home.create(plan())
+    run = RenderRun(render)
+    seen = []
+
+    def read():
+        seen.extend(home.open(render.id).follow(timeout_s=60))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    run.run()
+    reader.join(60)
+    assert [s.digest for s in seen] == [s.digest for s in render.segments()]
+    assert render.wait(len(seen), timeout_s=1) is None
+    with pytest.raises(TimeoutError, match=r"has had no segment 0 for 0\.1 s"):
+        home.create(plan()).wait(0, timeout_s=0.1)
+
+
+def test_a_render_that_was_stopped_goes_on_to_the_same_bytes(home, done):
+    render = home.create(plan())
+    run = RenderRun(render)
+    stopper = threading.Thread(target=lambda: (render.wait(0, timeout_s=60), run.stop()))
+    stopper.start()
+    status = run.run()
+    stopper.join()
+    assert (status.state, status.attempt) == ("paused", 1)
+    assert RenderRun(home.open(render.id)).run().state == "done"
+    assert [s.digest for s in render.segments()] == [s.digest for s in done.segments()]
+
+
+def test_two_processes_do_not_make_one_render(home):
+    render = home.create(plan())
+    with render.attempt():
+        assert render.status().state == "running"
+        with pytest.raises(Taken, match=r"is being made by process \d+ on"):
+            RenderRun(home.open(render.id)).run()
+        with pytest.raises(Taken, match="is being made"):
+            home.remove(render)
+    assert (render.status().state, render.status().reason) == ("paused", "its process is gone")
+    home.remove(render)
+    assert home.renders() == []
+
+
+def test_a_render_is_opened_by_the_beginning_of_its_id(home):
+    first, second = home.create(plan()), home.create(plan())
+    assert {render.id for render in home.renders()} == {first.id, second.id}
+    assert home.open(first.id).path == first.path
+    with pytest.raises(ValueError, match="2 renders begin with it"):
+        home.open("2")
+    with pytest.raises(ValueError, match="there is no such render"):
+        home.open("nothing")
