@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..pipeline.errors import RenderError
 from .evaluate.cli import evaluate
+from .serve.serve_cli import serve
 from .simulate_cli import simulate
 from .train.errors import TrainingError
 from .train.train_cli import train
@@ -220,3 +221,4 @@ def _fail(message: str, code: int) -> NoReturn:
 app.command()(_plain_errors()(simulate))
 app.command(no_args_is_help=True)(_plain_errors()(train))
 app.command()(_plain_errors()(evaluate))
+app.command()(_plain_errors()(serve))

@@ -19,6 +19,7 @@ from .cost import Seconds
 from .errors import RenderError
 from .parts import check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan, find_device
+from .shelf import Shelf
 from .slices import find_measured
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 class Codec:
     """On one device, which need not be the DiT's; what it returns is on the host."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, shelf: Shelf | None = None) -> None:
         self._plan = plan
+        self._shelf = shelf or Shelf(keep=False)
         self._num_frames = 0  # decoded so far
 
     def check(self) -> None:
@@ -63,7 +65,8 @@ class Codec:
 
     @cached_property
     def _vae(self) -> "AutoencoderKLWan":
-        return load_plan_vae(self._plan)
+        plan = self._plan
+        return self._shelf.get(plan.config.model, "vae", lambda: load_plan_vae(plan))
 
 
 def make_codec(plan: Plan, device: str) -> Codec:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -60,8 +59,14 @@ def make_app(
     app.state.context = Context(
         queue=queue,
         files=files,
-        keeper=Keeper(queue, workers=workers, settings={"home": str(home)}, limits=limits,
-                      metrics=metrics),
+        keeper=Keeper(
+            queue,
+            workers=workers,
+            settings={"home": str(home)},
+            limits=limits,
+            files=files,
+            metrics=metrics,
+        ),
         intake=Intake(queue, files, limits, preset, overrides),
         limits=limits,
         tokens=tokens,
@@ -95,9 +100,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _load(here: Context) -> None:
     """What checks a request, before the first one comes."""
-    await asyncio.to_thread(importlib.import_module, "longreel.jobs.render")
+    await asyncio.to_thread(_import)
     here.ready = True
     say("ready", seconds=round(time.time() - here.began, 2))
+
+
+def _import() -> None:
+    from .. import render  # noqa: F401
 
 
 async def _api_error(request: Request, error: Any) -> JSONResponse:

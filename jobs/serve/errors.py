@@ -1,5 +1,6 @@
 """What goes wrong with a request, as the server says it: one envelope for both APIs."""
 
+import re
 from collections.abc import Mapping
 
 
@@ -38,3 +39,8 @@ def _type(status: int) -> str:
     return {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
         status, "invalid_request_error"
     )
+
+
+def without_paths(message: str) -> str:
+    """What the server's folders are called is nothing to a client."""
+    return re.sub(r"(?<![\w.:/])(?:file:)?~?/[^\s,;:()'\"]+", "(a file of the server)", message)

@@ -37,8 +37,9 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         try:
-            headers = {name.decode("latin-1"): value.decode("latin-1")
-                       for name, value in scope["headers"]}
+            headers = {
+                name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+            }
             scope.setdefault("state", {})["client"] = self._admit(scope, headers)
             if scope["type"] == "http":
                 receive = await self._take_body(headers, receive)

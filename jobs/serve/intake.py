@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ApiError
+from .errors import ApiError, without_paths
 from .files import AllFiles
 from .limits import Limits
 from .queue import KeyReusedError, Queue
@@ -200,10 +200,6 @@ def _said() -> Iterator[None]:
         raise ApiError(
             422, "invalid_request", message, field=field[1] if field else None
         ) from error
-
-
-def without_paths(message: str) -> str:
-    return re.sub(r"(?<![\w.:/])(?:file:)?~?/[^\s,;:()'\"]+", "(a file of the server)", message)
 
 
 def _kept(asked: CreateRender, plan: "Plan") -> dict[str, Any]:

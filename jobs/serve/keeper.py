@@ -8,15 +8,17 @@ their folders.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from .errors import ApiError
+from .errors import ApiError, without_paths
+from .files import AllFiles
 from .limits import Limits
 from .live import Live
 from .logs import complain, say
+from .metrics import Metrics
 from .queue import Queue
-from .record import Record
+from .record import Record, State
 from .worker_link import News, Worker
 
 MAX_ATTEMPTS = 3  # processes that may die over the same work
@@ -36,18 +38,18 @@ class Keeper:
         workers: int,
         settings: Mapping[str, Any],
         limits: Limits,
-        on_change: Callable[[str], None] = lambda render: None,
+        files: AllFiles,
+        metrics: Metrics,
     ) -> None:
-        """`settings` go to every worker; `on_change` hears of a render whose state is another."""
+        """`settings` go to every worker."""
         self._queue, self._num_workers, self._settings = queue, workers, settings
-        self._limits, self._on_change = limits, on_change
+        self._limits, self._files, self._metrics = limits, files, metrics
         self._idle: list[Worker] = []
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
         self._prompts = 0
         self.live: dict[str, Live] = {}
-        self.recoveries = 0  # processes that died over a render which went on
 
     def recover(self) -> None:
         """Before anything runs: those that ran when the last server ended."""
@@ -65,6 +67,8 @@ class Keeper:
         try:
             while True:
                 self._expire()
+                for live in self.live.values():
+                    self._count(live)
                 self._start_some()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TICK_S):
@@ -83,7 +87,8 @@ class Keeper:
             if live := self.live.get(record.render):
                 self._tell_to_stop(live)
         elif wish == "cancel":
-            self._queue.end(record.render, "cancelled", time.time())
+            self._end(record, "cancelled")
+            return
         else:
             self._queue.pause(record.render)
         self._changed(record, wish)
@@ -153,6 +158,7 @@ class Keeper:
                 return
             now = time.monotonic()
             live = self.live[record.render] = Live(record=record, since=now, taken_at=now)
+            live.seen = len(self._files.of(record.render).segments())
             self._changed(record, "running")
             self._spawn(self._carry(live))
 
@@ -211,6 +217,7 @@ class Keeper:
         record = self._queue.get(render)
         if record is None:
             return
+        self._count(live)
         how = "lost" if news is None else news["how"]
         if how == "done":
             self._end(record, "done")
@@ -233,7 +240,8 @@ class Keeper:
                 "it smaller, or see the server's log",
             )
         else:
-            self.recoveries += how == "lost" and not self._ending
+            if how == "lost":
+                self._metrics.recoveries.inc()
             self._spawn(self._put_back_soon(record, lost=how == "lost" and not self._ending))
 
     async def _put_back_soon(self, record: Record, lost: bool) -> None:
@@ -249,19 +257,33 @@ class Keeper:
             self._queue.put_back(now.render, lost=lost)
             self._changed(now, "queued")
 
-    def _end(self, record: Record, state: Any) -> None:
+    def _count(self, live: Live) -> None:
+        """What has become final since the last look."""
+        segments = self._files.of(live.record.render).segments()
+        for segment in segments[live.seen :]:
+            if segment.number == 0:
+                self._metrics.first_frame.observe(time.monotonic() - live.since)
+            self._metrics.frames.inc(segment.frames)
+            self._metrics.blocks.inc(segment.blocks[1] - segment.blocks[0])
+        live.seen = len(segments)
+
+    def _end(self, record: Record, state: State) -> None:
         self._queue.end(record.render, state, time.time())
+        self._ended(record, state)
         self._changed(record, state)
 
     def _fail(self, record: Record, code: str, message: str) -> None:
-        self._queue.end(
-            record.render, "failed", time.time(), {"code": code, "message": message}
-        )
+        said = {"code": code, "message": without_paths(message)}
+        self._queue.end(record.render, "failed", time.time(), said)
+        self._ended(record, "failed")
         self._changed(record, "failed", code=code, error=message)
+
+    def _ended(self, record: Record, state: State) -> None:
+        self._metrics.ended.labels(state).inc()
+        self._metrics.gpu_seconds.observe(record.gpu_seconds)
 
     def _changed(self, record: Record, event: str, **facts: object) -> None:
         say(event, render=record.render, client=record.client, **facts)
-        self._on_change(record.render)
         self.wake()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

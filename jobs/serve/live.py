@@ -34,6 +34,7 @@ class Live:
     stages: dict[str, Stage] = field(default_factory=dict)
     prompts: dict[int, asyncio.Future[News]] = field(default_factory=dict)
     last_prompt: int = 0
+    seen: int = 0  # segments
     taken: int = 0  # frames that a reader has, of a render that is paced by it
     taken_at: float = 0.0  # monotonic
 

@@ -7,13 +7,12 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from .context import Context, client_of, context_of
+from .context import Context
 from .errors import ApiError
 from .files import RenderFiles
-from .record import Record
 from .routes_renders import Here, Own
 from .schemas import failures
 from .streams import events, growing_mp4, pieces, playlist, raw_frames
@@ -72,7 +71,9 @@ def ranged(here: Context, files: RenderFiles, request: Request) -> Response:
     if not files.segments():
         raise ApiError(409, "no_frames", "it ended before its first frame was final")
     size = files.size()
-    tag = f'"{hashlib.sha256(repr([s.digest for s in files.segments()]).encode()).hexdigest()[:24]}"'
+    tag = (
+        f'"{hashlib.sha256(repr([s.digest for s in files.segments()]).encode()).hexdigest()[:24]}"'
+    )
     headers = {"accept-ranges": "bytes", "etag": tag, "cache-control": "private, no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)

@@ -95,9 +95,7 @@ def ready(request: Request, response: Response) -> dict[Literal["ready"], bool]:
     return {"ready": here.ready}
 
 
-@router.get(
-    "/metrics", tags=["operation"], response_class=PlainTextResponse, responses=failures()
-)
+@router.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=failures())
 def metrics(here: Here) -> Response:
     """For Prometheus."""
     return PlainTextResponse(here.metrics.text(here.queue, here.keeper))

@@ -11,8 +11,6 @@ from .record import Record, State
 from .schemas import (
     ChangePrompt,
     CreateRender,
-    ExtendRender,
-    RedoRender,
     Removed,
     RenderId,
     RenderPage,
@@ -55,9 +53,7 @@ Own = Annotated[Record, Depends(_own)]
 
 
 @router.post("", status_code=201, responses=failures(409, 429))
-async def create(
-    asked: CreateRender, here: Here, sender: Asker, response: Response
-) -> RenderView:
+async def create(asked: CreateRender, here: Here, sender: Asker, response: Response) -> RenderView:
     """A render, in the queue."""
     record, made = await here.intake.accept(asked, sender)
     if made:

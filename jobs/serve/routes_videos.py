@@ -19,7 +19,6 @@ from .streams import growing_mp4, pieces
 from .video_form import (
     CreateVideo,
     EditVideo,
-    ExtendVideo,
     RemixVideo,
     body_of,
     read,
@@ -114,12 +113,8 @@ async def delete(own: Own, here: Here) -> VideoDeleted:
     return VideoDeleted(id=own.render)
 
 
-@router.post(
-    "/{id}/remix", openapi_extra=body_of(RemixVideo), responses=failures(404, 409, 429)
-)
-async def remix(
-    own: Own, request: Request, here: Here, sender: Asker, response: Response
-) -> Video:
+@router.post("/{id}/remix", openapi_extra=body_of(RemixVideo), responses=failures(404, 409, 429))
+async def remix(own: Own, request: Request, here: Here, sender: Asker, response: Response) -> Video:
     """The same with another prompt: the same seed, so as much as can be stays."""
     asked, _ = await read(request, RemixVideo)
     return await _remix(here, response, own, asked.prompt, sender)

@@ -17,8 +17,12 @@ from .schemas import CreateRender, Prompt, RenderId
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,(.*)", re.DOTALL)
 _STRIDE = 4  # frames that a latent stands for, in every model there is; the first stands for one
 
-_TEXT_OR_NUMBER = {"anyOf": [{"type": "string", "pattern": r"^[1-9][0-9]{0,3}$"},
-                             {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400}]}
+_TEXT_OR_NUMBER = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^[1-9][0-9]{0,3}$"},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400},
+    ]
+}
 Seconds = Annotated[float, Field(gt=0, le=86_400), WithJsonSchema(_TEXT_OR_NUMBER)]
 Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{1,4}x[1-9][0-9]{1,4}$", examples=["96x64"])]
 
