@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .jobs.client.async_client import AsyncClient
+    from .jobs.client.client import Client
     from .jobs.stream import FrameStream
     from .jobs.video import Video
     from .pipeline.errors import RenderError
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncClient",
     "Chunk",
+    "Client",
     "FrameStream",
     "RenderError",
     "Video",
@@ -27,6 +31,8 @@ __all__ = [
     "stream",
 ]
 _HOMES = {
+    "AsyncClient": "jobs.client.async_client",
+    "Client": "jobs.client.client",
     "Chunk": "pipeline.generator",
     "FrameStream": "jobs.stream",
     "RenderError": "pipeline.errors",

@@ -28,8 +28,8 @@ from .queue import Queue
 from .tokens import Tokens
 
 _ABOUT = (
-    "Long videos with video diffusion transformers: a queue of renders, and each of them as events, "
-    "a growing MP4, HLS, raw frames or a WebSocket while it is made."
+    "Long videos with video diffusion transformers: a queue of renders, and each of them as "
+    "events, a growing MP4, HLS, raw frames or a WebSocket while it is made."
 )
 
 

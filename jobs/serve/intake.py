@@ -204,6 +204,8 @@ def _said() -> Iterator[None]:
 
 def _kept(asked: CreateRender, plan: "Plan") -> dict[str, Any]:
     """The request with its defaults, and the measures that a view of it needs."""
+    from .pace import longest_segment
+
     config, layout, schedule = plan.config, plan.layout, plan.schedule
     request = asked.model_dump(exclude={"image", "deadline_s", "priority"})
     return request | {
@@ -214,6 +216,7 @@ def _kept(asked: CreateRender, plan: "Plan") -> dict[str, Any]:
         "fps": config.video.fps,
         "frames": config.video.frames,
         "steps": config.sampling.steps,
+        "segment_frames": longest_segment(plan),
         "blocks": schedule.num_blocks or 0,
         "stages": layout.num_stages,
         "devices": layout.num_devices,

@@ -46,6 +46,7 @@ class Keeper:
         self._limits, self._files, self._metrics = limits, files, metrics
         self._idle: list[Worker] = []
         self._wake = asyncio.Event()
+        self._ahead: asyncio.Task[Worker] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
         self._prompts = 0
@@ -63,7 +64,9 @@ class Keeper:
                 self._queue.put_back(record.render, lost=False)
 
     async def run(self) -> None:
-        """Until cancelled; then renders stop at the end of their step and wait for a next server."""
+        """Until cancelled; then renders stop at the end of their step, for a next server."""
+        # so that the first render need not wait for a process to import everything
+        self._ahead = asyncio.create_task(Worker.start(self._settings))
         try:
             while True:
                 self._expire()
@@ -166,7 +169,7 @@ class Keeper:
         """From a worker's start to what has become of the render."""
         news: News | None = None
         try:
-            live.worker = self._choose(live.record) or await Worker.start(self._settings)
+            live.worker = await self._hire(live.record)
             news = await self._work(live, live.worker)
         except (OSError, RuntimeError, TimeoutError, ValueError) as error:
             complain("no worker", render=live.record.render, error=str(error))
@@ -179,6 +182,15 @@ class Keeper:
                 else:
                     self._idle.append(live.worker)
             self.wake()
+
+    async def _hire(self, record: Record) -> Worker:
+        """One that is idle, the one that was started ahead, or another."""
+        if (worker := self._choose(record)) is not None:
+            return worker
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            return await ahead
+        return await Worker.start(self._settings)
 
     def _choose(self, record: Record) -> Worker | None:
         """An idle worker that holds the model, else any."""
@@ -299,6 +311,10 @@ class Keeper:
         while self.live and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         workers = [*self._idle, *(live.worker for live in self.live.values() if live.worker)]
+        if self._ahead is not None:
+            self._ahead.cancel()
+            for started in await asyncio.gather(self._ahead, return_exceptions=True):
+                workers += [started] if isinstance(started, Worker) else []
         await asyncio.gather(*(worker.end(grace_s=2.0) for worker in workers))
         for task in [*self._tasks]:
             task.cancel()

@@ -21,27 +21,33 @@ class Metrics:
     """Counts itself what passes by; the rest is read when it is asked for."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        kinds = {"registry": self._registry, "namespace": "longreel"}
-        self._renders = Gauge("renders", "Renders by state", ["state"], **kinds)
-        self._queue = Gauge("queue_length", "Renders that wait for their turn", **kinds)
-        self._waited = Gauge("queue_oldest_seconds", "How long the first of them waits", **kinds)
-        self._workers = Gauge("workers_busy", "Renders that are being made", **kinds)
-        self._idle = Gauge(
-            "stage_idle_ratio", "Of a stage's time since its render began", ["stage"], **kinds
+        self._registry = here = CollectorRegistry()
+        self._renders = Gauge("longreel_renders", "By state", ["state"], registry=here)
+        self._queue = Gauge("longreel_queue_length", "Renders that wait", registry=here)
+        self._waited = Gauge(
+            "longreel_queue_oldest_seconds", "How long the first of them has", registry=here
         )
-        self.frames = Counter("frames", "Frames that became final", **kinds)
-        self.blocks = Counter("blocks", "Blocks that became final", **kinds)
-        self.recoveries = Counter("recoveries", "Renders that went on after a loss", **kinds)
-        self.ended = Counter("renders_ended", "Renders that ended", ["state"], **kinds)
+        self._busy = Gauge("longreel_workers_busy", "Renders being made", registry=here)
+        self.frames = Counter("longreel_frames", "Frames that became final", registry=here)
+        self.blocks = Counter("longreel_blocks", "Blocks that became final", registry=here)
+        self.recoveries = Counter(
+            "longreel_recoveries", "Times that a render went on after a loss", registry=here
+        )
+        self.ended = Counter("longreel_renders_ended", "By state", ["state"], registry=here)
         self.first_frame = Histogram(
-            "first_frame_seconds", "From its start to its first segment", buckets=_FIRST_S, **kinds
+            "longreel_first_frame_seconds",
+            "From a render's start to its first segment",
+            buckets=_FIRST_S,
+            registry=here,
         )
         self.gpu_seconds = Histogram(
-            "render_gpu_seconds", "Device time of a render", buckets=_FIRST_S, **kinds
+            "longreel_render_gpu_seconds",
+            "Time of a render on its devices",
+            buckets=_FIRST_S,
+            registry=here,
         )
-        self._bytes = Counter("sent_bytes", "Bytes sent to readers", ["way"], **kinds)
-        self._readers = Gauge("readers", "Readers that are connected", ["way"], **kinds)
+        self._bytes = Counter("longreel_sent_bytes", "To readers", ["way"], registry=here)
+        self._readers = Gauge("longreel_readers", "Connected", ["way"], registry=here)
 
     def text(self, queue: "Queue", keeper: "Keeper") -> bytes:
         counts = queue.counts()
@@ -50,7 +56,7 @@ class Metrics:
         self._queue.set(counts.get("queued", 0))
         waiting = queue.with_state("queued")
         self._waited.set(time.time() - min(r.created_at for r in waiting) if waiting else 0)
-        self._workers.set(len(keeper.live))
+        self._busy.set(len(keeper.live))
         return generate_latest(self._registry)
 
     def sent(self, way: str, count: int) -> None:

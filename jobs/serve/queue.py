@@ -171,7 +171,8 @@ class Queue:
             values.append(after)
         with self._lock:
             rows = self._file.execute(
-                f"SELECT * FROM renders WHERE {' AND '.join(where)} ORDER BY number {order} LIMIT ?",
+                f"SELECT * FROM renders WHERE {' AND '.join(where)}"
+                f" ORDER BY number {order} LIMIT ?",
                 (*values, limit + 1),
             ).fetchall()
         return [_record(row) for row in rows[:limit]], len(rows) > limit
@@ -265,7 +266,7 @@ class Queue:
             rows = self._file.execute(
                 f"SELECT state, COUNT(*) FROM renders {where} GROUP BY state", values
             ).fetchall()
-        return {state: count for state, count in rows}
+        return dict(rows)
 
     def _update(self, render: str, change: str, *values: object) -> None:
         with self._transaction():

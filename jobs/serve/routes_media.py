@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from ..home.segments import Frames
 from .context import Context
 from .errors import ApiError
 from .files import RenderFiles
@@ -176,7 +177,7 @@ async def get_thumbnail(
     return Response(picture, media_type="image/webp", headers={"cache-control": "no-cache"})
 
 
-def thumbnail(files: RenderFiles, frame: int) -> bytes:
+def thumbnail(files: RenderFiles, frame: int = 0) -> bytes:
     from PIL import Image
 
     picture = Image.fromarray(_frame(files, frame))
@@ -204,7 +205,7 @@ def spritesheet(files: RenderFiles, columns: int = 4, rows: int = 4) -> bytes:
     return file.getvalue()
 
 
-def _frame(files: RenderFiles, frame: int):  # type: ignore[no-untyped-def]
+def _frame(files: RenderFiles, frame: int) -> Frames:
     segment = files.segment_of(frame)
     if segment is None:
         raise ApiError(404, "no_frame", f"it has {files.frames} frames so far", field="frame")

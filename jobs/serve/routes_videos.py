@@ -1,4 +1,4 @@
-"""/v1/videos, in the shape that the `openai` Python client speaks: a thin layer over the same queue."""
+"""/v1/videos, in the shape that the `openai` Python client speaks: a thin layer over the queue."""
 
 import asyncio
 import hashlib
@@ -89,9 +89,10 @@ async def content(
     if variant != "video":
         if not files.segments():
             raise ApiError(404, "not_ready", "no frame of it is final yet")
-        make, kind = (thumbnail, "webp") if variant == "thumbnail" else (spritesheet, "jpeg")
-        picture = await asyncio.to_thread(make, files)
-        return Response(picture, media_type=f"image/{kind}")
+        if variant == "thumbnail":
+            picture = await asyncio.to_thread(thumbnail, files)
+            return Response(picture, media_type="image/webp")
+        return Response(await asyncio.to_thread(spritesheet, files), media_type="image/jpeg")
     if not own.over:
         stream = here.metrics.counted(growing_mp4(here, own), "video")
         return StreamingResponse(stream, media_type="video/mp4")
@@ -150,7 +151,9 @@ async def _accept(
     sender: Sender,
     parent: Record | None = None,
 ) -> Video:
-    record, made = await here.intake.accept(asked, sender, parent and parent.render)
+    record, made = await here.intake.accept(
+        asked, sender, None if parent is None else parent.render
+    )
     if made:
         here.keeper.accepted(record)
     response.headers["openai-poll-after-ms"] = str(poll_after_ms(here, record))

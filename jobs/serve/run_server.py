@@ -69,7 +69,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ValueError(
-            f"host={host}, port={port} cannot be listened on ({error.strerror}); end what is there, "
-            "or give --port another number (0: any that is free)"
+            f"host={host}, port={port} cannot be listened on ({error.strerror}); end what is "
+            "there, or give --port another number (0: any that is free)"
         ) from error
     return listening

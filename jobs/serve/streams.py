@@ -26,24 +26,14 @@ async def segments_from(
     """Segments from this number on, each when it is final, until the render is over."""
     files = context.files.of(record.render)
     while True:
-        current = context.queue.get(record.render)  # before the look, or the last would be missed
-        segments = files.segments()
+        current = context.queue.get(record.render)
+        await asyncio.sleep(0 if number < len(files.segments()) else _LOOK_S)
+        segments = files.segments()  # after the look at the queue, or the last would be missed
         while number < len(segments):
             yield files, segments[number]
             number += 1
         if current is None or current.over:
-            segments = await settled(files)
-            while number < len(segments):
-                yield files, segments[number]
-                number += 1
             return
-        await asyncio.sleep(_LOOK_S)
-
-
-async def settled(files: RenderFiles) -> "list[Segment]":
-    """After the end: what was looked at a moment ago may have been older."""
-    await asyncio.sleep(_LOOK_S)
-    return [*files.segments()]
 
 
 async def growing_mp4(context: Context, record: Record) -> AsyncIterator[bytes]:
@@ -76,17 +66,19 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
         number = 1
         facts = {"render": record.render, "created_at": record.created_at}
         yield _event("admitted", facts, 1)
-    shown = None
+    shown = ""
     while True:
         current = context.queue.get(record.render)
+        if current is None or current.over:
+            await asyncio.sleep(_LOOK_S)  # the last look may have been before the end
         for event in files.events()[number - 1 :]:
             number += 1
-            name = _NAMES.get(event["event"], event["event"])
-            yield _event(name, told(event), number)
+            kind = str(event["event"])
+            yield _event(_NAMES.get(kind, kind), told(event), number)
             beat = 0.0
         if current is None or current.over:
-            state = "cancelled" if current is None else current.state
             error = None if current is None else current.error
+            state = "cancelled" if current is None else current.state
             yield _event(state, {"render": record.render, "error": error}, number)
             return
         progress = view(context, current)
@@ -115,10 +107,10 @@ def _first_segment(files: RenderFiles, start: int) -> int:
     return next((s.number for s in files.segments() if s.stop > start), len(files.segments()))
 
 
-def playlist(files: RenderFiles, record: Record, longest: int) -> str:
+def playlist(files: RenderFiles, record: Record) -> str:
     """HLS: the init section, and the segments there are."""
     fps, segments = record.request["fps"], files.segments()
-    target = max(1, -(-max([longest, *(s.frames for s in segments)]) // fps))
+    target = -(-record.request["segment_frames"] // fps)  # it may not change later
     lines = [
         "#EXTM3U",
         "#EXT-X-VERSION:7",

@@ -131,7 +131,7 @@ async def _read_form(request: Request, file: str | None) -> tuple[dict[str, Any]
         form = await request.form(max_files=1, max_fields=64, max_part_size=2**20)
     except HTTPException as error:
         raise ApiError(400, "invalid_request", f"the form cannot be read: {error.detail}") from None
-    async with form:
+    try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name != file:
@@ -143,6 +143,8 @@ async def _read_form(request: Request, file: str | None) -> tuple[dict[str, Any]
                     values[inner[1]][inner[2]] = value
             else:
                 values[name] = value
+    finally:
+        await form.close()
     return values, upload
 
 

@@ -57,7 +57,7 @@ class VideoDeleted(BaseModel):
 
 def video_view(context: Context, record: Record) -> Video:
     seen = view(context, record)
-    error = seen.error and VideoError(code=seen.error.code, message=seen.error.message)
+    error = None if seen.error is None else VideoError(**seen.error.model_dump())
     if record.state == "cancelled":
         error = VideoError(code="cancelled", message="it was cancelled")
     done = record.state == "done" and record.ended_at is not None

@@ -1,4 +1,4 @@
-"""One render after the other over a model that stays loaded, told what to do from another thread."""
+"""One render after the other over a model that stays loaded; told what to do by another thread."""
 
 import threading
 import time
@@ -9,6 +9,7 @@ from ...pipeline.backend import Backend
 from ...pipeline.plan import Plan
 from ..home.folder import RenderFolder
 from ..home.record import RenderRun
+from .pace import credit
 from .warm import WarmBackends
 
 _TOLD_S = 0.1  # between two accounts of the same work
@@ -36,8 +37,8 @@ class WarmRun:
 
     def go(self, folder: RenderFolder, command: Mapping[str, Any]) -> str:
         """How it ended: done or stopped."""
-        credit = _credit(folder.plan) if command["request"]["pace"] == "consumer" else None
-        run = RenderRun(folder, self._report(credit), self._open)
+        ahead = credit(folder.plan) if command["request"]["pace"] == "consumer" else None
+        run = RenderRun(folder, self._report(ahead), self._open)
         with self._changed:
             self._run = run
             if self._stopped:
@@ -79,14 +80,14 @@ class WarmRun:
     def _open(self, plan: Plan) -> Backend:
         return self._backends.open(plan)
 
-    def _report(self, credit: int | None) -> Callable[..., None]:
+    def _report(self, ahead: int | None) -> Callable[..., None]:
         def report(what: str, done: int, total: int, note: str = "") -> None:
             now = time.monotonic()
             if done == total or now - self._told.get(what, 0.0) >= _TOLD_S:
                 self._told[what] = now
                 self._say("progress", what=what, done=done, total=total, note=note)
-            if what == "decode" and credit is not None:
-                self._wait_for_reader(done - credit)
+            if what == "decode" and ahead is not None:
+                self._wait_for_reader(done - ahead)
 
         return report
 
@@ -95,11 +96,3 @@ class WarmRun:
         with self._changed:
             while self._taken < frames and not self._stopped:
                 self._changed.wait(_POLL_S)
-
-
-def _credit(plan: Plan) -> int:
-    """Frames made and not taken that are no reason to wait: more than any segment has."""
-    schedule = plan.schedule
-    ends = {0, (schedule.num_blocks or 1) - 1}  # the last block may be the longest
-    longest = max(stop - start for start, stop in map(schedule.bounds, ends))
-    return 2 * (plan.config.video.fps + longest * plan.arch.vae.time_stride)
