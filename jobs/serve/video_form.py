@@ -55,7 +55,7 @@ class CreateVideo(_Form):
     negative_prompt: str | None = Field(default=None, max_length=4000)
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
-    flow_shift: float | None = Field(default=None, gt=0, le=100)
+    flow_shift: float | None = Field(default=None, ge=0.001, le=100)
     priority: int = Field(default=0, ge=-10, le=10)
     pace: Literal["render", "consumer"] = "render"
 

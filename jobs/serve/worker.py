@@ -10,12 +10,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..home.home import Home
+    from .warm_run import WarmRun
 
 _LAST_STEP_S = 5.0  # for a render to come to the end of its step when the server is gone
-_TOLD_S = 0.1  # between two accounts of progress
 
 
 def main() -> None:
@@ -44,7 +48,12 @@ def main() -> None:
     threading.Thread(target=listen, name="longreel-commands", daemon=True).start()
     say("ready", pid=os.getpid())
     while (command := runs.get()) is not None:
-        say("over", **_outcome(lambda c=command: run.go(home.open(c["render"]), c)))  # type: ignore[misc]
+        say("over", **_outcome(partial(_go, run, home, command)))
+    os._exit(0)  # nothing is left to be put away
+
+
+def _go(run: "WarmRun", home: "Home", command: Mapping[str, Any]) -> str:
+    return run.go(home.open(command["render"]), command)
 
 
 def _outcome(go: Callable[[], str]) -> dict[str, str]:
