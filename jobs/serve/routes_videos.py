@@ -131,6 +131,17 @@ async def edit(request: Request, here: Here, sender: Asker, response: Response) 
     return await _remix(here, response, source, asked.prompt, sender)
 
 
+@router.post("/characters", responses=failures(400))
+async def create_character(client: Client) -> None:
+    """The client has a method for it; models here know none."""
+    raise ApiError(400, "no_characters", "this server has no characters; describe them in prompts")
+
+
+@router.get("/characters/{id}", responses=failures(404))
+async def get_character(id: str, client: Client) -> None:
+    raise ApiError(404, "no_characters", "this server has no characters")
+
+
 async def _remix(
     here: Context, response: Response, source: Record, prompt: str, sender: Sender
 ) -> Video:

@@ -5,28 +5,15 @@ import json
 import struct
 
 import av
-import httpx
 import numpy as np
 import pytest
-from server import SMALL, asked, ended, serving, until
+from server import SMALL, asked, ended, until
 from websockets.sync.client import connect
 
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("server") / "home") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def http(server):
-    with httpx.Client(base_url=server.url, timeout=120) as http:
-        yield http
 
 
 @pytest.fixture(scope="module")
