@@ -273,6 +273,17 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved of a render while it runs, so that it can go on where it stood."""
+
+    every_s: float = 30.0  # seconds between two checkpoints at least; 0: one per block
+
+    def __post_init__(self) -> None:
+        check_finite("checkpoint.every_s", self.every_s)
+        check_range("checkpoint.every_s", self.every_s, 0, math.inf, "is no pause")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """How frames are written."""
 
@@ -299,6 +310,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:

@@ -3,9 +3,12 @@
 B batch, L tokens, D width.
 """
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor
 
+from .snapshot import CacheKey
 from .tasks import Entry, Task
 
 _Key = tuple[int, int, int, int]  # an entry's, and the pass through the model
@@ -36,6 +39,30 @@ class KeyValueCache:
         return sum(
             k.nbytes + v.nbytes for layers in self._layers.values() for k, v in layers.values()
         )
+
+    def held(self, first_pass: int = 0) -> dict[CacheKey, tuple[Tensor, Tensor]]:
+        """All of it, its passes counted from `first_pass`; nothing of it is written into later."""
+        return {
+            (*key[:3], key[3] + first_pass, layer): pair
+            for key, layers in self._layers.items()
+            for layer, pair in layers.items()
+        }
+
+    def restore(
+        self,
+        entries: Iterable[Entry],
+        held: Mapping[CacheKey, tuple[Tensor, Tensor]],
+        layers: range,
+        passes: range,
+    ) -> None:
+        """What `held` gave, of these layers and passes; the first of them is pass 0 here."""
+        spans = {entry.key: entry for entry in entries}
+        self._layers, self._spans = {}, {}
+        for (*key, passing, layer), (k_BLD, v_BLD) in held.items():
+            block, step, take = key
+            if layer in layers and passing in passes:
+                entry = spans[block, step, take]
+                self.put(entry, passing - passes.start, layer, k_BLD, v_BLD)
 
     def put(self, entry: Entry, passing: int, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
         key = (*entry.key, passing)

@@ -1,14 +1,20 @@
 """Stages in order, whatever runs them, and the two ends that turn latents into windows and back."""
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from .snapshot import Admission, Snapshot
 from .stage import Inputs, Moved, Stage, split_passes
-from .tasks import Task
+from .tasks import Task, WalkState
+
+Wanted = Callable[[bool], bool]
+
+
+def never(has_finished: bool) -> bool:
+    return False
 
 
 class Windows(Protocol):
@@ -18,13 +24,17 @@ class Windows(Protocol):
     def inputs(self, task: Task) -> Inputs: ...
     def put(self, moved: Moved) -> None: ...
     def begins_prompt(self, block: int) -> bool: ...
-    def change_text(self, text: object) -> None: ...
+    def change_text(self, text: object) -> int: ...
+    def held(self) -> dict[int, tuple[int, Tensor]]: ...
+    def restore(self, walk: WalkState, held: Mapping[int, tuple[int, Tensor]]) -> None: ...
 
 
 class Stepper(Protocol):
     """The last stage's end: velocities to latents."""
 
     def step(self, task: Task, velocities_BCTHW: Sequence[Tensor]) -> list[Moved]: ...
+    def held(self) -> dict[int, tuple[Tensor, ...]]: ...
+    def restore(self, held: Mapping[int, tuple[Tensor, ...]]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,30 +45,50 @@ class Done:
     finished: tuple[Moved, ...]
 
 
+class Walk(Protocol):
+    """One walk through a schedule."""
+
+    tick_start: WalkState  # of the tick whose tasks are being taken
+
+    def tasks(self) -> Iterator[Task]: ...
+
+
 class Schedule(Protocol):
-    """Where the tasks come from: the same stream at every call, also in another process.
+    """Where the tasks come from: the same stream at every walk, also in another process.
 
     But for what happens meanwhile: whether it is stopped, and which blocks begin with a new prompt.
     """
 
-    def tasks(
-        self, stopped: Callable[[], bool] = ..., begins_prompt: Callable[[int], bool] | None = ...
-    ) -> Iterator[Task]: ...
+    def walk(
+        self,
+        start: WalkState,
+        stopped: Callable[[], bool] = ...,
+        begins_prompt: Callable[[int], bool] | None = ...,
+    ) -> Walk: ...
 
 
 class Chain(Protocol):
     """Runs tasks in their order."""
 
-    def run(self, schedule: Schedule) -> Generator[Done]:
+    def run(
+        self,
+        schedule: Schedule,
+        start: Snapshot | None = None,
+        limit: int | None = None,
+        wanted: Wanted = never,
+    ) -> Generator[Done | Snapshot]:
         """Every task once it is done; closing the generator stops the chain and frees it all.
 
-        Blocks that nobody takes hold back the admission of new ones, so nothing grows.
+        Blocks that nobody takes hold back the admission of new ones, so nothing grows. `start`: go
+        on from there; tasks may be done once more, with the same result. `limit`: how many blocks
+        may begin, where that was said before. `wanted` is asked between ticks, with whether a block
+        has been finished since; if so, a snapshot follows, after every task that it counts.
         """
 
-    def stop(self) -> None:
-        """Admit no more blocks: those in flight are finished, and `run` ends."""
+    def stop(self) -> int:
+        """Admit no more blocks: those in flight are finished, and `run` ends. How many in all."""
 
-    def change_text(self, text: object) -> None:
+    def change_text(self, text: object) -> int:
         """What `Windows.change_text` takes: the prompt of blocks that are yet to be admitted."""
 
 
@@ -77,10 +107,25 @@ class LocalChain:
         self._unconditional = unconditional
         self._windows = windows
         self._stepper = stepper
-        self._stopped = threading.Event()
+        self._admission = Admission()
 
-    def run(self, schedule: Schedule) -> Generator[Done]:
-        for task in schedule.tasks(self._stopped.is_set, self._windows.begins_prompt):
+    def run(
+        self,
+        schedule: Schedule,
+        start: Snapshot | None = None,
+        limit: int | None = None,
+        wanted: Wanted = never,
+    ) -> Generator[Done | Snapshot]:
+        begin = self._restore(start) if start else WalkState()
+        self._admission.resume(begin.next_block, limit)
+        walk = schedule.walk(begin, self._admission.stopped, self._windows.begins_prompt)
+        tick, has_finished = begin.tick, False
+        for task in walk.tasks():
+            if task.tick > tick and wanted(has_finished):
+                yield self._snapshot(walk.tick_start)
+                has_finished = False
+            tick = task.tick
+            has_finished = has_finished or bool(task.finishes)
             assert self._windows.ready(task), f"task {task.number} comes before what it reads"
             velocities = self._velocities(task, self._windows.inputs(task))
             moved: list[Moved] = []
@@ -100,11 +145,42 @@ class LocalChain:
             velocities += _forward(self._unconditional, task, other)
         return velocities
 
-    def stop(self) -> None:
-        self._stopped.set()
+    def _snapshot(self, walk: WalkState) -> Snapshot:
+        caches = {}
+        for passes, stages in self._branches:
+            for stage in stages:
+                caches |= stage.held(passes)
+        return Snapshot(
+            walk=walk,
+            latents=self._windows.held(),
+            samples=self._stepper.held(),
+            caches=caches,
+        )
 
-    def change_text(self, text: object) -> None:
-        self._windows.change_text(text)
+    def _restore(self, start: Snapshot) -> WalkState:
+        self._windows.restore(start.walk, start.latents)
+        self._stepper.restore(start.samples)
+        for passes, stages in self._branches:
+            for stage in stages:
+                stage.restore(start.walk.entries, start.caches, passes)
+        return start.walk
+
+    @property
+    def _branches(self) -> list[tuple[range, Sequence[Stage]]]:
+        if not self._unconditional:
+            return [(branch_passes(None), self._stages)]
+        return [(branch_passes(0), self._stages), (branch_passes(1), self._unconditional)]
+
+    def stop(self) -> int:
+        return self._admission.stop()
+
+    def change_text(self, text: object) -> int:
+        return self._windows.change_text(text)
+
+
+def branch_passes(branch: int | None) -> range:
+    """The passes through the model that one branch of guidance is; none: all go one way."""
+    return range(2) if branch is None else range(branch, branch + 1)
 
 
 def _forward(stages: Sequence[Stage], task: Task, inputs: Inputs) -> tuple[Tensor, ...]:

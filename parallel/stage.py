@@ -3,7 +3,7 @@
 B batch, C channels, T latents, H height, W width, S text tokens, N image tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..models.protocol import DiTState, VideoDiT
 from .cache import KeyValueCache
-from .tasks import Task
+from .snapshot import CacheKey
+from .tasks import Entry, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,19 @@ class Stage:
         model = self._expert(x.expert)
         velocities = [model.head(state).float() for state in x.states]
         return tuple(sample for batch in velocities for sample in torch.split(batch, 1))
+
+    def held(self, passes: range) -> dict[CacheKey, tuple[Tensor, Tensor]]:
+        """Keys and values that later windows read; `passes`: which of all passes it runs."""
+        return self._cache.held(passes.start)
+
+    def restore(
+        self,
+        entries: Iterable[Entry],
+        held: Mapping[CacheKey, tuple[Tensor, Tensor]],
+        passes: range,
+    ) -> None:
+        """Hold these instead, of the layers that are this stage's and the passes it runs."""
+        self._cache.restore(entries, held, self._layers, passes)
 
     def cache_bytes(self) -> int:
         return self._cache.num_bytes()

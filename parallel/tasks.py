@@ -45,6 +45,19 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WalkState:
+    """A walk through a schedule between two ticks: what follows is known from it."""
+
+    number: int = 0  # of the next task
+    tick: int = 0
+    next_block: int = 0  # to be admitted
+    in_flight: tuple[tuple[int, int], ...] = ()  # blocks, and the steps they have taken
+    kept: tuple[int, ...] = ()  # blocks whose latents are still read
+    entries: tuple[Entry, ...] = ()  # of clean blocks
+    take: int = 0  # new prompts that entries were made again for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One pass of one window through all layers, numbered in the one order all stages keep."""
 

@@ -9,13 +9,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from ..models.vae_state import DecoderState
 from ..parallel.chain import Chain, LocalChain
 from ..parallel.stage import Stage
-from .codec import Codec, make_codec
+from .codec import Codec, Decoded, make_codec
 from .condition import Condition
 from .cost import Seconds
 from .parts import Experts
@@ -29,8 +28,6 @@ from .windows import Sampling, Windows
 if TYPE_CHECKING:
     from ..parallel.placement import Placement
 
-Frames = npt.NDArray[np.uint8]  # T H W C
-
 
 class Backend(Protocol):
     """One render's: opened when it begins, closed when it is over."""
@@ -41,9 +38,13 @@ class Backend(Protocol):
     def condition(self) -> Condition: ...
     def chain(self, sampling: Sampling) -> Chain: ...
 
-    def decode(self, latents_BCTHW: Tensor) -> Iterator[Frames]:
-        """Frames of the next latents; where decoding has a worker of its own, it begins with the
-        call and not with the first frame asked for."""
+    def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
+        """Frames of the next latents, and with `keep` the decoder's state after them; where
+        decoding has a worker of its own, it begins with the call and not with the first frame
+        asked for."""
+
+    def restore(self, state: DecoderState, num_frames: int) -> None:
+        """Decode on from this state, after so many frames."""
 
     def close(self) -> None: ...
 
@@ -64,6 +65,7 @@ class LocalBackend:
         self.texts = codec.texts
         self.condition = codec.condition
         self.decode = codec.decode
+        self.restore = codec.restore
 
     def chain(self, sampling: Sampling) -> Chain:
         plan, device = self._plan, str(self._plan.device)
@@ -144,8 +146,11 @@ class RayBackend:
         measured: Seconds | None = self._worker.call("measured")
         return measured
 
-    def decode(self, latents_BCTHW: Tensor) -> Iterator[Frames]:
-        return self._worker.stream("decode", latents_BCTHW)
+    def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
+        return self._worker.stream("decode", latents_BCTHW, keep)
+
+    def restore(self, state: DecoderState, num_frames: int) -> None:
+        self._worker.call("restore", state, num_frames)
 
     def close(self) -> None:
         """Every process of this render ends."""

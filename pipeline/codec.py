@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.vae import StreamingDecoder, to_uint8
+from ..models.vae_state import DecoderState
 from .condition import Condition
 from .cost import Seconds
 from .errors import RenderError
@@ -24,6 +25,9 @@ from .slices import find_measured
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
+
+
+Decoded = npt.NDArray[np.uint8] | DecoderState
 
 
 class Codec:
@@ -50,14 +54,24 @@ class Codec:
         """What the request's pictures become."""
         return encode_condition(self._plan, self._vae).to(torch.device("cpu"))
 
-    def decode(self, latents_BCTHW: Tensor) -> Iterator[npt.NDArray[np.uint8]]:
-        """The frames of the next latents, T H W C, an array per latent."""
+    def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
+        """The frames of the next latents, T H W C, an array per latent.
+
+        With `keep` the state after them follows, from which another decoder goes on.
+        """
         for latent_BCTHW in torch.split(latents_BCTHW, 1, dim=2):
             frames_BCTHW = self._decoder.decode(latent_BCTHW)
             _check_finite(frames_BCTHW, self._num_frames)
             frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
             self._num_frames += len(frames_THWC)
             yield frames_THWC
+        if keep:
+            yield self._decoder.state()
+
+    def restore(self, state: DecoderState, num_frames: int) -> None:
+        """Go on where another decoder stood, after so many frames."""
+        self._decoder.restore(state)
+        self._num_frames = num_frames
 
     @cached_property
     def _decoder(self) -> StreamingDecoder:

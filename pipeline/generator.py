@@ -4,7 +4,7 @@ B batch, C channels, T latents or frames, H height, W width.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Stream
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,10 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..models.vae_state import DecoderState
 from ..parallel.chain import Chain
 from ..parallel.errors import ChainBroken
+from ..parallel.snapshot import Snapshot
 from ..parallel.stage import Moved
-from .backend import Backend, Frames, GivenUp, open_backend
+from .backend import Backend, GivenUp, open_backend
+from .checkpoint import Checkpoint, Keep, Keeper, forget
+from .codec import Decoded
 from .condition import Condition
 from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
@@ -57,7 +61,14 @@ class Generator:
         plan: Plan,
         report: Report = quiet,
         open_backend: Callable[[Plan], Backend] = open_backend,
+        *,
+        start: Checkpoint | None = None,
+        keep: Keep = forget,
     ) -> None:
+        """`start`: go on from there. `keep` is handed a checkpoint now and then, and returns soon.
+
+        What it is handed may be saved in any other thread: nothing in it is written into.
+        """
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
         self._plan = plan
@@ -66,6 +77,9 @@ class Generator:
         self._backend: Backend | None = None
         self._chain: Chain | None = None
         self._given_up = threading.Event()
+        self._start = start
+        self._keeper = Keeper(plan.config.checkpoint.every_s, keep, start)
+        self._cuts = plan.cuts
 
     def latents(self) -> Tensor:
         """The clean latents, normalised: (1, C, T, H, W) float32."""
@@ -79,18 +93,22 @@ class Generator:
 
     def chunks(self) -> Stream[Chunk]:
         """Frames in order, decoded while later blocks are still being made."""
-        start, total = 0, self._plan.config.video.frames
+        total = self._plan.config.video.frames
+        start = self._start.frames if self._start else 0
         with (
             _broken_ends_render(),
             closing(self._open()) as backend,
             closing(
                 run_ahead(self._decode(backend), most=1, on_close=backend.given_up.set)
-            ) as decoded,
+            ) as blocks,
         ):
-            for block, arrays in decoded:
-                for frames_THWC in arrays:
-                    yield Chunk(block=block, start=start, frames=frames_THWC)
-                    start += len(frames_THWC)
+            for block, arrays in blocks:
+                for decoded in arrays:
+                    if isinstance(decoded, DecoderState):
+                        self._keeper.add_decoder(block, start, decoded)
+                        continue
+                    yield Chunk(block=block, start=start, frames=decoded)
+                    start += len(decoded)
                     self._report("decode", start, total)
 
     def set_prompt(self, prompt: str) -> None:
@@ -117,34 +135,41 @@ class Generator:
         return self._backend
 
     def _denoise(self, backend: Backend) -> Stream[Moved]:
-        schedule = self._plan.schedule
+        schedule, start = self._plan.schedule, self._start
         total = 0 if schedule.num_blocks is None else sum(1 for _ in schedule.tasks())
-        self._chain = backend.chain(self._sampling(backend))
+        self._chain = backend.chain(self.sampling(backend))
         levels: dict[int, int] = {}  # of blocks in flight
-        clean: dict[int, Moved] = {}  # blocks that wait for those before them: at most a burst
-        leaving = 0
+        out = _InOrder(schedule.steps)
         self._report("denoise", 0, total)
-        with closing(self._chain.run(schedule)) as done:
+        if start:
+            yield from out.resume(start.decoded, start.clean)
+        chain = start.chain if start else None
+        with closing(self._chain.run(schedule, chain, wanted=self._keeper.wants_chain)) as done:
             for one in done:
                 if backend.given_up.is_set():
                     return
+                if isinstance(one, Snapshot):
+                    self._keeper.add_chain(one)
+                    continue
                 levels.update({part.block: part.step + 1 for part in one.task.written})
-                for block in one.task.finishes:
-                    del levels[block]
+                for moved in one.finished:
+                    del levels[moved.block]
+                    self._keeper.add_clean(moved.block, moved.latents_BCTHW)
                 note = " ".join(f"{block}:{step}" for block, step in sorted(levels.items()))
                 self._report("denoise", one.task.number + 1, total, note)
-                clean |= {moved.block: moved for moved in one.finished}
-                while leaving in clean:
-                    yield clean.pop(leaving)
-                    leaving += 1
+                yield from out.add(one.finished)
 
-    def _decode(self, backend: Backend) -> Stream[tuple[int, Iterator[Frames]]]:
+    def _decode(self, backend: Backend) -> Stream[tuple[int, Iterator[Decoded]]]:
         """Every block with its frames, which a worker of its own, if there is one, begins on."""
+        if self._start and self._start.decoder:
+            backend.restore(self._start.decoder, self._start.frames)
         with closing(self._denoise(backend)) as blocks:
             for block in blocks:
-                yield block.block, backend.decode(block.latents_BCTHW)
+                number = block.block
+                keep = self._cuts.ends(number) and self._keeper.wants_decoder(number)
+                yield number, backend.decode(block.latents_BCTHW, keep)
 
-    def _sampling(self, backend: Backend) -> Sampling:
+    def sampling(self, backend: Backend) -> Sampling:
         plan, levels = self._plan, self._plan.levels
         channels, _, height, width = plan.latents_shape
         return Sampling(
@@ -182,6 +207,31 @@ class Generator:
     def _guidance(self) -> GuidancePlan:
         plan = self._plan
         return plan_guidance(plan.config.sampling, plan.levels, plan.config.model.boundary)
+
+
+class _InOrder:
+    """Finished blocks in the order of the video, each once: after a failure some come again."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._next = 0
+        self._waiting: dict[int, Moved] = {}  # for those before them: at most a burst
+
+    def resume(self, first: int, clean: Mapping[int, Tensor]) -> Iterator[Moved]:
+        """Begin with block `first`; `clean` blocks are finished."""
+        self._next = first
+        return self.add(
+            Moved(block=block, step=self._steps, latents_BCTHW=latents_BCTHW)
+            for block, latents_BCTHW in clean.items()
+        )
+
+    def add(self, finished: Iterable[Moved]) -> Iterator[Moved]:
+        for moved in finished:
+            if moved.block >= self._next:
+                self._waiting[moved.block] = moved
+        while self._next in self._waiting:
+            yield self._waiting.pop(self._next)
+            self._next += 1
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ..models.wan_load import count_bytes
 from ..parallel.layout import Layout, make_layout
 from .branches import check_branches
 from .cost import Seconds
+from .cuts import Cuts
 from .guidance import plan_guidance
 from .levels import Levels, make_levels
 from .noise import check_seed
@@ -85,6 +86,13 @@ class Plan:
     def layout(self) -> Layout:
         """Which stages share a device, and how many chains there are."""
         return make_layout(self.config.parallel)
+
+    @property
+    def cuts(self) -> Cuts:
+        """Where segments of the video end."""
+        return Cuts(
+            self.schedule, fps=self.config.video.fps, frames_per_latent=self.arch.vae.time_stride
+        )
 
     @property
     def shares_noise(self) -> bool:

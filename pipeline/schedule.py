@@ -7,7 +7,7 @@ Every queue of the field is one setting of these fields (policies.py).
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..parallel.tasks import Task
+from ..parallel.tasks import Task, WalkState
 from .walk import Walk
 
 
@@ -89,7 +89,16 @@ class BlockSchedule:
 
         `begins_prompt` is asked once about each block, before its first task; none: as planned.
         """
-        return Walk(self, stopped, begins_prompt or self.new_prompts.__contains__).tasks()
+        return self.walk(WalkState(), stopped, begins_prompt).tasks()
+
+    def walk(
+        self,
+        start: WalkState,
+        stopped: Callable[[], bool] = lambda: False,
+        begins_prompt: Callable[[int], bool] | None = None,
+    ) -> Walk:
+        """The same from where another walk stood between two ticks."""
+        return Walk(self, stopped, begins_prompt or self.new_prompts.__contains__, start)
 
     def burst_of(self, block: int) -> range:
         """Bursts of a finite video differ by at most one block, and the larger come first."""

@@ -3,7 +3,7 @@
 B batch, C channels, T latents, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -37,6 +37,18 @@ class Stepper:
                 mine = [velocity_BCTHW[:, :, run] for velocity_BCTHW in velocities_BCTHW]
                 moved.append(self._move(part, mine))
         return moved
+
+    def held(self) -> dict[int, tuple[Tensor, ...]]:
+        """Of every block in flight its sample and the solver's memory, never written into later."""
+        return {block: (sample, *state.tensors) for block, (sample, state) in self._states.items()}
+
+    def restore(self, held: Mapping[int, tuple[Tensor, ...]]) -> None:
+        """Go on from between two ticks."""
+        device = self.sampling.device
+        self._states = {
+            block: (sample.to(device), SolverState(tuple(tensor.to(device) for tensor in memory)))
+            for block, (sample, *memory) in held.items()
+        }
 
     def num_bytes(self) -> int:
         return sum(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..parallel.tasks import Entry, Part, Task
+from ..parallel.tasks import Entry, Part, Task, WalkState
 
 if TYPE_CHECKING:
     from .schedule import BlockSchedule
@@ -18,17 +18,19 @@ class Walk:
         schedule: "BlockSchedule",
         stopped: Callable[[], bool],
         begins_prompt: Callable[[int], bool],
+        start: WalkState,
     ) -> None:
         self._s = schedule
         self._stopped = stopped
         self._begins_prompt = begins_prompt
-        self._done: dict[int, int] = {}  # steps taken by blocks in flight
-        self._next = 0  # block to admit
-        self._number = 0
-        self._tick = 0
-        self._kept: list[int] = []  # blocks whose latents are still held
-        self._entries: dict[int, Entry] = {}  # of clean blocks
-        self._take = 0  # new prompts that entries were made again for
+        self._done = dict(start.in_flight)  # steps taken by blocks in flight
+        self._next = start.next_block  # to be admitted
+        self._number = start.number
+        self._tick = start.tick
+        self._kept = [*start.kept]  # blocks whose latents are still held
+        self._entries = {entry.block: entry for entry in start.entries}  # of clean blocks
+        self._take = start.take  # new prompts that entries were made again for
+        self.tick_start = start  # of the tick whose tasks are being taken
 
     def tasks(self) -> Iterator[Task]:
         while (admitted := self._admit()) or self._done:
@@ -46,16 +48,28 @@ class Walk:
                 if self._is_read_clean(block):
                     yield self._commit(block)
             self._tick += 1
+            self.tick_start = self._state()
+
+    def _state(self) -> WalkState:
+        return WalkState(
+            number=self._number,
+            tick=self._tick,
+            next_block=self._next,
+            in_flight=tuple(self._done.items()),
+            kept=tuple(self._kept),
+            entries=tuple(self._entries.values()),
+            take=self._take,
+        )
 
     def _admit(self) -> bool:
         """Take in the blocks that may begin with this tick."""
         s, before = self._s, self._next
         while (
             self._next != s.num_blocks
-            and not self._stopped()
             and len(self._done) < s.max_inflight
             and self._fits(self._next)
             and self._steps_of(self._next - 1) >= s.gap(self._next)
+            and not self._stopped()  # the last word: if not, the block begins
         ):
             self._done[self._next] = 0
             self._kept.append(self._next)

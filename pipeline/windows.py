@@ -4,13 +4,14 @@ B batch, C channels, T latents, H height, W width, S text tokens.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..parallel.stage import Inputs, Moved
-from ..parallel.tasks import Part, Task
+from ..parallel.tasks import Part, Task, WalkState
 from .condition import Condition
 from .guidance import GuidancePlan
 from .levels import Levels
@@ -130,17 +131,29 @@ class Windows:
             fps=s.fps,
         )
 
-    def change_text(self, text: object) -> None:
-        """Blocks that are yet to be admitted read this prompt; those in flight keep theirs."""
+    def change_text(self, text: object) -> int:
+        """Blocks that are yet to be admitted, from the returned one on, read this prompt."""
         assert isinstance(text, Text)
         with self._lock:
             self.sampling.texts[self._admitted] = text.to(self.sampling.device)
+            return self._admitted
 
     def begins_prompt(self, block: int) -> bool:
         """Whether this block reads another prompt than the one before: from now on that is so."""
         with self._lock:
             self._admitted = max(self._admitted, block + 1)
             return block > 0 and block in self.sampling.texts
+
+    def held(self) -> dict[int, tuple[int, Tensor]]:
+        """The newest versions; nothing in them is written into later."""
+        return dict(self._held)
+
+    def restore(self, walk: WalkState, held: Mapping[int, tuple[int, Tensor]]) -> None:
+        """Go on from between two ticks."""
+        device = self.sampling.device
+        self._held = {block: (step, kept.to(device)) for block, (step, kept) in held.items()}
+        self._admitted = walk.next_block
+        self._dropped = min(walk.kept, default=walk.next_block)
 
     def num_bytes(self) -> int:
         return sum(latents.nbytes for _, latents in self._held.values())

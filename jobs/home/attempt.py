@@ -1,16 +1,23 @@
 """One go at a render: what it makes becomes final here, in order, while it holds the lock."""
 
+import logging
 import os
 import socket
+import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ...configs.schema import Config
+from ...pipeline.checkpoint import Checkpoint
+from .checkpoints import KEPT, CheckpointFolder, Saved
 from .durable import write_whole
 from .journal import JournalWriter
 from .ledger import Ledger
 from .lock import Held
 from .segments import Frames, digest, encode_segment
+
+_log = logging.getLogger("longreel")
 
 
 class Attempt:
@@ -22,7 +29,12 @@ class Attempt:
         self._held = held
         self._config = config
         self.frames_done = 0
+        self.prompts: dict[int, str] = {}
+        self.limit: int | None = None
         self._segments = 0
+        self._saved: list[Saved] = []
+        self._checkpoints = CheckpointFolder(folder / "checkpoints")
+        self._writing = threading.Lock()
 
     def start(self) -> None:
         (self._folder / "segments").mkdir(exist_ok=True)
@@ -30,6 +42,37 @@ class Attempt:
 
     def resume(self, ledger: Ledger) -> None:
         self.frames_done, self._segments = ledger.frames_done, len(ledger.segments)
+        self.prompts, self.limit = ledger.prompts, ledger.limit
+        self._saved = list(ledger.checkpoints)
+
+    def start_point(self) -> Checkpoint | None:
+        """The newest checkpoint that can be used; none: the render begins at its beginning."""
+        while self._saved:
+            saved = self._saved[-1]
+            try:
+                if saved.frames > self.frames_done:
+                    raise ValueError(f"checkpoint {saved.file} is ahead of the segments there are")
+                return self._checkpoints.load(saved)
+            except ValueError as error:
+                self._saved.pop()
+                before = f"checkpoint {self._saved[-1].file}" if self._saved else "its beginning"
+                _log.warning(
+                    "%s; going on from %s, which takes longer and makes the same frames",
+                    error,
+                    before,
+                )
+                self.note("damaged", file=saved.file, reason=str(error))
+        return None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Once the frames that it counts are in segments. OSError: it is not there."""
+        assert checkpoint.frames <= self.frames_done, "frames between them would be lost"
+        number = int(self._saved[-1].file.partition(".")[0]) + 1 if self._saved else 0
+        self._held.check()
+        saved = self._checkpoints.save(number, checkpoint)
+        self.note("checkpoint", **asdict(saved))
+        self._saved = [*self._saved, saved][-KEPT:]
+        self._checkpoints.prune(self._saved)
 
     def commit(self, frames: Sequence[Frames], blocks: tuple[int, int]) -> None:
         """The next segment. OSError: it is not there, and may be committed again."""
@@ -57,7 +100,8 @@ class Attempt:
     def note(self, event: str, **facts: object) -> None:
         """Into the journal."""
         self._held.check()
-        self._journal.append(event=event, **facts)
+        with self._writing:
+            self._journal.append(event=event, **facts)
 
     def _keep_init(self, init: bytes) -> None:
         path = self._folder / "init.mp4"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checkpoints import KEPT, Saved
 from .journal import Event
 from .segments import Segment
 
@@ -29,6 +30,9 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.segments: list[Segment] = []
+        self.checkpoints: list[Saved] = []  # the last of them
+        self.prompts: dict[int, str] = {}  # that were set while it ran, by their first block
+        self.limit: int | None = None  # blocks there will be, if it was told to come to its end
         self.state = "queued"
         self.reason = ""
         self.attempt = 0
@@ -41,12 +45,31 @@ class Ledger:
             self.state, self.reason = "running", ""
         elif kind == "segment":
             self._add(event)
+        elif kind == "damaged":
+            self.checkpoints = [old for old in self.checkpoints if old.file != event["file"]]
+        elif kind == "checkpoint":
+            self._save(event)
+        elif kind == "prompt":
+            self.prompts[event["block"]] = event["prompt"]
+        elif kind == "finishing":
+            self.limit = event["blocks"]
         elif kind in ENDS:
             self.state, self.reason = kind, event.get("reason", "")
 
     @property
     def frames_done(self) -> int:
         return self.segments[-1].stop if self.segments else 0
+
+    def _save(self, event: Event) -> None:
+        saved = Saved(
+            file=event["file"],
+            digest=event["digest"],
+            frames=event["frames"],
+            bytes=event["bytes"],
+        )
+        # a damaged one is followed by another of its number
+        before = [old for old in self.checkpoints if old.file < saved.file]
+        self.checkpoints = [*before[1 - KEPT :], saved]
 
     def _add(self, event: Event) -> None:
         """A segment that is told again is the same: a stopped writer may have repeated it."""

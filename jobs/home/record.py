@@ -14,6 +14,7 @@ from .attempt import Attempt
 from .folder import RenderFolder
 from .ledger import Status
 from .lock import Taken
+from .saver import Saver
 from .segments import Frames
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -79,27 +80,31 @@ class RenderRun:
 
     def _render(self, attempt: Attempt) -> bool:
         """Whether it is whole."""
-        plan = self._folder.plan
-        self._generator = Generator(plan, self._report, self._open_backend)
-        if self._asked.is_set():
-            self._generator.give_up()
-        cut = _Cut(plan)
-        with closing(self._generator.chunks()) as chunks:
-            for chunk in chunks:
-                cut.add(chunk)
-                if cut.is_due():
-                    self._commit(attempt, cut)
-        if self._asked.is_set():
-            return attempt.frames_done == plan.config.video.frames
-        if cut.frames:
-            self._commit(attempt, cut)
+        plan, start = self._folder.plan, attempt.start_point()
+        cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
+        with Saver(attempt) as saver:
+            self._generator = Generator(
+                plan, self._report, self._open_backend, start=start, keep=saver.keep
+            )
+            if self._asked.is_set():
+                self._generator.give_up()
+            with closing(self._generator.chunks()) as chunks:
+                for chunk in chunks:
+                    gathered.add(chunk)
+                    if gathered.stop == cuts.stop_frame(chunk.block) and cuts.ends(chunk.block):
+                        self._commit(attempt, gathered)
+                        saver.committed()
+                        gathered = _Gathered(gathered.stop)
+            if self._asked.is_set():
+                return attempt.frames_done == plan.config.video.frames
+            if gathered.frames:
+                self._commit(attempt, gathered)
         return True
 
-    def _commit(self, attempt: Attempt, cut: "_Cut") -> None:
-        start, frames, blocks = cut.take()
-        if start >= attempt.frames_done:  # else it is final already
-            assert start == attempt.frames_done, "segments are the same each time"
-            self._patiently(lambda: attempt.commit(frames, blocks))
+    def _commit(self, attempt: Attempt, gathered: "_Gathered") -> None:
+        if gathered.start >= attempt.frames_done:  # else it is final already
+            assert gathered.start == attempt.frames_done, "segments are the same each time"
+            self._patiently(lambda: attempt.commit(gathered.frames, gathered.blocks))
 
     def _end(self, attempt: Attempt, state: str, reason: str = "") -> None:
         self._patiently(lambda: attempt.note(state, reason=reason))
@@ -117,33 +122,19 @@ class RenderRun:
                     raise
 
 
-class _Cut:
-    """Frames gathered until they make a segment: whole blocks, and half a second at least.
+class _Gathered:
+    """Frames that do not make a segment yet."""
 
-    Where segments end follows from the plan alone, so that they are the same at every attempt.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._schedule = plan.schedule
-        self._stride = plan.arch.vae.time_stride
-        self._least = (plan.config.video.fps + 1) // 2
-        self._stop = 0  # the frame after the last one here
-        self._blocks = (0, 0)
+    def __init__(self, start: int) -> None:
+        self.start = start
         self.frames: list[Frames] = []
+        self.blocks = (0, 0)
+
+    @property
+    def stop(self) -> int:
+        return self.start + sum(map(len, self.frames))
 
     def add(self, chunk: Chunk) -> None:
-        if not self.frames:
-            self._blocks = (chunk.block, chunk.block + 1)
-        self._blocks = (self._blocks[0], chunk.block + 1)
+        first = self.blocks[0] if self.frames else chunk.block
+        self.blocks = (first, chunk.block + 1)
         self.frames.append(chunk.frames)
-        self._stop = chunk.start + len(chunk.frames)
-
-    def is_due(self) -> bool:
-        last_latent = self._schedule.bounds(self._blocks[1] - 1)[1] - 1
-        count = sum(map(len, self.frames))
-        return self._stop == 1 + last_latent * self._stride and count >= self._least
-
-    def take(self) -> tuple[int, list[Frames], tuple[int, int]]:
-        """First frame, frames, blocks."""
-        frames, self.frames = self.frames, []
-        return self._stop - sum(map(len, frames)), frames, self._blocks
