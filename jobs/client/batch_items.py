@@ -44,21 +44,21 @@ def read_items(items: str | Path | Sequence[str | Mapping[str, object]]) -> list
 
 
 def _read_file(path: Path) -> list[Mapping[str, object]]:
+    if (kind := path.suffix.lower()) not in (".csv", ".jsonl"):
+        raise ValueError(
+            f"batch={path} is neither .csv nor .jsonl, so its form is unknown; name it so"
+        )
     try:
         with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                return [
-                    {k: v for k, v in row.items() if v not in ("", None)}
-                    for row in csv.DictReader(file)
-                ]
-            if path.suffix.lower() == ".jsonl":
+            if kind == ".jsonl":
                 return [json.loads(line) for line in file if line.strip()]
+            rows = csv.DictReader(file)
+            return [{k: v for k, v in row.items() if v not in ("", None)} for row in rows]
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(
             f"batch={path} cannot be read ({error}); give a CSV file with a column `prompt`, or a "
             "file of JSON objects, one a line"
         ) from error
-    raise ValueError(f"batch={path} is neither .csv nor .jsonl, so its form is unknown; name it so")
 
 
 def _item(number: int, values: dict[str, Any]) -> Asked:
