@@ -3,6 +3,7 @@
 B batch, C channels, T latents, H height, W width, S text tokens, N image tokens, D width.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -61,6 +62,7 @@ class Stage:
         self._expert = expert
         self._layers = layers
         self._cache = KeyValueCache()
+        self.busy_s = 0.0  # in layers; of a GPU: until it was given its work
 
     @torch.inference_mode()
     def embed(self, task: Task, inputs: Inputs) -> Activation:
@@ -86,12 +88,14 @@ class Stage:
     @torch.inference_mode()
     def run(self, task: Task, x: Activation) -> Activation:
         """This stage's layers; what later windows read is kept, what nobody reads is freed."""
+        began = time.monotonic()
         model = self._expert(x.expert)
         states = tuple(
             model.run_layers(state, self._layers, self._cache.window(task, i))
             for i, state in enumerate(x.states)
         )
         self._cache.free(task)
+        self.busy_s += time.monotonic() - began
         return Activation(states=states, expert=x.expert)
 
     @torch.inference_mode()

@@ -60,6 +60,7 @@ class LocalBackend:
         """`shelf`: what is loaded stays there for the next render; none: it goes with this one."""
         self._plan = plan
         self._shelf = shelf or Shelf(keep=False)
+        self.stages: tuple[Stage, ...] = ()  # of the conditional branch, once there is a chain
         self.given_up = threading.Event()
         codec = Codec(plan, self._shelf)
         self.texts = codec.texts
@@ -74,6 +75,7 @@ class LocalBackend:
             [make_stage(plan, layers, device, self._shelf, branch) for layers in cut]
             for branch in range(plan.layout.num_branches)
         )
+        self.stages = tuple(conditional)
         return LocalChain(
             conditional,
             make_windows(sampling, device),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _GROUPS = ("video", "sampling", "blocks", "output")
 _OURS = ("video.last_image", "output.format")  # a file of the server's; what our segments are
+_STRIDE = 4  # frames that a latent stands for, in every model there is; the first stands for one
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _RETRIED_S = 120.0  # how long a request that is sent again counts as the same
 
@@ -114,26 +115,27 @@ class Intake:
         self._check_words(asked)
         preset = self._preset(asked.preset)
         overrides = [*self._overrides, *_overrides(asked.settings)]
-        sizes = [] if asked.frames is None else [f"video.frames={asked.frames}"]
-        self._check_size(load_config(preset, [*overrides, *sizes]))
+        config = load_config(preset, overrides)
+        frames = asked.frames
+        if frames is not None and asked.seconds is not None:
+            raise ValueError(
+                f"frames={frames} and seconds={asked.seconds:g} are both given, and only one can "
+                "be meant; leave one out"
+            )
+        if frames is None and asked.seconds is not None:
+            frames = frames_of(asked.seconds, config.video.fps)
+        self._check_size(config, config.video.frames if frames is None else frames)
         with self._picture(asked.image) as image:
             plan = plan_render(
                 asked.prompt,
                 preset=preset,
-                frames=asked.frames,
+                frames=frames,
                 seed=asked.seed,
                 image=image,
                 prompt_at=[(change.seconds, change.prompt) for change in asked.prompt_at],
                 overrides=overrides,
             )
             return plan, self._files.home.create(plan).id
-
-    def start(self, preset: str | None) -> "Config":
-        """What a request with this preset starts from; ApiError: there is no such."""
-        from ...configs.load import load_config
-
-        with _said():
-            return load_config(self._preset(preset), self._overrides)
 
     def _preset(self, asked: str | None) -> str | None:
         if asked is not None and asked.endswith(".yaml"):
@@ -153,10 +155,10 @@ class Intake:
                 "; make it shorter"
             )
 
-    def _check_size(self, config: "Config") -> None:
+    def _check_size(self, config: "Config", frames: int) -> None:
         limits, video = self._limits, config.video
         bounds = {
-            "video.frames": (video.frames, limits.frames),
+            "video.frames": (frames, limits.frames),
             "video.height x video.width": (video.height * video.width, limits.pixels),
             "sampling.steps": (config.sampling.steps, limits.steps),
         }
@@ -165,7 +167,7 @@ class Intake:
                 raise ValueError(
                     f"{name}={value} is more than the {most} that this server makes; ask for less"
                 )
-        if video.frames == 0:
+        if frames == 0:
             raise ValueError(
                 "video.frames=0 never ends, and every render of a server does; give a number of "
                 "frames, and cancel or extend it"
@@ -187,6 +189,11 @@ class Intake:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+
+def frames_of(seconds: float, fps: int) -> int:
+    """The nearest number of frames that whole latents make."""
+    return 1 + _STRIDE * max(0, round((seconds * fps - 1) / _STRIDE))
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Live:
     prompts: dict[int, asyncio.Future[News]] = field(default_factory=dict)
     last_prompt: int = 0
     seen: int = 0  # segments
+    busy_s: list[float] = field(default_factory=list)  # by stage
     taken: int = 0  # frames that a reader has, of a render that is paced by it
     taken_at: float = 0.0  # monotonic
 
@@ -48,6 +49,7 @@ class Live:
         stage = self.stages.get(what)
         if stage is None:
             stage = self.stages[what] = Stage(done, total, "", time.monotonic(), done)
+        self.busy_s = news.get("busy_s", self.busy_s)
         stage.done, stage.total, stage.note = done, total, news["note"]
 
     @property
@@ -61,6 +63,13 @@ class Live:
         """Of the denoising."""
         stage = self.stages.get("denoise")
         return stage.done / stage.total if stage and stage.total else 0.0
+
+    def busy(self, stage: int) -> float | None:
+        """Share of the time since the chain began that this stage has computed."""
+        if stage >= len(self.busy_s) or "denoise" not in self.stages:
+            return None
+        elapsed = time.monotonic() - self.stages["denoise"].began
+        return min(1.0, self.busy_s[stage] / elapsed) if elapsed > 0 else None
 
     def eta_s(self) -> float | None:
         ways = [self.stages[what].eta_s() for what in ("denoise", "decode") if what in self.stages]

@@ -28,6 +28,12 @@ class Metrics:
             "longreel_queue_oldest_seconds", "How long the first of them has", registry=here
         )
         self._busy = Gauge("longreel_workers_busy", "Renders being made", registry=here)
+        self._idle = Gauge(
+            "longreel_stage_idle_ratio",
+            "Of a stage's time since its render began",
+            ["render", "stage"],
+            registry=here,
+        )
         self.frames = Counter("longreel_frames", "Frames that became final", registry=here)
         self.blocks = Counter("longreel_blocks", "Blocks that became final", registry=here)
         self.recoveries = Counter(
@@ -57,6 +63,11 @@ class Metrics:
         waiting = queue.with_state("queued")
         self._waited.set(time.time() - min(r.created_at for r in waiting) if waiting else 0)
         self._busy.set(len(keeper.live))
+        self._idle.clear()
+        for render, live in keeper.live.items():
+            for stage in range(live.record.request["stages"]):
+                if (busy := live.busy(stage)) is not None:
+                    self._idle.labels(render, stage).set(1 - busy)
         return generate_latest(self._registry)
 
     def sent(self, way: str, count: int) -> None:

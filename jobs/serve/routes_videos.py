@@ -39,8 +39,7 @@ _DELETE_S = 60.0  # for the step that a cancelled render is at
 async def create(request: Request, here: Here, sender: Asker, response: Response) -> Video:
     """As a form, which the client always sends, or as JSON."""
     asked, upload = await read(request, CreateVideo, "input_reference")
-    fps = (await asyncio.to_thread(here.intake.start, asked.model)).video.fps
-    return await _accept(here, response, to_render(asked, upload, fps), sender)
+    return await _accept(here, response, to_render(asked, upload), sender)
 
 
 @router.get("", responses=failures(404))

@@ -46,6 +46,9 @@ class CreateRender(_Strict):
         default=None, max_length=64, description="A name out of `longreel presets`."
     )
     frames: int | None = Field(default=None, ge=1, le=10_000_000)
+    seconds: float | None = Field(
+        default=None, gt=0, le=86_400, description="In place of frames: the nearest number of them."
+    )
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     prompt_at: list[PromptAt] = Field(
         default=[], max_length=1000, description="Other prompts from these seconds on."
@@ -100,6 +103,13 @@ class Failure(BaseModel):
     message: str
 
 
+class StageView(BaseModel):
+    """Consecutive layers of the model."""
+
+    stage: int
+    busy: float | None = Field(description="Share of the time since the render began; or unknown.")
+
+
 class Progress(BaseModel):
     """Frames that can be watched, and how the rest stands."""
 
@@ -110,6 +120,8 @@ class Progress(BaseModel):
     of_blocks: int
     step: int = Field(description="Denoising tasks done since the process began.")
     of_steps: int
+    of_block_steps: int = Field(description="That each block takes.")
+    stages: list["StageView"]
     in_flight: dict[str, int] = Field(description="Blocks in work, and their steps taken.")
     eta_s: float | None
 

@@ -15,7 +15,6 @@ from .errors import ApiError
 from .schemas import CreateRender, Prompt, RenderId
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,(.*)", re.DOTALL)
-_STRIDE = 4  # frames that a latent stands for, in every model there is; the first stands for one
 
 _TEXT_OR_NUMBER = {
     "anyOf": [
@@ -148,8 +147,8 @@ async def _read_form(request: Request, file: str | None) -> tuple[dict[str, Any]
     return values, upload
 
 
-def to_render(asked: CreateVideo, upload: bytes | None, fps: int) -> CreateRender:
-    """`fps`: of the preset, where the request names none."""
+def to_render(asked: CreateVideo, upload: bytes | None) -> CreateRender:
+    """In the native API's words."""
     settings: dict[str, Any] = {
         "video.fps": asked.fps,
         "sampling.negative_prompt": asked.negative_prompt,
@@ -165,21 +164,14 @@ def to_render(asked: CreateVideo, upload: bytes | None, fps: int) -> CreateRende
         matched = _DATA_URL.fullmatch(asked.input_reference.image_url)
         assert matched is not None
         image = matched[1]
-    frames = asked.num_frames
-    if frames is None and asked.seconds is not None:
-        frames = frames_of(asked.seconds, asked.fps or fps)
     return CreateRender(
         prompt=asked.prompt,
         preset=asked.model,
-        frames=frames,
+        frames=asked.num_frames,
+        seconds=asked.seconds if asked.num_frames is None else None,
         seed=asked.seed,
         settings={key: value for key, value in settings.items() if value is not None},
         image=image,
         priority=asked.priority,
         pace=asked.pace,
     )
-
-
-def frames_of(seconds: float, fps: int) -> int:
-    """The nearest number of frames that whole latents make."""
-    return 1 + _STRIDE * max(0, round((seconds * fps - 1) / _STRIDE))

@@ -71,7 +71,7 @@ def video_view(context: Context, record: Record) -> Video:
         error=error,
         prompt=seen.prompt,
         remixed_from_video_id=record.parent,
-        seconds=record.request.get("seconds") or f"{seen.frames / seen.fps:g}",
+        seconds=f"{seen.frames / seen.fps:g}",
         size=f"{seen.width}x{seen.height}",
     )
 

@@ -2,7 +2,7 @@
 
 from .context import Context
 from .record import Record
-from .schemas import Failure, Links, Progress, RenderView
+from .schemas import Failure, Links, Progress, RenderView, StageView
 
 
 def view(context: Context, record: Record) -> RenderView:
@@ -34,6 +34,11 @@ def view(context: Context, record: Record) -> RenderView:
             of_blocks=request["blocks"],
             step=denoise.done if denoise else 0,
             of_steps=denoise.total if denoise else 0,
+            of_block_steps=request["steps"],
+            stages=[
+                StageView(stage=number, busy=live.busy(number) if live else None)
+                for number in range(request["stages"])
+            ],
             in_flight=live.in_flight if live else {},
             eta_s=live.eta_s() if live else None,
         ),

@@ -11,8 +11,15 @@ class WarmBackends:
 
     def __init__(self) -> None:
         self._shelf = Shelf()
+        self._local: LocalBackend | None = None
 
     def open(self, plan: Plan) -> Backend:
-        if plan.backend == "local":
-            return LocalBackend(plan, self._shelf)
-        return open_backend(plan)
+        self._local = None
+        if plan.backend != "local":
+            return open_backend(plan)
+        self._local = LocalBackend(plan, self._shelf)
+        return self._local
+
+    def busy_s(self) -> list[float]:
+        """Of each stage, since its chain began; empty where it is not known here."""
+        return [round(stage.busy_s, 4) for stage in self._local.stages] if self._local else []

@@ -85,7 +85,8 @@ class WarmRun:
             now = time.monotonic()
             if done == total or now - self._told.get(what, 0.0) >= _TOLD_S:
                 self._told[what] = now
-                self._say("progress", what=what, done=done, total=total, note=note)
+                busy_s = self._backends.busy_s()
+                self._say("progress", what=what, done=done, total=total, note=note, busy_s=busy_s)
             if what == "decode" and ahead is not None:
                 self._wait_for_reader(done - ahead)
 
