@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .jobs.client.async_client import AsyncClient
-    from .jobs.client.client import Client
+    from .jobs.client.client import Client, Render
     from .jobs.stream import FrameStream
     from .jobs.video import Video
     from .pipeline.errors import RenderError
@@ -24,6 +24,7 @@ __all__ = [
     "Chunk",
     "Client",
     "FrameStream",
+    "Render",
     "RenderError",
     "Video",
     "generate_latents",
@@ -33,6 +34,7 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "jobs.client.async_client",
     "Client": "jobs.client.client",
+    "Render": "jobs.client.client",
     "Chunk": "pipeline.generator",
     "FrameStream": "jobs.stream",
     "RenderError": "pipeline.errors",

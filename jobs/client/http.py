@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -91,6 +92,22 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, httpx.TransportError) or (
         isinstance(error, ServerError) and error.status in _LATER
     )
+
+
+def read_token(path: Path) -> str:
+    """The one token of a file, as a server of one client has it."""
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"token-file={path} cannot be read ({error}); give a text file with the token in it"
+        ) from error
+    tokens = [line for line in lines if line.strip() and not line.startswith("#")]
+    if len(tokens) != 1:
+        raise ValueError(
+            f"token-file={path} holds {len(tokens)} tokens, and one is sent; give a file with it"
+        )
+    return tokens[0].rpartition(":")[2].strip()
 
 
 def _error(answer: httpx.Response) -> ServerError:

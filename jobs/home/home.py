@@ -36,9 +36,11 @@ class Home:
         self.path = expand(path) if path is not None else default_home()
         self._renders = self.path.absolute() / "renders"
 
-    def create(self, plan: Plan, output: Path | None = None) -> RenderFolder:
-        """A new render, queued; `output`: where its file is wanted."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+    def create(
+        self, plan: Plan, output: Path | None = None, name: str | None = None
+    ) -> RenderFolder:
+        """A new render, queued; `output`: where its file is wanted; `name`: from `new_name`."""
+        name = name or new_name()
         folder = self._renders / name
         try:
             (folder / "inputs").mkdir(parents=True)
@@ -56,7 +58,7 @@ class Home:
 
     def open(self, render: str) -> RenderFolder:
         """By its id, or the beginning of one."""
-        found = [name for name in self._names() if name.startswith(render)]
+        found = [name for name in self.names() if name.startswith(render)]
         if render in found:
             found = [render]
         if len(found) != 1 or not render:
@@ -70,7 +72,7 @@ class Home:
     def renders(self) -> list[RenderFolder]:
         """All that can be opened, the newest first."""
         folders = []
-        for name in reversed(self._names()):
+        for name in reversed(self.names()):
             try:
                 folders.append(RenderFolder(self._renders / name))
             except ValueError:  # one that is being made, removed, or of another version
@@ -88,7 +90,8 @@ class Home:
         folder.path.rename(gone)  # at once, for whoever lists them
         shutil.rmtree(gone)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Ids, the oldest first."""
         if not self._renders.is_dir():
             return []
         return sorted(path.name for path in self._renders.iterdir() if path.name[0] != ".")
@@ -122,6 +125,11 @@ class Home:
         )
         write_manifest(folder, manifest)
         sync(self._renders)
+
+
+def new_name() -> str:
+    """An id that sorts by time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def _keep_picture(folder: Path, path: Path | None, which: str) -> str:
