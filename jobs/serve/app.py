@@ -100,13 +100,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _load(here: Context) -> None:
     """What checks a request, before the first one comes."""
-    await asyncio.to_thread(_import)
+    await asyncio.to_thread(here.intake.warm_up)
     here.ready = True
     say("ready", seconds=round(time.time() - here.began, 2))
-
-
-def _import() -> None:
-    from .. import render  # noqa: F401
 
 
 async def _api_error(request: Request, error: Any) -> JSONResponse:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ApiError, without_paths
 from .files import AllFiles
 from .limits import Limits
+from .logs import complain
 from .queue import KeyReusedError, Queue
 from .record import NewRender, Record
 from .schemas import CreateRender, Setting
@@ -86,6 +87,16 @@ class Intake:
             except BaseException:
                 self._files.remove(render)
                 raise
+
+    def warm_up(self) -> None:
+        """Import what checks a request, so that the first one does not wait for it."""
+        from ...pipeline.parts import fingerprints
+        from ..render import plan_render
+
+        try:
+            fingerprints(plan_render("a prompt", preset=self.preset, overrides=self._overrides))
+        except (OSError, ValueError) as error:
+            complain("the preset cannot be rendered here", error=str(error))
 
     def _known(self, sender: Sender, digest: str) -> Record | None:
         if sender.key is not None:
