@@ -60,13 +60,14 @@ async def raw_frames(context: Context, record: Record, start: int) -> AsyncItera
 
 
 async def events(context: Context, record: Record, after: int) -> AsyncIterator[str]:
-    """Server-sent: the journal's events under their numbers, and progress without one."""
+    """Server-sent: the journal's events under their numbers; progress, and blocks that have taken
+    their last step, without one."""
     files, number, beat = context.files.of(record.render), after, 0.0
     if number < 1:
         number = 1
         facts = {"render": record.render, "created_at": record.created_at}
         yield _event("admitted", facts, 1)
-    shown = ""
+    shown, moving = "", set[str]()
     while True:
         current = context.queue.get(record.render)
         if current is None or current.over:
@@ -82,6 +83,10 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
             yield _event(state, {"render": record.render, "error": error}, number)
             return
         progress = view(context, current)
+        in_flight = progress.progress.in_flight.keys()
+        for block in sorted(moving - in_flight, key=int):
+            yield f"event: block\ndata: {json.dumps({'block': int(block)})}\n\n"
+        moving = set(in_flight)
         if (now := progress.model_dump_json(include={"status", "progress"})) != shown:
             yield f"event: progress\ndata: {now}\n\n"
             shown, beat = now, 0.0

@@ -87,6 +87,18 @@ def test_events_are_told_in_order(done):
     assert later[0] == numbered[3]
 
 
+def test_blocks_and_segments_are_told_while_it_runs(client):
+    render = client.render("a red circle", frames=121, settings=SMALL)
+    events = [*render.events()]
+    names = [event.name for event in events]
+    assert {"admitted", "started", "block", "segment", "progress", "done"} <= set(names)
+    fractions = [e.data["progress"]["fraction"] for e in events if e.name == "progress"]
+    assert fractions == sorted(fractions)
+    assert any(e.data["progress"]["eta_s"] for e in events if e.name == "progress")
+    blocks = [event.data["block"] for event in events if event.name == "block"]
+    assert blocks == sorted(set(blocks))
+
+
 def test_what_a_render_is_told_reaches_it(client):
     render = client.render("a red circle", frames=2001, settings=SMALL)
     next(render.frames())

@@ -63,6 +63,19 @@ def test_the_video_that_grew_is_the_one_that_is_there_afterwards(http, done):
     assert len(decode(grown)) == 41
 
 
+def test_the_growing_video_opens_at_any_moment_of_the_render(http):
+    made = http.post("/api/v1/renders", json=asked(frames=161)).json()
+    data, counts = b"", []
+    with http.stream("GET", made["links"]["video"]) as growing:
+        for piece in growing.iter_raw():
+            data += piece
+            if len(counts) < 3 and len(data) > 30_000 * (len(counts) + 1):
+                assert http.get(f"/api/v1/renders/{made['id']}").json()["status"] == "running"
+                counts.append(len(decode(data)))
+    assert 0 < counts[0] < counts[1] < counts[2] < 161
+    assert len(decode(data)) == 161
+
+
 def test_it_is_the_video_that_a_render_in_process_makes(done, tmp_path):
     _, grown = done
     overrides = [f"{key}={value}" for key, value in SMALL.items()]
