@@ -45,7 +45,10 @@ class Context:
         self.files.remove(record.render)
 
 
-def context_of(request: Request) -> Context:
+# dependencies of routes are coroutines, as FastAPI would send plain functions to other threads
+
+
+async def context_of(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
@@ -55,6 +58,6 @@ def context_of_socket(socket: WebSocket) -> Context:
     return context
 
 
-def client_of(request: Request) -> str:
+async def client_of(request: Request) -> str:
     client: str = request.state.client
     return client

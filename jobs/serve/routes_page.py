@@ -7,7 +7,6 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
-from .context import context_of
 from .errors import ApiError
 from .routes_renders import Here
 from .schemas import failures
@@ -30,22 +29,22 @@ def _file(name: str) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-def page() -> Response:
+async def page() -> Response:
     return _file("index.html")
 
 
 @router.get("/page.js", include_in_schema=False)
-def script() -> Response:
+async def script() -> Response:
     return _file("page.js")
 
 
 @router.get("/page.css", include_in_schema=False)
-def style() -> Response:
+async def style() -> Response:
     return _file("page.css")
 
 
 @router.get("/favicon.ico", include_in_schema=False)
-def icon() -> Response:
+async def icon() -> Response:
     return Response(status_code=204)
 
 
@@ -56,7 +55,7 @@ class Session(BaseModel):
 
 
 @router.get("/session", include_in_schema=False)
-def session(request: Request, here: Here) -> Session:
+async def session(request: Request, here: Here) -> Session:
     """Whom the browser's cookie stands for."""
     from ...configs.load import DEFAULT_PRESET, preset_names
 
@@ -68,7 +67,7 @@ def session(request: Request, here: Here) -> Session:
 
 
 @router.post("/session", include_in_schema=False)
-def open_session(
+async def open_session(
     token: Annotated[str, Body(embed=True, max_length=1000)], here: Here, response: Response
 ) -> dict[str, str]:
     """A cookie for a token: media tags of a page cannot send a header."""
@@ -80,7 +79,7 @@ def open_session(
 
 
 @router.get("/healthz", tags=["operation"])
-def health() -> dict[Literal["ok"], bool]:
+async def health() -> dict[Literal["ok"], bool]:
     """The process answers."""
     return {"ok": True}
 
@@ -88,14 +87,13 @@ def health() -> dict[Literal["ok"], bool]:
 @router.get(
     "/readyz", tags=["operation"], responses={503: {"description": "Still loading, or ending."}}
 )
-def ready(request: Request, response: Response) -> dict[Literal["ready"], bool]:
+async def ready(here: Here, response: Response) -> dict[Literal["ready"], bool]:
     """It takes renders."""
-    here = context_of(request)
     response.status_code = 200 if here.ready else 503
     return {"ready": here.ready}
 
 
 @router.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=failures())
-def metrics(here: Here) -> Response:
+async def metrics(here: Here) -> Response:
     """For Prometheus."""
     return PlainTextResponse(here.metrics.text(here.queue, here.keeper))

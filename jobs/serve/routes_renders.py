@@ -38,14 +38,14 @@ Key = Annotated[
 Retry = Annotated[int, Header(alias="x-stainless-retry-count", ge=0, include_in_schema=False)]
 
 
-def _sender(client: Client, key: Key = None, retry: Retry = 0) -> Sender:
+async def _sender(client: Client, key: Key = None, retry: Retry = 0) -> Sender:
     return Sender(client=client, key=key, retried=retry > 0)
 
 
 Asker = Annotated[Sender, Depends(_sender)]
 
 
-def _own(here: Here, client: Client, id: RenderId) -> Record:
+async def _own(here: Here, client: Client, id: RenderId) -> Record:
     return here.record(id, client)
 
 
