@@ -22,14 +22,14 @@ from torch import Tensor
 
 from longreel.configs.schema import ParallelConfig
 from longreel.models.protocol import DiTState, LayerCache, Modulation, WindowShape
-from longreel.parallel.chain import Chain, LocalChain
+from longreel.parallel.chain import Chain, Done, LocalChain
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
-from longreel.parallel.ray_chain import ChainParts, RayChain
+from longreel.parallel.ray_chain import ChainParts, Devices, RayChain
 from longreel.parallel.split import split_layers
 from longreel.parallel.stage import Inputs, Moved, Stage
-from longreel.parallel.tasks import Task
+from longreel.parallel.tasks import Task, WalkState
 from longreel.pipeline.schedule import BlockSchedule
 
 LAYERS = 8
@@ -88,8 +88,14 @@ class NoWindows:
     def begins_prompt(self, block: int) -> bool:
         return False
 
-    def change_text(self, text: object) -> None:
+    def change_text(self, text: object) -> int:
         raise AssertionError("nobody asks for it")
+
+    def held(self) -> dict[int, tuple[int, Tensor]]:
+        return {}
+
+    def restore(self, walk: WalkState, held: object) -> None:
+        raise AssertionError("nothing fails")
 
 
 class NoSolver:
@@ -98,6 +104,12 @@ class NoSolver:
             Moved(block=part.block, step=part.step + 1, latents_BCTHW=LATENTS)
             for part in task.written
         ]
+
+    def held(self) -> dict[int, tuple[Tensor, ...]]:
+        return {}
+
+    def restore(self, held: object) -> None:
+        raise AssertionError("nothing fails")
 
 
 def no_model(expert: int) -> NoModel:
@@ -126,6 +138,7 @@ def milliseconds(chain: Chain, schedule: BlockSchedule) -> tuple[float, float]:
             seen += 1
             if seen == 1:
                 first = time.perf_counter() - begin
+            assert isinstance(one, Done)
             if one.finished and not start:
                 start, before = time.perf_counter(), seen
     return 1000 * (time.perf_counter() - start) / (num_tasks - before), first
@@ -145,10 +158,12 @@ def over_ray(num_stages: int, schedule: BlockSchedule) -> tuple[float, float, fl
         layout = make_layout(ParallelConfig(num_stages=num_stages))
         placement = place(layout, "cpu", timeout_s=60, may_grow=False)
         chain = RayChain(
-            Crew(placement),
-            placement.device,
+            Devices(
+                crew=Crew(placement),
+                slices=split_layers(LAYERS, num_stages),
+                device=placement.device,
+            ),
             ChainParts(stage=stage, windows=windows, stepper=solver),
-            split_layers(LAYERS, num_stages),
             timeout_s=60,
         )
         per_task, first = milliseconds(chain, schedule)

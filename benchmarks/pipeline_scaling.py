@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing.synchronize import Barrier
@@ -32,11 +32,12 @@ from longreel.jobs.render import plan_render
 from longreel.models.arch import ARCHS, ModelArch, VaeArch, WanArch
 from longreel.parallel.crew import Crew
 from longreel.parallel.placement import place
-from longreel.parallel.ray_chain import ChainParts, RayChain
+from longreel.parallel.ray_chain import ChainParts, Devices, RayChain
 from longreel.parallel.stage import Inputs, Moved
 from longreel.parallel.tasks import Task
-from longreel.pipeline.backend import Backend, Frames, make_stage, make_stepper
+from longreel.pipeline.backend import Backend, make_stage, make_stepper
 from longreel.pipeline.calibrate import calibrate
+from longreel.pipeline.codec import Decoded
 from longreel.pipeline.condition import Condition
 from longreel.pipeline.cost import Seconds, model_cost
 from longreel.pipeline.generator import Generator
@@ -137,6 +138,12 @@ class ClockedStepper:
         note(self._path)
         return moved
 
+    def held(self) -> dict[int, tuple[Tensor, ...]]:
+        return self._stepper.held()
+
+    def restore(self, held: Mapping[int, tuple[Tensor, ...]]) -> None:
+        self._stepper.restore(held)
+
 
 def clocked_windows(sampling: Sampling, path: Path, copies: int, device: str) -> ClockedWindows:
     return ClockedWindows(sampling.to(torch.device(device)), path, copies)
@@ -168,9 +175,13 @@ class ClockedBackend:
             windows=partial(clocked_windows, sampling, path, self._copies),
             stepper=partial(clocked_stepper, plan, sampling, path),
         )
-        return RayChain(self._crew, "cpu", parts, slices(plan), timeout_s=60)
+        devices = Devices(crew=self._crew, slices=slices(plan), device="cpu")
+        return RayChain(devices, parts, timeout_s=60)
 
-    def decode(self, latents_BCTHW: Tensor) -> Iterator[Frames]:
+    def restore(self, state: object, num_frames: int) -> None:
+        raise NotImplementedError
+
+    def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
         raise NotImplementedError
 
     def close(self) -> None:

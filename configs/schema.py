@@ -219,6 +219,7 @@ class ParallelConfig:
     address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
     place_timeout_s: float = 60.0  # how long to wait for the devices
     transfer_timeout_s: float = 60.0  # how long a stage may wait for another
+    repairs: int = 5  # failures in a row that are borne, without a new block between them
     link: str = "auto"  # nccl: from GPU to GPU; host: through the machines' memory; auto: by device
     calibration: str = "~/.cache/longreel/calibration"  # measured times; empty: layers by estimate
 
@@ -228,6 +229,7 @@ class ParallelConfig:
         )
         check_name("parallel.cfg", self.cfg, CFG)
         check_name("parallel.backend", self.backend, BACKENDS)
+        check_range("parallel.repairs", self.repairs, 0, math.inf, "counts nothing")
         self._check_devices()
         check_name("parallel.link", self.link, LINKS)
         if self.link == "nccl" and self.backend == "local":

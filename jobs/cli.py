@@ -18,6 +18,7 @@ from ..pipeline.errors import RenderError
 from .client.client_cli import batch
 from .evaluate.cli import evaluate
 from .home.trace_cli import trace
+from .renders_cli import HomeOption, renders, resume, run_and_export
 from .serve.serve_cli import serve
 from .simulate_cli import simulate
 from .submit.submit_cli import cancel, download, logs, status, submit, watch
@@ -101,14 +102,16 @@ def render(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would happen, load nothing.")
     ] = False,
+    home: HomeOption = None,
 ) -> None:
     """Render a prompt to a video file."""
     with _plain_errors():
         from ..configs.load import to_yaml
         from ..pipeline.plan import describe
+        from .home.home import Home
         from .progress import progress
         from .prompt_file import read_prompts, split_prompt
-        from .render import check_file, plan_render, render_file
+        from .render import check_file, plan_render
 
         _check_words(prompt, overrides or ())
         plan = plan_render(
@@ -130,9 +133,9 @@ def render(
             typer.echo(f"{to_yaml(plan.config)}\n{facts}")  # all of it a preset's file
             return
         suffix = ".mp4" if plan.config.output.format == "mp4" else ""
-        with progress() as report:
-            video = render_file(plan, output or _default_name(prompt, seed, suffix), report)
-        typer.echo(video.path)
+        output = output or _default_name(prompt, seed, suffix)
+        check_file(plan, output)
+        run_and_export(Home(home).create(plan, output), output, {}, progress())
 
 
 @app.command()
@@ -191,7 +194,7 @@ def _plain_errors() -> Iterator[None]:
         yield
     except BaseException as error:
         if stops:  # an import that is interrupted may say so in an error of its own
-            _fail("stopped; no incomplete file is left behind", 130)
+            _fail(f"stopped; {_way_on(error) or 'no incomplete file is left behind'}", 130)
         _explain(error)
         raise
     finally:
@@ -206,7 +209,8 @@ def _explain(error: BaseException) -> None:
     if isinstance(error, ValueError):
         _fail(str(error), 2)
     if isinstance(error, OSError | RenderError | TrainingError):
-        _fail(str(error), 1)
+        way_on = _way_on(error)
+        _fail(f"{error}; {way_on}" if way_on else str(error), 1)
     if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         _fail(
             f"the memory is not enough ({str(error).splitlines()[0]}); make video.height, "
@@ -216,11 +220,18 @@ def _explain(error: BaseException) -> None:
         )
 
 
+def _way_on(error: BaseException) -> str:
+    """How to go on, if whoever raised it has said so."""
+    return "; ".join(getattr(error, "__notes__", []))
+
+
 def _fail(message: str, code: int) -> NoReturn:
     print(f"longreel: {message}", file=sys.stderr)
     raise typer.Exit(code)
 
 
+app.command(no_args_is_help=True)(_plain_errors()(resume))
+app.command()(_plain_errors()(renders))
 app.command()(_plain_errors()(simulate))
 app.command(no_args_is_help=True)(_plain_errors()(train))
 app.command()(_plain_errors()(evaluate))

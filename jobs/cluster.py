@@ -14,17 +14,21 @@ from ..configs.schema import ParallelConfig
 from ..pipeline.backend import Backend, LocalBackend, RayBackend
 from ..pipeline.plan import Plan
 
+_log = logging.getLogger("longreel")
 _PROBE_S = 3.0  # for a head to accept a connection
 _STORE_BYTES = 256 * 2**20  # frames and finished blocks on their way; what is more goes to disk
 
 
-def open_backend(plan: Plan) -> Backend:
-    """As the plan says; a connection that is made here is given up when the backend is closed."""
+def open_backend(plan: Plan, hear: Callable[[str], None] = _log.warning) -> Backend:
+    """As the plan says; a connection that is made here is given up when the backend is closed.
+
+    `hear` is told of failures that the render survives.
+    """
     if plan.backend == "local":
         return LocalBackend(plan)
     disconnect = connect(plan.config.parallel)
     try:
-        return RayBackend(plan, at_end=disconnect)
+        return RayBackend(plan, at_end=disconnect, hear=hear)
     except BaseException:
         disconnect()
         raise

@@ -48,7 +48,12 @@ class StreamingDecoder:
         return DecoderState(*self._stream.freeze())
 
     def restore(self, state: DecoderState) -> None:
-        """Go on from a state of a decoder with the same weights, dtype and tiles."""
+        """Go on from a state of a decoder with the same weights and dtype.
+
+        One of whole frames may be gone on from in tiles.
+        """
+        if len(state.caches) == 1:
+            state = state.cut(self._tiling)
         self._stream.restore(state, self._vae.device, self._vae.dtype)
 
     def reset(self) -> None:

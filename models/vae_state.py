@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .vae_tiles import Tiling
+
 Entry = Tensor | str | None
 _NONE, _REPEAT, _TENSOR = range(3)
 
@@ -63,9 +65,29 @@ class StreamState:
 class DecoderState(StreamState):
     """Of a StreamingDecoder; its own type, so that no encoder is handed it."""
 
+    def cut(self, tiling: Tiling) -> "DecoderState":
+        """Of a decoder of whole frames: as one of tiles goes on from it."""
+        height, width = self.shape[2:]
+        (row,) = self.caches
+        places = tiling.places(height, width)
+        caches = tuple(tuple(_crop(entry, height, *place) for entry in row) for place in places)
+        return DecoderState(caches=caches, seen=self.seen, shape=self.shape)
+
 
 class EncoderState(StreamState):
     """Of a StreamingEncoder."""
+
+
+def _crop(entry: Entry, height: int, rows: slice, columns: slice) -> Entry:
+    """The part of a cache that belongs to these latents: convolutions run at multiples of them."""
+    if not isinstance(entry, Tensor):
+        return entry
+    scale = entry.shape[-2] // height
+    return entry[
+        ...,
+        rows.start * scale : rows.stop * scale,
+        columns.start * scale : columns.stop * scale,
+    ].contiguous()
 
 
 def _kind(entry: Entry) -> int:

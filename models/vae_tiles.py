@@ -22,16 +22,22 @@ class Tiling:
 
     def cut(self, x_BCTHW: Tensor) -> list[list[Tensor]]:
         """Rows of tiles, as views. The last of a row or column may be as small as one cell."""
-        height, width = x_BCTHW.shape[-2:]
+        rows, columns = self._runs(x_BCTHW.shape[-2], x_BCTHW.shape[-1])
+        return [[x_BCTHW[..., row, column] for column in columns] for row in rows]
+
+    def places(self, height: int, width: int) -> list[tuple[slice, slice]]:
+        """Rows and columns of every tile of what is so large."""
+        rows, columns = self._runs(height, width)
+        return [(row, column) for row in rows for column in columns]
+
+    def _runs(self, height: int, width: int) -> tuple[list[slice], list[slice]]:
         if height <= self.size and width <= self.size:
-            return [[x_BCTHW]]
-        return [
-            [
-                x_BCTHW[..., top : top + self.size, left : left + self.size]
-                for left in range(0, width, self.stride)
-            ]
-            for top in range(0, height, self.stride)
-        ]
+            return [slice(0, height)], [slice(0, width)]
+        rows, columns = (
+            [slice(start, min(side, start + self.size)) for start in range(0, side, self.stride)]
+            for side in (height, width)
+        )
+        return rows, columns
 
     def join(self, tiles: list[list[Tensor]]) -> Tensor:
         """Blends in place, so that a tile meets its neighbours as they have been blended."""

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .snapshot import Admission, Snapshot
+from .snapshot import Admission, CacheKey, Snapshot
 from .stage import Inputs, Moved, Stage, split_passes
 from .tasks import Task, WalkState
 
@@ -146,7 +146,7 @@ class LocalChain:
         return velocities
 
     def _snapshot(self, walk: WalkState) -> Snapshot:
-        caches = {}
+        caches: dict[CacheKey, tuple[Tensor, Tensor]] = {}
         for passes, stages in self._branches:
             for stage in stages:
                 caches |= stage.held(passes)

@@ -9,12 +9,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from .errors import ChainBroken
 from .placement import Placement
 from .ray_stage import StageActor
 
 SLICE_S = 0.1  # how soon a wait notices that the render was given up
 _START_TIMEOUT_S = 120.0  # for an actor's process to import torch on a busy machine
 _PING_S = 2.0
+_ALIVE_S = 5.0  # between two looks at whether those who are waited for live
 
 Check = Callable[[], None]  # raises when the render was given up
 
@@ -44,65 +46,124 @@ class Member:
         return ref
 
 
+class NoReplacement(ChainBroken):
+    """A device that is gone, and no other in its place."""
+
+
 class Crew:
     """Actors in the order of the layout's seats: by node and GPU, so that only node boundaries
-    cross the network."""
+    cross the network. One that replaces another takes its seat."""
 
-    def __init__(self, placement: Placement, check: Check = lambda: None) -> None:
-        options: dict[str, Any] = {"concurrency_groups": {"data": 1, "ctl": 4}}
-        actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(StageActor)
-        self._actors = [
-            actor.options(**placement.stage_options(bundle)).remote()
-            for bundle in range(placement.layout.num_devices)
-        ]
+    def __init__(
+        self, placement: Placement, check: Check = lambda: None, place_timeout_s: float = 60.0
+    ) -> None:
+        """`place_timeout_s`: how long to wait for a device in the place of one that is gone."""
         self.layout = placement.layout
+        self.loaded: set[int] = set()  # members that have their weights
+        self._placement = placement
         self._check = check
+        self._place_timeout_s = place_timeout_s
         self._members: list[Member] = []
+        self._new = {bundle: self._begin(bundle) for bundle in range(self.layout.num_devices)}
 
     @property
     def members(self) -> Sequence[Member]:
-        """Waits until all processes are up."""
-        if not self._members:
-            places = wait_all(
-                [actor.where.remote() for actor in self._actors],
-                _START_TIMEOUT_S,
-                "stages to start",
-                self._check,
-            )
-            members = [
-                Member(actor=actor, node=node, gpu=gpu, pid=pid, bundle=bundle)
-                for bundle, (actor, (node, gpu, pid)) in enumerate(
-                    zip(self._actors, places, strict=True)
-                )
-            ]
-            self._members = sorted(members, key=lambda m: (m.node, m.gpu, m.bundle))
+        """Waits until all processes are up. NoReplacement: a device is gone for good."""
+        if self._new:
+            arrived = self._arrive()
+            if self._members:
+                self._members = [arrived.get(m.bundle, m) for m in self._members]
+            else:
+                self._members = sorted(arrived.values(), key=lambda m: (m.node, m.gpu, m.bundle))
         return self._members
 
-    def lost(self) -> list[int]:
-        """Members whose process is gone or does not answer."""
-        refs = [member.control("counters") for member in self.members]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=_PING_S)
-        return [i for i, ref in enumerate(refs) if ref not in ready or _fails(ref)]
+    def replace(self, i: int) -> None:
+        """End this member, whatever it is at, and start another."""
+        member = self._members[i]
+        ray.kill(member.actor)
+        self.loaded.discard(i)
+        self._new[member.bundle] = self._begin(member.bundle)
+
+    def check_alive(self, within_s: float) -> None:
+        """TimeoutError or RayActorError unless every process answers."""
+        refs = [member.control("counters") for member in self._members]
+        wait_all(refs, max(within_s, _PING_S), "a stage to answer", self._check)
 
     def close(self) -> None:
         """All processes end, whatever they are at."""
-        for actor in self._actors:
+        for actor in [*(member.actor for member in self._members), *self._new.values()]:
             ray.kill(actor)
+
+    def _begin(self, bundle: int) -> Any:
+        options: dict[str, Any] = {"concurrency_groups": {"data": 1, "ctl": 4}}
+        # no restarts by Ray: which epoch an actor belongs to is ours to say
+        actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(StageActor)
+        return actor.options(**self._placement.stage_options(bundle)).remote()
+
+    def _arrive(self) -> dict[int, Member]:
+        """The new actors, by bundle, once their processes are up."""
+        arrived: dict[int, Member] = {}
+        waiting = {bundle: actor.where.remote() for bundle, actor in self._new.items()}
+        deadline, whole_s = time.monotonic() + _START_TIMEOUT_S, time.monotonic()
+        while waiting:
+            self._check()
+            ready, _ = ray.wait(list(waiting.values()), num_returns=1, timeout=SLICE_S)
+            for bundle in [bundle for bundle, ref in waiting.items() if ref in ready]:
+                ref = waiting.pop(bundle)
+                try:
+                    node, gpu, pid = result(ref)
+                    actor = self._new[bundle]
+                    arrived[bundle] = Member(
+                        actor=actor, node=node, gpu=gpu, pid=pid, bundle=bundle
+                    )
+                except RayActorError:  # it was begun on a node that was about to be found dead
+                    time.sleep(SLICE_S)
+                    self._new[bundle] = self._begin(bundle)
+                    waiting[bundle] = self._new[bundle].where.remote()
+            now = time.monotonic()
+            if self._placement.is_whole():
+                whole_s = now
+            if now - whole_s > self._place_timeout_s or now > deadline:
+                raise NoReplacement(
+                    f"{len(waiting)} of {self.layout.num_devices} devices are gone, and none came "
+                    f"in their place within parallel.place_timeout_s={self._place_timeout_s:g}"
+                )
+        self._new = {}
+        return arrived
 
 
 def wait_all(
-    refs: "Sequence[ray.ObjectRef[Any]]", timeout_s: float, what: str, check: Check
+    refs: "Sequence[ray.ObjectRef[Any]]",
+    timeout_s: float,
+    what: str,
+    check: Check,
+    alive: Check = lambda: None,
 ) -> list[Any]:
-    """Results in order, or the first error as it was raised there; TimeoutError names `what`."""
+    """Results in order, or the first error as it was raised there; TimeoutError names `what`.
+
+    `alive` is called every few seconds, and raises if nobody is there to give them.
+    """
     pending, deadline = list(refs), time.monotonic() + timeout_s
+    asked = time.monotonic()
     while pending:
         check()
+        if time.monotonic() - asked > _ALIVE_S:
+            alive()
+            asked = time.monotonic()
         ready, pending = ray.wait(pending, num_returns=len(pending), timeout=SLICE_S)
         for ref in ready:
             result(ref)
         if pending and time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
     return [result(ref) for ref in refs]
+
+
+def settle_all(refs: "Sequence[ray.ObjectRef[Any]]", timeout_s: float, check: Check) -> None:
+    """Until all are over, well or not, or `timeout_s` is."""
+    pending, deadline = list(refs), time.monotonic() + timeout_s
+    while pending and time.monotonic() < deadline:
+        check()
+        _, pending = ray.wait(pending, num_returns=len(pending), timeout=SLICE_S)
 
 
 def result(ref: "ray.ObjectRef[Any]") -> Any:
@@ -113,7 +174,7 @@ def result(ref: "ray.ObjectRef[Any]") -> Any:
         raise error.cause from error
 
 
-def _fails(ref: "ray.ObjectRef[Any]") -> bool:
+def fails(ref: "ray.ObjectRef[Any]") -> bool:
     with contextlib.suppress(RayActorError, GetTimeoutError):
         ray.get(ref, timeout=_PING_S)
         return False

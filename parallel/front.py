@@ -4,9 +4,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .chain import Windows
+from .snapshot import Snapshot
 from .stage import Inputs, Moved
-from .tasks import Task
+from .tasks import Task, WalkState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,7 @@ class Front:
         self._tick = -1
         self._finished_in_tick = 0
         self._burst = 0  # most blocks that one tick has finished
+        self._marked: dict[int, tuple[int, Tensor]] | None = None  # held when a mark was sent
 
     def enter(self, task: Task, idle: Callable[[], None]) -> Inputs:
         """The task's window, when its time has come; `idle` is called now and then until it has."""
@@ -53,8 +57,26 @@ class Front:
         with self._changed:
             for version in moved:
                 self._windows.put(version)
+                if self._marked is not None:
+                    self._marked[version.block] = version.step, version.latents_BCTHW
             self._home += 1
             self._changed.notify_all()
+
+    def restore(self, start: Snapshot) -> None:
+        with self._changed:
+            self._windows.restore(start.walk, start.latents)
+
+    def begin_mark(self) -> None:
+        """A mark is sent: what comes round before it does was made before it."""
+        with self._changed:
+            self._marked = self._windows.held()
+
+    def end_mark(self, walk: WalkState) -> dict[int, tuple[int, Tensor]]:
+        """It has come round: the latents that a walk from there reads."""
+        with self._changed:
+            assert self._marked is not None, "a mark came that was not sent"
+            marked, self._marked = self._marked, None
+        return {block: held for block, held in marked.items() if block in walk.kept}
 
     def take(self, count: int) -> None:
         """`count` finished blocks have been taken so far; calls may overtake each other."""
@@ -73,9 +95,9 @@ class Front:
             if self._error:
                 raise self._error
 
-    def change_text(self, text: object) -> None:
+    def change_text(self, text: object) -> int:
         with self._changed:
-            self._windows.change_text(text)
+            return self._windows.change_text(text)
 
     def begins_prompt(self, block: int) -> bool:
         """Whether this block reads another prompt than the one before: from now on that is so."""

@@ -40,6 +40,14 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Between two ticks: note what you hold."""
+
+    stamp: Stamp
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:
     """To the unconditional branch: this task is not guided."""
 
@@ -92,7 +100,8 @@ class PredictionHeader:
     task: int
 
 
-Header = Idle | End | Skip | ActivationHeader | MovedHeader | WindowHeader | PredictionHeader
+Note = Idle | End | Mark | Skip
+Header = Note | ActivationHeader | MovedHeader | WindowHeader | PredictionHeader
 
 
 def read_header(message: Message, stamp: Stamp) -> Header:
@@ -102,7 +111,7 @@ def read_header(message: Message, stamp: Stamp) -> Header:
     return header
 
 
-def pack_note(note: Idle | End | Skip) -> Message:
+def pack_note(note: Note) -> Message:
     return Message(pickle.dumps(note))
 
 

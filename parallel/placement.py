@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
@@ -10,10 +10,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.placement_group import placement_group_table as _table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ..configs.schema import ParallelConfig
+from .errors import ChainBroken
 from .layout import Layout
 
 _ray = cast(Any, ray)  # some of its functions have no types
 _POLL_S = 0.02
+_SETTLED_S = 1.0  # Ray's count of free devices is as old as that at most
 _WORKER_GPU = 0.25  # of a GPU that a stage has the rest of: decoding shares it
 
 
@@ -33,6 +36,10 @@ class Placement:
     def worker_options(self, bundle: int) -> dict[str, Any]:
         gpus = {"num_gpus": _WORKER_GPU} if self.device == "cuda" else {}
         return {"num_cpus": 0, **gpus, **self._in(bundle)}
+
+    def is_whole(self) -> bool:
+        """Whether every bundle has a device: not after a node is gone, until another is there."""
+        return str(_table(self.group)["state"]) == "CREATED"
 
     def remove(self) -> None:
         remove_placement_group(self.group)
@@ -77,6 +84,36 @@ def place(
         remove_placement_group(group)
         raise
     return Placement(group, layout, kind)
+
+
+def find_fewer(
+    parallel: ParallelConfig, kind: str, *, timeout_s: float, check: Callable[[], None]
+) -> ParallelConfig:
+    """The same work for the devices that are free: fewer stages, larger ones."""
+    resource = "GPU" if kind == "cuda" else "CPU"
+    deadline, free, before = time.monotonic() + timeout_s, 0, -1
+    while time.monotonic() < deadline and (free == 0 or free != before):  # until the count stands
+        check()
+        time.sleep(_SETTLED_S)
+        before, free = free, int(_ray.available_resources().get(resource, 0))
+    if free == 0:
+        raise ChainBroken(
+            f"no {resource} is left on the cluster, so the render cannot go on; add nodes, and "
+            "resume it"
+        )
+    return fewer(parallel, free)
+
+
+def fewer(parallel: ParallelConfig, free: int) -> ParallelConfig:
+    """As much of it as so many devices can run."""
+    if free >= parallel.num_devices:
+        return parallel
+    if parallel.cfg == "split" and free < 2:
+        return replace(parallel, cfg="batch", num_stages=1, devices=0)
+    chains = parallel.num_branches
+    if parallel.devices:
+        return replace(parallel, devices=free - free % chains)
+    return replace(parallel, num_stages=free // chains)
 
 
 def _kind(device: str, layout: Layout) -> str:

@@ -1,11 +1,12 @@
-"""A chain over Ray actors: PLACE -> LOAD -> JOIN -> RUN -> DRAIN, from one process that only waits.
+"""A chain over Ray actors, from one process that only waits and repairs.
 
-The coordinator decides nothing per step and sees no activation: it starts the data loops, asks the
-last stage a few times a second what is done, and tells the first how much of it was taken.
+PLACE -> LOAD -> JOIN -> RUN -> DRAIN, and from any of them FENCE -> REPAIR -> LOAD -> JOIN in the
+next epoch. The coordinator decides nothing per step and sees no activation: it starts the data
+loops, asks the last stage a few times a second what is done, tells the first how much of it was
+taken, and fetches a snapshot now and then, from which the next epoch goes on.
 """
 
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
@@ -16,22 +17,25 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from .chain import Done, Schedule, Stepper, Windows
-from .crew import SLICE_S, Check, Crew, Member, result, wait_all
+from .chain import Done, Schedule, Stepper, Wanted, Windows, branch_passes, never
+from .crew import SLICE_S, Check, Crew, Member, NoReplacement, result, settle_all, wait_all
 from .edges import wire
 from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous, choose_kind
+from .marks import Vault
 from .messages import Stamp
 from .outbox import Batch
-from .ray_stage import Counters
+from .snapshot import PackedSnapshot, Snapshot, pack_snapshot
 from .stage import Stage
-from .tasks import Task
+from .taker import Taker
+from .verdict import Words, look, short
 
 _log = logging.getLogger("longreel")
 _NEWS_S = 0.1  # how old news of progress may be
 _CONTROL_S = 10.0  # for an answer to a control call
+_START_S = 180.0  # for a first stage to be there again
 _LOAD_S = 3600.0  # for a slice of the weights to come from a slow disk
-_VERDICT_S = 2.0  # after the first failure, for the others to tell theirs
+_BREAKS = (LinkClosed, RayActorError, TimeoutError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,17 @@ class ChainParts:
     stage: Callable[[range, str], Stage]
     windows: Callable[[str], Windows]
     stepper: Callable[[str], Stepper]
+    # told of the text that blocks from one on read, for the windows of later epochs
+    remember: Callable[[int, object], None] = lambda block, text: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """What a chain runs on: its actors, and the layers of each stage."""
+
+    crew: Crew
+    slices: Sequence[range]
+    device: str  # "cuda" or "cpu"
 
 
 class RayChain:
@@ -48,96 +63,153 @@ class RayChain:
 
     def __init__(
         self,
-        crew: Crew,
-        device: str,
+        devices: Devices,
         parts: ChainParts,
-        slices: Sequence[range],
         *,
         timeout_s: float,
         link: str = "auto",
         check: Check = lambda: None,
+        repairs: int = 0,
+        regroup: Callable[[], Devices] | None = None,
+        hear: Callable[[str], None] = lambda what: None,
     ) -> None:
         """`link` is parallel.link. `check` is called now and then from every wait, and raises to
-        give the render up."""
-        self._crew = crew
-        self._layout = crew.layout
-        self._device = device
+        give the render up. `repairs`: how many failures in a row are borne without a new block
+        between them; `regroup` finds other devices where a lost one does not come back; `hear` is
+        told of every failure that is borne."""
+        self._devices = devices
         self._parts = parts
-        self._slices = slices
         self._timeout_s = timeout_s
         self._wanted_link = link
         self._check = check
+        self._repairs = repairs
+        self._regroup = regroup
+        self._hear = hear
         self._stamp = Stamp(render=uuid.uuid4().hex[:12], epoch=0)
-        self._running = threading.Event()
-        self._done = 0  # tasks
+        self._members: Sequence[Member] = ()
+        self._runs: dict[int, ray.ObjectRef[Any]] = {}  # the data loops, by member
+        self._vault = Vault()
+        self._start: Snapshot | None = None  # of the next epoch
+        self._limit: int | None = None
+        self._done = 0  # tasks, in this epoch's count
+        self._newest = -1  # block that is finished
+        self._failures, self._failed_at = 0, -1  # in a row; the newest block at the last
         self.state = "PLACE"
 
-    def run(self, schedule: Schedule) -> Generator[Done]:
+    def run(
+        self,
+        schedule: Schedule,
+        start: Snapshot | None = None,
+        limit: int | None = None,
+        wanted: Wanted = never,
+    ) -> Generator[Done | Snapshot]:
+        self._start, self._limit = start, limit
         try:
-            members = self._crew.members  # in the order of seats
-            self._last = members[self._layout.chain_length - 1]
-            self._load(members)
-            with Rendezvous(_this_node()) as meeting:
-                self._join(members, meeting)
-                runs = self._start(members, schedule)
+            while True:
                 try:
-                    yield from self._follow(members, runs)
-                    self._enter("DRAIN")
-                    wait_all(runs, self._timeout_s, "stages to end", self._check)
-                except (LinkClosed, RayActorError, TimeoutError) as error:
-                    raise self._verdict(members, runs, schedule, error) from error
+                    yield from self._epoch(schedule, wanted)
+                    return
+                except _BREAKS as error:
+                    lost, broken = self._judge(schedule, error)
+                    self._bear(broken)
+                self._repair(lost)
         finally:
-            self._running.clear()
-            self._crew.close()
+            self._runs = {}
+            self._devices.crew.close()
             self._enter("OVER")
 
-    def stop(self) -> None:
-        if self._running.is_set():
-            self._crew.members[0].control("stop")
+    def stop(self) -> int:
+        self._limit = self._ask_first("stop")
+        return self._limit
 
-    def change_text(self, text: object) -> None:
-        if self._running.is_set():
-            self._crew.members[0].control("change_text", text)
+    def change_text(self, text: object) -> int:
+        block = self._ask_first("change_text", text)
+        self._parts.remember(block, text)
+        return block
 
-    def _load(self, members: Sequence[Member]) -> None:
+    def _ask_first(self, method: str, *args: object) -> int:
+        """A block, by the first stage: while it is being replaced, by the one that comes."""
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            if self.state in ("DRAIN", "OVER"):
+                return self._newest + 1  # there will be none
+            if self.state == "RUN" and self._runs:
+                try:
+                    ref = self._members[0].control(method, *args)
+                    return int(wait_all([ref], _CONTROL_S, method, self._check)[0])
+                except (RayActorError, TimeoutError):
+                    pass
+            self._check()
+            time.sleep(SLICE_S)
+        raise ChainBroken(f"no first stage to tell of '{method}' within {_START_S:g} s")
+
+    def _epoch(self, schedule: Schedule, wanted: Wanted) -> Generator[Done | Snapshot]:
+        """From the last snapshot to the end, or to what breaks it."""
+        self._enter("PLACE")
+        self._members = members = self._devices.crew.members  # in the order of seats
+        self._last = members[self._devices.crew.layout.chain_length - 1]
         self._enter("LOAD")
+        self._load()
+        with Rendezvous(_this_node()) as meeting:
+            self._enter("JOIN")
+            self._join(meeting)
+            self._done = self._start.walk.number if self._start else 0
+            # the first stage walks through the schedule; the others are told, task by task
+            self._runs = {
+                i: member.call("run", schedule if i == 0 else None, self._limit)
+                for i, member in enumerate(members)
+            }
+            self._enter("RUN")
+            yield from self._follow(Taker(members, self._vault, wanted, self._timeout_s))
+            # the last stage's news also end when it fails; once it ends well, everything is done
+            last = self._runs[members.index(self._last)]
+            wait_all([last], self._timeout_s, "the last stage to end", self._check)
+            self._enter("DRAIN")
+            settle_all(list(self._runs.values()), self._timeout_s, self._check)
+
+    def _load(self) -> None:
+        crew, slices, device = self._devices.crew, self._devices.slices, self._devices.device
         loads = []
-        for member, seat in zip(members, self._layout.seats, strict=True):
-            builds = [
-                partial(self._parts.stage, self._slices[i], self._device) for i in seat.stages
-            ]
-            loads.append(member.call("load", builds, self._device))
-        try:
-            wait_all(loads, _LOAD_S, "weights to load", self._check)
-        except (RayActorError, TimeoutError) as error:
-            lost = self._crew.lost()
-            raise ChainBroken(
-                f"{self._name(lost[0]) if lost else 'a stage'} was lost while it loaded its "
-                f"weights ({_short(error)}): perhaps its memory did not suffice; use more "
-                f"{'devices' if self._layout.shared else 'stages'}, or model.dtype=bfloat16"
-            ) from error
+        for i, seat in enumerate(crew.layout.seats):
+            if i not in crew.loaded:
+                builds = [partial(self._parts.stage, slices[n], device) for n in seat.stages]
+                loads.append(self._members[i].call("load", builds, device))
+        pings = partial(crew.check_alive, self._timeout_s)
+        wait_all(loads, _LOAD_S, "weights to load", self._check, pings)
+        crew.loaded.update(range(len(self._members)))
 
-    def _join(self, members: Sequence[Member], meeting: Rendezvous) -> None:
-        self._enter("JOIN")
-        link = partial(self._link, members, meeting)
+    def _join(self, meeting: Rendezvous) -> None:
+        crew, device = self._devices.crew, self._devices.device
+        edges = wire(crew.layout, self._stamp, self._timeout_s, partial(self._link, meeting))
         refs = []
-        for member, edges in zip(
-            members, wire(self._layout, self._stamp, self._timeout_s, link), strict=True
-        ):
-            windows = partial(self._parts.windows, self._device) if member is members[0] else None
-            stepper = partial(self._parts.stepper, self._device) if member is self._last else None
-            refs.append(member.call("join", edges, windows, stepper))
-        wait_all(refs, self._timeout_s, "stages to join", self._check)
+        for i, member in enumerate(self._members):
+            first, last = i == 0, member is self._last
+            windows = partial(self._parts.windows, device) if first else None
+            stepper = partial(self._parts.stepper, device) if last else None
+            passes, start = self._passes(i), self._part_of_start(i, first=first, last=last)
+            refs.append(member.call("join", edges[i], windows, stepper, passes, start))
+        wait_all(refs, max(self._timeout_s, _CONTROL_S), "stages to join", self._check)
 
-    def _link(
-        self, members: Sequence[Member], meeting: Rendezvous, start: int, stop: int
-    ) -> LinkSpec:
-        here, there = members[start], members[stop]
+    def _passes(self, i: int) -> range:
+        layout = self._devices.crew.layout
+        return branch_passes(layout.seats[i].branch if layout.num_branches > 1 else None)
+
+    def _part_of_start(self, i: int, *, first: bool, last: bool) -> PackedSnapshot | None:
+        if self._start is None:
+            return None
+        stages = self._devices.crew.layout.seats[i].stages
+        layers = {layer for n in stages for layer in self._devices.slices[n]}
+        return pack_snapshot(
+            self._start, first=first, last=last, layers=layers, passes=self._passes(i)
+        )
+
+    def _link(self, meeting: Rendezvous, start: int, stop: int) -> LinkSpec:
+        here, there = self._members[start], self._members[stop]
         one_node = here.node == there.node
         return LinkSpec(
             kind=choose_kind(
                 self._wanted_link,
-                cuda=self._device == "cuda",
+                cuda=self._devices.device == "cuda",
                 one_node=one_node,
                 one_gpu=one_node and here.gpu == there.gpu,
             ),
@@ -147,35 +219,29 @@ class RayChain:
             timeout_s=self._timeout_s,
         )
 
-    def _start(self, members: Sequence[Member], schedule: Schedule) -> "list[ray.ObjectRef[Any]]":
-        self._enter("RUN")
-        self._done = 0
-        # the first stage walks through the schedule; the others are told, task by task
-        runs = [
-            member.call("run", schedule if i == 0 else None) for i, member in enumerate(members)
-        ]
-        self._running.set()
-        return runs
-
-    def _follow(
-        self, members: Sequence[Member], runs: "Sequence[ray.ObjectRef[Any]]"
-    ) -> Generator[Done]:
-        taken, watched = 0, list(runs)
+    def _follow(self, taker: Taker) -> Generator[Done | Snapshot]:
+        taken, watched = 0, list(self._runs.values())
         while True:
             batch = self._news(watched)
+            finished = False
             for done in batch.done():
                 self._done = done.task.number + 1
                 yield done
                 if done.finished:
+                    finished = True
                     taken += len(done.finished)
-                    members[0].control("taken", taken)
+                    self._newest = max(self._newest, *(moved.block for moved in done.finished))
+                    self._members[0].control("taken", taken)
+            if snapshot := taker.poll(self._done, finished):
+                self._start = snapshot
+                yield snapshot
             if batch.over:
                 return
 
     def _news(self, watched: "list[ray.ObjectRef[Any]]") -> Batch:
         """What the last stage has done; the failure of any stage instead, if there is one."""
         news = self._last.control("take", _NEWS_S)
-        deadline = time.monotonic() + _NEWS_S + _CONTROL_S
+        deadline = time.monotonic() + _NEWS_S + min(_CONTROL_S, self._timeout_s)
         while True:
             self._check()
             ready, _ = ray.wait([news, *watched], num_returns=1, timeout=SLICE_S)
@@ -188,69 +254,63 @@ class RayChain:
             if time.monotonic() > deadline:
                 raise TimeoutError("the last stage does not answer")
 
-    def _verdict(
-        self,
-        members: Sequence[Member],
-        runs: "Sequence[ray.ObjectRef[Any]]",
-        schedule: Schedule,
-        first: BaseException,
-    ) -> BaseException:
-        """What has broken the chain: links close all along it, and one stage knows why."""
-        ready, _ = ray.wait(list(runs), num_returns=len(runs), timeout=_VERDICT_S)
-        for ref in ready:
-            try:
-                result(ref)
-            except (LinkClosed, RayActorError):
-                continue
-            except BaseException as error:
-                return error
-        lost = self._crew.lost()
-        if not lost:
-            return ChainBroken(
-                f"stages lost touch at {self._at(schedule, self._done)}: {_short(first)}; raise "
-                f"parallel.transfer_timeout_s={self._timeout_s:g} if a step takes that long"
+    def _judge(self, schedule: Schedule, first: BaseException) -> tuple[list[int], ChainBroken]:
+        """Which members are lost, and in words what has broken; what a stage raised is raised."""
+        state, crew = self.state, self._devices.crew
+        self._enter("FENCE")
+        lost, gone, error = look(self._members, self._runs)
+        if error is not None:
+            raise error from first
+        words = Words(crew.layout, self._devices.slices, schedule)
+        if state == "LOAD":
+            name = words.name(lost[0]) if lost else "a stage"
+            return lost, ChainBroken(
+                f"{name} was lost while it loaded its weights ({short(first)}): perhaps its memory "
+                f"did not suffice; use more {'devices' if crew.layout.shared else 'stages'}, or "
+                "model.dtype=bfloat16"
             )
-        number = self._first_missing(members, lost[0])
-        where = members[lost[0]]
-        ended = runs[lost[0]] in ready
-        return ChainBroken(
-            f"{self._name(lost[0])} was lost at {self._at(schedule, number)}: its process "
-            f"{where.pid} on node {where.node[:8]} {'ended' if ended else 'does not answer'}; "
-            "see Ray's logs there for the reason, which is often lack of memory, and render again"
+        if lost:
+            ended = lost[0] in gone
+            return lost, words.lost(self._members, lost[0], self._done, ended=ended)
+        return lost, ChainBroken(
+            f"stages lost touch at {words.at(self._done)}: {short(first)}; raise "
+            f"parallel.transfer_timeout_s={self._timeout_s:g} if a step takes that long"
         )
 
-    def _first_missing(self, members: Sequence[Member], actor: int) -> int:
-        """The task that an actor was at, as those after it in its chain know."""
-        length = self._layout.chain_length
-        for after in range(actor + 1, length * (actor // length + 1)):
-            ref = members[after].control("counters")
-            if ray.wait([ref], timeout=_VERDICT_S)[0]:
-                try:
-                    counters: Counters = result(ref)
-                    return counters.task + 1
-                except RayActorError:
-                    continue
-        return self._done
+    def _bear(self, broken: ChainBroken) -> None:
+        """Raises it when there were too many in a row without a new block between them."""
+        if self._newest > self._failed_at:
+            self._failures = 0
+        self._failures, self._failed_at = self._failures + 1, self._newest
+        if self._failures > self._repairs:
+            raise broken
+        self._hear(str(broken))
 
-    def _at(self, schedule: Schedule, number: int) -> str:
-        task = next((t for t in schedule.tasks(lambda: False) if t.number == number), None)
-        return "its end" if task is None else describe(task)
-
-    def _name(self, actor: int) -> str:
-        seat, total = self._layout.seats[actor], self._layout.num_stages
-        first, last = seat.stages[0], seat.stages[-1]
-        what = f"stage {first + 1}"
-        if first < last:
-            what = f"the actor of stages {first + 1} to {last + 1}"
-        layers = f"layers {self._slices[first].start} to {self._slices[last].stop - 1}"
-        branch = ""
-        if self._layout.num_branches > 1:
-            branch = f", {('conditional', 'unconditional')[seat.branch]} branch"
-        return f"{what} of {total} ({layers}{branch})"
+    def _repair(self, lost: Sequence[int]) -> None:
+        """Nobody of this epoch works on; the lost are replaced, or all make do with fewer."""
+        crew = self._devices.crew
+        alive = [i for i in range(len(self._members)) if i not in lost]
+        cuts = [self._members[i].control("cut") for i in alive]
+        ends = {i: self._runs[i] for i in alive if i in self._runs}
+        settle_all([*cuts, *ends.values()], self._timeout_s, self._check)
+        stuck = [i for i, ref in ends.items() if not ray.wait([ref], timeout=0)[0]]
+        self._runs = {}
+        self._enter("REPAIR")
+        self._stamp = Stamp(render=self._stamp.render, epoch=self._stamp.epoch + 1)
+        for i in {*lost, *stuck}:
+            crew.replace(i)
+        try:
+            _ = crew.members
+        except NoReplacement as error:
+            if self._regroup is None:
+                raise
+            crew.close()
+            self._hear(f"{error}; layers are split anew over the devices that are left")
+            self._devices = self._regroup()
 
     def _enter(self, state: str) -> None:
         self.state = state
-        _log.debug("chain %s: %s", self._stamp.render, state)
+        _log.debug("chain %s/%d: %s", self._stamp.render, self._stamp.epoch, state)
 
 
 def _this_node() -> str:
@@ -258,13 +318,3 @@ def _this_node() -> str:
     util: Any = ray.util
     address: str = util.get_node_ip_address()
     return address
-
-
-def describe(task: Task) -> str:
-    """Where a task stands, in the words of people."""
-    part = task.written[0] if task.written else task.parts[-1]
-    return f"block {part.block}, step {part.step + 1}"
-
-
-def _short(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,7 +6,7 @@ others and only count, take, or close. On the first stage a third thread brings 
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,11 +17,14 @@ from .chain import Schedule, Stepper, Windows
 from .edges import Edges
 from .front import Admitted, Front
 from .link import LinkClosed, LinkSpec, Receiver, Sender, open_receiver, open_sender
+from .marks import Marked, Marks, Part
 from .messages import (
     ActivationHeader,
     End,
     Idle,
+    Mark,
     MovedHeader,
+    Note,
     PredictionHeader,
     Skip,
     WindowHeader,
@@ -37,8 +40,9 @@ from .messages import (
 )
 from .outbox import Batch, Outbox
 from .process import settle
+from .snapshot import EMPTY, Admission, CacheKey, PackedSnapshot
 from .stage import Activation, Inputs, Moved, Stage, split_passes
-from .tasks import Task
+from .tasks import Task, WalkState
 
 _End = TypeVar("_End", Sender, Receiver)
 
@@ -87,18 +91,25 @@ class StageActor:
         edges: Edges,
         windows: Callable[[], Windows] | None,
         stepper: Callable[[], Stepper] | None,
+        passes: range = range(2),
+        start: PackedSnapshot | None = None,
     ) -> None:
         """Open this epoch's links; the first stage is given windows, the last a stepper.
 
         Of two branches, the conditional one's: the other's first and last stage send and receive.
+        `passes`: those through the model that this stage runs. `start`: where the chain goes on.
         """
         settle()
         self._close_links()
         self._edges = edges
         self._front = None if windows is None else Front(windows(), edges.timeout_s / 4)
         self._stepper = None if stepper is None else stepper()
+        self._passes = passes
         self._outbox = Outbox()
-        self._stopped = threading.Event()
+        self._marks = Marks()
+        self._admission = Admission()
+        self._walk = WalkState()
+        self._restore(start)
         self._task = -1
         self._inlet, self._outlet = self._receiver(edges.inlet), self._sender(edges.outlet)
         self._ring, self._home = self._receiver(edges.ring), self._sender(edges.home)
@@ -106,8 +117,10 @@ class StageActor:
         self._merge_in = self._receiver(edges.merge_in)
         self._merge_out = self._sender(edges.merge_out)
 
-    def run(self, schedule: Schedule | None) -> None:
+    def run(self, schedule: Schedule | None, limit: int | None = None) -> None:
         """Every task: the first stage is given them all, the others hear of them from it.
+
+        `limit`: blocks that may begin at all, if it was stopped in an earlier epoch.
 
         LinkClosed when a neighbour is lost or this stage is cut off. At a good end links stay open,
         until all stages have theirs: closing loses what is under way.
@@ -116,6 +129,7 @@ class StageActor:
         try:
             if self._front is not None:
                 assert schedule is not None
+                self._admission.resume(self._walk.next_block, limit)
                 self._lead(schedule, self._front)
             else:
                 self._follow()
@@ -134,14 +148,22 @@ class StageActor:
         if self._front is not None:
             self._front.take(count)
 
-    def stop(self) -> None:
-        """First stage: admit no more blocks; what is in flight is finished."""
-        self._stopped.set()
+    def stop(self) -> int:
+        """First stage: admit no more blocks; what is in flight is finished. How many in all."""
+        return self._admission.stop()
 
-    def change_text(self, text: object) -> None:
-        """First stage: the prompt of blocks that are yet to be admitted."""
+    def change_text(self, text: object) -> int:
+        """First stage: the prompt of blocks that are yet to be admitted, and which is the first."""
         assert self._front is not None
-        self._front.change_text(text)
+        return self._front.change_text(text)
+
+    def ask_mark(self, seen: int, wait_s: float) -> Marked | None:
+        """First stage: its part of a snapshot that is newer than number `seen`."""
+        return self._marks.ask(seen, wait_s)
+
+    def collect(self, number: int, known: Collection[CacheKey], wait_s: float) -> Part:
+        """This actor's part of that snapshot."""
+        return self._marks.collect(number, known, wait_s)
 
     def cut(self) -> None:
         """`run` ends with LinkClosed, here and, as the links go, at every neighbour."""
@@ -161,7 +183,13 @@ class StageActor:
         ring = threading.Thread(target=self._bring_home, args=(front,), name="ring", daemon=True)
         if self._ring is not None:
             ring.start()
-        for task in schedule.tasks(self._stopped.is_set, front.begins_prompt):
+        walk = schedule.walk(self._walk, self._admission.stopped, front.begins_prompt)
+        tick = self._walk.tick
+        for task in walk.tasks():
+            if task.tick > tick and (number := self._marks.begin()):
+                self._walk = walk.tick_start
+                self._send_mark(number, front)
+            tick = task.tick
             inputs = front.enter(task, self._say_idle)
             self._task = task.number
             self._run_one(task, self._loaded[0].embed(task, self._own_part(task, inputs)))
@@ -189,7 +217,9 @@ class StageActor:
                 self._task = header.task
                 self._merge_out.send(pack_prediction(self._edges.stamp, header.task, ()))
             else:
-                assert isinstance(header, Idle | End | Skip), header
+                assert isinstance(header, Note), header
+                if isinstance(header, Mark):
+                    self._note(header.number)
                 self._pass_on(header)
             if isinstance(header, End):
                 return
@@ -248,16 +278,41 @@ class StageActor:
                 header = read_header(message, self._edges.stamp)
                 if isinstance(header, MovedHeader):
                     front.put(unpack_moved(header, message.tensors, self._device))
+                elif isinstance(header, Mark):
+                    self._marks.complete(self._walk, front.end_mark(self._walk))
                 elif isinstance(header, End):
                     return
         except BaseException as error:  # raised where the loop waits for what was to come
             front.fail(error)
 
+    def _send_mark(self, number: int, front: Front) -> None:
+        front.begin_mark()
+        self._note(number)
+        self._pass_on(Mark(stamp=self._edges.stamp, number=number))
+        if self._ring is None:
+            self._marks.complete(self._walk, front.end_mark(self._walk))
+
+    def _note(self, number: int) -> None:
+        caches: dict[CacheKey, tuple[Tensor, Tensor]] = {}
+        for stage in self._loaded:
+            caches |= stage.held(self._passes)
+        self._marks.note(number, self._stepper.held() if self._stepper else {}, caches)
+
+    def _restore(self, start: PackedSnapshot | None) -> None:
+        snapshot = start.unpack() if start else EMPTY
+        self._walk = snapshot.walk
+        for stage in self._loaded:
+            stage.restore(snapshot.walk.entries, snapshot.caches, self._passes)
+        if self._front is not None and start:
+            self._front.restore(snapshot)
+        if self._stepper is not None and start:
+            self._stepper.restore(snapshot.samples)
+
     def _say_idle(self) -> None:
         """All along the chains, so that nobody's wait runs out."""
         self._pass_on(Idle(stamp=self._edges.stamp))
 
-    def _pass_on(self, note: Idle | End | Skip) -> None:
+    def _pass_on(self, note: Note) -> None:
         for onward in (self._fork, self._outlet or self._home):
             if onward is not None:
                 onward.send(pack_note(note))

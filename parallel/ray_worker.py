@@ -1,19 +1,27 @@
 """An object in a process of its own on the cluster: its methods are called there."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from .crew import SLICE_S, Check, wait_all
 from .errors import ChainBroken
+from .packed import Packed
 from .placement import Placement
 from .process import settle
 
 _CALL_S = 3600.0  # for weights to come from a slow disk before the answer
 _AHEAD = 16  # items of a stream that nobody has read yet
+_PING_EVERY_S = 2.0
+_START_S = 120.0  # for the process to come up, before which it answers nothing
+
+
+class WorkerLost(ChainBroken):
+    """Its process is gone, or does not answer."""
 
 
 class Host:
@@ -30,6 +38,9 @@ class Host:
     def stream(self, method: str, args: tuple[object, ...]) -> Iterator[object]:
         yield from getattr(self._made(), method)(*args)
 
+    def ping(self) -> None:
+        """Answered while another method is at work."""
+
     def _made(self) -> Any:
         if self._object is None:
             self._object = self._build()
@@ -39,46 +50,83 @@ class Host:
 class RayWorker:
     """The driver's side of it."""
 
-    def __init__(self, placement: Placement, build: Callable[[], object], check: Check) -> None:
+    def __init__(
+        self, placement: Placement, build: Callable[[], object], check: Check, timeout_s: float
+    ) -> None:
+        """`timeout_s`: how long it may leave a ping without an answer."""
         options = placement.worker_options(placement.layout.num_devices - 1)
-        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(Host)
+        groups: dict[str, Any] = {"concurrency_groups": {"work": 1, "ping": 1}}
+        actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **groups)(Host)
         self._actor = actor.options(**options).remote(build)
         self._check = check
+        self._timeout_s = timeout_s
+        self._ping: Any = None
+        self._pinged_s = time.monotonic()
+        self._patience_s = max(timeout_s, _START_S)  # until it has answered once
 
     def call(self, method: str, *args: object) -> Any:
         try:
-            ref = self._actor.call.remote(method, args)
-            return wait_all([ref], _CALL_S, method, self._check)[0]
+            ref = self._actor.call.options(concurrency_group="work").remote(method, args)
+            return wait_all([ref], _CALL_S, method, self._watch)[0]
         except RayActorError as error:
-            raise _lost(method) from error
+            raise _lost(method, "its process ended") from error
 
     def stream(self, method: str, *args: object) -> Iterator[Any]:
-        """Arrays, in order; the worker begins at once and stays a little ahead of the reader."""
+        """Items in order; the worker begins at once and stays a little ahead of the reader."""
         refs = self._actor.stream.options(
-            num_returns="streaming", _generator_backpressure_num_objects=_AHEAD
+            concurrency_group="work",
+            num_returns="streaming",
+            _generator_backpressure_num_objects=_AHEAD,
         ).remote(method, args)
         return self._read(method, refs)
 
     def _read(self, method: str, refs: Any) -> Iterator[Any]:
         try:
             while True:
-                self._check()
+                self._watch()
                 if ray.wait([refs], timeout=SLICE_S)[0]:
-                    # a copy: what Ray hands out is shared memory that must not be written to
-                    yield np.array(ray.get(next(refs), timeout=_CALL_S))
+                    yield _own(ray.get(next(refs), timeout=_CALL_S))
         except StopIteration:
             return
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
-            raise _lost(method) from error
+            raise _lost(method, "its process ended") from error
 
     def close(self) -> None:
         ray.kill(self._actor)
 
+    def _watch(self) -> None:
+        """WorkerLost when a ping has had no answer for too long."""
+        self._check()
+        now = time.monotonic()
+        if self._ping is None:
+            if now - self._pinged_s > _PING_EVERY_S:
+                self._ping = self._actor.ping.options(concurrency_group="ping").remote()
+                self._pinged_s = now
+        elif ray.wait([self._ping], timeout=0)[0]:
+            self._answer()
+        elif now - self._pinged_s > self._patience_s:
+            raise _lost("ping", "it does not answer")
 
-def _lost(method: str) -> ChainBroken:
-    return ChainBroken(
-        f"the worker that reads prompts and decodes was lost in '{method}': its process ended; see "
-        "Ray's logs for the reason, which is often lack of memory, and render again"
+    def _answer(self) -> None:
+        try:
+            ray.get(self._ping, timeout=_PING_EVERY_S)
+        except (RayActorError, GetTimeoutError) as error:
+            raise _lost("ping", "its process ended") from error
+        self._ping, self._pinged_s = None, time.monotonic()
+        self._patience_s = self._timeout_s
+
+
+def _own(item: Any) -> Any:
+    """A copy of arrays: what Ray hands out is shared memory that must not be written to."""
+    if isinstance(item, dict):
+        return {name: held.tensor() for name, held in item.items() if isinstance(held, Packed)}
+    return np.array(item)
+
+
+def _lost(method: str, how: str) -> WorkerLost:
+    return WorkerLost(
+        f"the worker that reads prompts and decodes was lost in '{method}': {how}; see "
+        "Ray's logs for the reason, which is often lack of memory"
     )

@@ -6,8 +6,9 @@ B batch, C channels, T latents, H height, W width.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..models.vae_state import DecoderState
@@ -25,6 +26,17 @@ class Checkpoint:
     decoded: int  # blocks before this one have been
     frames: int  # of those
     clean: dict[int, Tensor]  # finished blocks that have not been decoded: latents_BCTHW
+
+
+def apart(checkpoint: Checkpoint) -> Checkpoint:
+    """For branches of guidance that run one after the other, if they were one batch before."""
+    caches = {}
+    for (*key, passing, layer), (k_BLD, v_BLD) in checkpoint.chain.caches.items():
+        block, step, take = key
+        branches = zip(torch.split(k_BLD, 1), torch.split(v_BLD, 1), strict=True)
+        for i, pair in enumerate(branches):
+            caches[block, step, take, passing + i, layer] = pair
+    return replace(checkpoint, chain=replace(checkpoint.chain, caches=caches))
 
 
 Keep = Callable[[Checkpoint], None]

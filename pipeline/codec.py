@@ -4,7 +4,6 @@ B batch, C channels, T latents or frames, H height, W width, S text tokens, D ch
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from .condition import Condition
 from .cost import Seconds
 from .errors import RenderError
 from .parts import check_parts, encode_condition, encode_texts, load_plan_vae
-from .plan import Plan, find_device
+from .plan import Plan
 from .shelf import Shelf
 from .slices import find_measured
 
@@ -81,11 +80,6 @@ class Codec:
     def _vae(self) -> "AutoencoderKLWan":
         plan = self._plan
         return self._shelf.get(plan.config.model, "vae", lambda: load_plan_vae(plan))
-
-
-def make_codec(plan: Plan, device: str) -> Codec:
-    """In another process, on the device that it has."""
-    return Codec(replace(plan, device=find_device(device)))
 
 
 def _check_finite(frames_BCTHW: Tensor, start: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Generator as Stream
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ from .overlap import run_ahead
 from .parts import check_parts
 from .plan import Plan
 from .windows import Sampling, Text
+
+_NONE: Mapping[int, str] = MappingProxyType({})
 
 
 class Report(Protocol):
@@ -64,10 +67,13 @@ class Generator:
         *,
         start: Checkpoint | None = None,
         keep: Keep = forget,
+        prompts: Mapping[int, str] = _NONE,
+        limit: int | None = None,
     ) -> None:
         """`start`: go on from there. `keep` is handed a checkpoint now and then, and returns soon.
 
         What it is handed may be saved in any other thread: nothing in it is written into.
+        `prompts` and `limit` are what `set_prompt` and `stop` were told and gave before.
         """
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
@@ -78,6 +84,9 @@ class Generator:
         self._chain: Chain | None = None
         self._given_up = threading.Event()
         self._start = start
+        self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
+        self._limit = limit
+        self.is_decoding = False
         self._keeper = Keeper(plan.config.checkpoint.every_s, keep, start)
         self._cuts = plan.cuts
 
@@ -103,7 +112,7 @@ class Generator:
             ) as blocks,
         ):
             for block, arrays in blocks:
-                for decoded in arrays:
+                for decoded in self._decoding(arrays):
                     if isinstance(decoded, DecoderState):
                         self._keeper.add_decoder(block, start, decoded)
                         continue
@@ -111,16 +120,19 @@ class Generator:
                     start += len(decoded)
                     self._report("decode", start, total)
 
-    def set_prompt(self, prompt: str) -> None:
-        """Another prompt for the blocks that are yet to begin; from any thread."""
+    def set_prompt(self, prompt: str) -> int:
+        """Another prompt for the blocks that are yet to begin, the first of which is returned.
+
+        From any thread.
+        """
         assert self._backend is not None, "the render has not begun"
         assert self._chain is not None, "the render has not begun"
-        self._chain.change_text(self._texts(self._backend, [prompt])[0])
+        return self._chain.change_text(self._texts(self._backend, [prompt])[0])
 
-    def stop(self) -> None:
-        """Begin no more blocks; those in flight are finished. From any thread."""
+    def stop(self) -> int:
+        """Begin no more blocks; those in flight are finished. How many in all. From any thread."""
         assert self._chain is not None, "the render has not begun"
-        self._chain.stop()
+        return self._chain.stop()
 
     def give_up(self) -> None:
         """End within moments, with nothing more; from any thread, also before it has begun."""
@@ -143,8 +155,8 @@ class Generator:
         self._report("denoise", 0, total)
         if start:
             yield from out.resume(start.decoded, start.clean)
-        chain = start.chain if start else None
-        with closing(self._chain.run(schedule, chain, wanted=self._keeper.wants_chain)) as done:
+        chain, wants = start.chain if start else None, self._keeper.wants_chain
+        with closing(self._chain.run(schedule, chain, self._limit, wants)) as done:
             for one in done:
                 if backend.given_up.is_set():
                     return
@@ -158,6 +170,15 @@ class Generator:
                 note = " ".join(f"{block}:{step}" for block, step in sorted(levels.items()))
                 self._report("denoise", one.task.number + 1, total, note)
                 yield from out.add(one.finished)
+
+    def _decoding(self, arrays: Iterator[Decoded]) -> Iterator[Decoded]:
+        """The same; `is_decoding` says whose fault an error is."""
+        self.is_decoding = True
+        for decoded in arrays:
+            self.is_decoding = False
+            yield decoded
+            self.is_decoding = True
+        self.is_decoding = False
 
     def _decode(self, backend: Backend) -> Stream[tuple[int, Iterator[Decoded]]]:
         """Every block with its frames, which a worker of its own, if there is one, begins on."""
@@ -181,7 +202,7 @@ class Generator:
             boundary=plan.config.model.boundary,
             pool=NoisePool(plan.request.seed, plan.schedule) if plan.shares_noise else None,
             texts=dict(
-                zip(plan.prompts, self._texts(backend, [*plan.prompts.values()]), strict=True)
+                zip(self._prompts, self._texts(backend, [*self._prompts.values()]), strict=True)
             ),
             condition=backend.condition() if plan.pictures else Condition(),
             causal_latents=plan.causal_latents,

@@ -43,6 +43,7 @@ class Request:
     seed: int = 0
     image: Path | None = None
     prompt_at: tuple[tuple[float, str], ...] = ()  # seconds, and the prompt from then on
+    max_inflight: int | None = None  # blocks, where memory was not enough for the policy's number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,11 @@ class Plan:
         return make_layout(self.config.parallel)
 
     @property
+    def batched(self) -> bool:
+        """Whether both branches of guidance go through the model in one batch."""
+        return self.config.sampling.guidance_mode == "batched"
+
+    @property
     def cuts(self) -> Cuts:
         """Where segments of the video end."""
         return Cuts(
@@ -112,6 +118,9 @@ def make_plan(request: Request) -> Plan:
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
     check_branches(config, plan_guidance(sampling, levels, config.model.boundary).guided)
     schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
+    if request.max_inflight is not None:
+        most = max(1, schedule.burst, request.max_inflight)
+        schedule = replace(schedule, max_inflight=min(schedule.max_inflight, most))
     prompts = prompts_by_block(
         request.prompt,
         request.prompt_at,

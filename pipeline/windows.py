@@ -71,6 +71,11 @@ class Sampling:
         noise_BCTHW = window_noise(self.seed, start, count, self.frame_shape, step)
         return noise_BCTHW.to(self.device)
 
+    def remember(self, block: int, text: object) -> None:
+        """Blocks from this one on read another prompt."""
+        assert isinstance(text, Text)
+        self.texts[block] = text.to(self.device)
+
     def text(self, block: int) -> Text:
         return self.texts[max(first for first in self.texts if first <= block)]
 
@@ -133,9 +138,8 @@ class Windows:
 
     def change_text(self, text: object) -> int:
         """Blocks that are yet to be admitted, from the returned one on, read this prompt."""
-        assert isinstance(text, Text)
         with self._lock:
-            self.sampling.texts[self._admitted] = text.to(self.sampling.device)
+            self.sampling.remember(self._admitted, text)
             return self._admitted
 
     def begins_prompt(self, block: int) -> bool:

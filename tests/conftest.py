@@ -7,12 +7,18 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import atexit
+import shutil
 import signal
+import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="longreel-tests-")  # where renders are kept
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 
 # a job in the background has Ctrl-C ignored, and so would every process the tests start and stop
 for _stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ...configs.schema import Config
 from ...pipeline.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from .durable import write_whole
 from .journal import JournalWriter
 from .ledger import Ledger
 from .lock import Held
+from .measures import Changes
 from .segments import Frames, digest, encode_segment
 
 _log = logging.getLogger("longreel")
@@ -24,12 +26,14 @@ class Attempt:
     """Of the one process that may write."""
 
     def __init__(self, folder: Path, journal: JournalWriter, held: Held, config: Config) -> None:
+        self.number = journal.attempt
         self._folder = folder
         self._journal = journal
         self._held = held
         self._config = config
         self.frames_done = 0
         self.prompts: dict[int, str] = {}
+        self.changes: dict[str, Any] = {}
         self.limit: int | None = None
         self._segments = 0
         self._saved: list[Saved] = []
@@ -42,7 +46,8 @@ class Attempt:
 
     def resume(self, ledger: Ledger) -> None:
         self.frames_done, self._segments = ledger.frames_done, len(ledger.segments)
-        self.prompts, self.limit = ledger.prompts, ledger.limit
+        self.prompts, self.limit = dict(ledger.prompts), ledger.limit
+        self.changes = dict(ledger.changes)
         self._saved = list(ledger.checkpoints)
 
     def start_point(self) -> Checkpoint | None:
@@ -63,6 +68,11 @@ class Attempt:
                 )
                 self.note("damaged", file=saved.file, reason=str(error))
         return None
+
+    def change(self, changes: Changes, reason: str) -> None:
+        """Go on with a plan that needs less memory, here and in every later attempt."""
+        self.note("plan", changes=dict(changes), reason=reason)
+        self.changes |= changes
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Once the frames that it counts are in segments. OSError: it is not there."""

@@ -10,7 +10,6 @@ lock                 who is making it (lock.py)
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
 from ...pipeline.plan import Plan, Request, make_plan
@@ -44,9 +43,9 @@ class RenderFolder:
 
     @property
     def request(self) -> Request:
-        return self.manifest.request(self.path)
+        return self.manifest.request(self.path, self._read().changes)
 
-    @cached_property
+    @property
     def plan(self) -> Plan:
         """ValueError where this machine cannot make it."""
         return make_plan(self.request)
@@ -121,6 +120,11 @@ class RenderFolder:
                 f"`longreel resume {self.id}` makes it"
             )
         export(self.init, segments, output, self.manifest.config, metadata(self.request))
+
+    def num_bytes(self) -> int:
+        """On the disk."""
+        files = (path for path in self.path.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in files)
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from ...pipeline.parts import fingerprints
+from ...pipeline.parts import check_parts, fingerprints
 from ...pipeline.plan import Plan, expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
@@ -40,6 +40,8 @@ class Home:
         self, plan: Plan, output: Path | None = None, name: str | None = None
     ) -> RenderFolder:
         """A new render, queued; `output`: where its file is wanted; `name`: from `new_name`."""
+        if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
+            check_parts(plan)
         name = name or new_name()
         folder = self._renders / name
         try:

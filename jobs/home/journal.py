@@ -50,12 +50,12 @@ class JournalWriter:
     def __init__(self, path: Path, attempt: int, size: int) -> None:
         """`size`: bytes of whole lines, after which everything is cut off."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._attempt = attempt
+        self.attempt = attempt
         os.ftruncate(self._file, size)
 
     def append(self, **event: object) -> None:
         """On the disk when this returns; not there at all if it raises."""
-        event = {**event, "attempt": self._attempt, "time": round(time.time(), 3)}
+        event = {**event, "attempt": self.attempt, "time": round(time.time(), 3)}
         size = os.fstat(self._file).st_size
         try:
             _write_all(self._file, _format(event))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .checkpoints import KEPT, Saved
 from .journal import Event
@@ -32,6 +33,7 @@ class Ledger:
         self.segments: list[Segment] = []
         self.checkpoints: list[Saved] = []  # the last of them
         self.prompts: dict[int, str] = {}  # that were set while it ran, by their first block
+        self.changes: dict[str, Any] = {}  # of the plan, as memory was not enough
         self.limit: int | None = None  # blocks there will be, if it was told to come to its end
         self.state = "queued"
         self.reason = ""
@@ -51,6 +53,8 @@ class Ledger:
             self._save(event)
         elif kind == "prompt":
             self.prompts[event["block"]] = event["prompt"]
+        elif kind == "plan":
+            self.changes |= event["changes"]
         elif kind == "finishing":
             self.limit = event["blocks"]
         elif kind in ENDS:

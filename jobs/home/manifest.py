@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ...configs.fields import check_key, fields
@@ -33,8 +35,11 @@ class Manifest:
     versions: dict[str, str]  # of what it was begun with
     weights: dict[str, str]  # fingerprints by part; empty: files of a cluster, not of this machine
 
-    def request(self, folder: Path) -> Request:
-        config = self.config
+    def request(self, folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> Request:
+        """`changes`: fields by dotted key that this machine, or its memory, want otherwise."""
+        others = dict(changes)
+        max_inflight = others.pop("max_inflight", None)
+        config = _merge(_flatten(self.config) | others) if others else self.config
         if self.last_image:
             last_image = os.fspath(folder / self.last_image)
             config = replace(config, video=replace(config.video, last_image=last_image))
@@ -44,6 +49,7 @@ class Manifest:
             seed=self.seed,
             image=folder / self.image if self.image else None,
             prompt_at=self.prompt_at,
+            max_inflight=max_inflight,
         )
 
 

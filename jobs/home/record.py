@@ -1,22 +1,30 @@
 """A render made into its folder: frames become segments, and whatever ends it is written down."""
 
 import errno
+import logging
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 from ...pipeline.backend import Backend
+from ...pipeline.checkpoint import apart
 from ...pipeline.generator import Chunk, Generator, Report, quiet
-from ...pipeline.plan import Plan
+from ...pipeline.parts import fingerprints
+from ...pipeline.plan import Plan, make_plan
 from ..cluster import open_backend
 from .attempt import Attempt
 from .folder import RenderFolder
 from .ledger import Status
 from .lock import Taken
+from .measures import Changes, in_words, is_memory, next_measure
 from .saver import Saver
 from .segments import Frames
 
+_log = logging.getLogger("longreel")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_POLL_S = 0.5
 FULL_S = 600.0  # how long a full disk is waited for
@@ -29,14 +37,19 @@ class RenderRun:
         self,
         folder: RenderFolder,
         report: Report = quiet,
-        open_backend: Callable[[Plan], Backend] = open_backend,
+        open_backend: Callable[..., Backend] = open_backend,
         full_s: float = FULL_S,
+        changes: Changes = MappingProxyType({}),
     ) -> None:
-        """`full_s`: how long to wait for a full disk before the render is given up."""
+        """`full_s`: how long to wait for a full disk before the render is given up. `changes`: of
+        fields that change no frame, such as parallel.num_stages, for this go alone."""
         self._folder = folder
         self._report = report
         self._open_backend = open_backend
         self._full_s = full_s
+        self._changes = changes
+        self._attempt: Attempt | None = None
+        self._telling = threading.Lock()
         self._generator: Generator | None = None
         self._ending = ""  # the state that was asked for
         self._asked = threading.Event()
@@ -54,9 +67,11 @@ class RenderRun:
                 raise
             except Exception as error:
                 self._end(attempt, "failed", str(error) or type(error).__name__)
+                error.add_note(self._way_on(attempt))
                 raise
-            except BaseException:
+            except BaseException as error:
                 self._end(attempt, "paused", "it was interrupted")
+                error.add_note(self._way_on(attempt))
                 raise
         return self._folder.status()
 
@@ -70,21 +85,65 @@ class RenderRun:
 
     def finish(self) -> None:
         """Begin no more blocks: those in flight are the last. From any thread, once it runs."""
-        assert self._generator is not None, "the render has not begun"
-        self._generator.stop()
+        generator, attempt = self._running()
+        with self._telling:
+            attempt.limit = generator.stop()
+            attempt.note("finishing", blocks=attempt.limit)
 
     def set_prompt(self, prompt: str) -> None:
         """Another prompt for the blocks that are yet to begin. From any thread, once it runs."""
+        generator, attempt = self._running()
+        with self._telling:
+            block = generator.set_prompt(prompt)
+            attempt.prompts[block] = prompt
+            attempt.note("prompt", block=block, prompt=prompt)
+
+    def _running(self) -> tuple[Generator, Attempt]:
         assert self._generator is not None, "the render has not begun"
-        self._generator.set_prompt(prompt)
+        assert self._attempt is not None, "the render has not begun"
+        return self._generator, self._attempt
 
     def _render(self, attempt: Attempt) -> bool:
-        """Whether it is whole."""
-        plan, start = self._folder.plan, attempt.start_point()
+        """Whether it is whole; with less memory, if there is not enough."""
+        self._attempt = attempt
+        while True:
+            plan = make_plan(self._folder.manifest.request(self._folder.path, self._all_changes))
+            try:
+                return self._render_as(plan, attempt)
+            except Exception as error:
+                if not is_memory(error):
+                    raise
+                decoding = self._generator is not None and self._generator.is_decoding
+                changes = next_measure(plan, decoding=decoding)
+                if changes is None:
+                    raise
+                attempt.change(changes, reason=_first_line(error))
+                _log.warning(
+                    "memory was not enough (%s); going on with %s",
+                    _first_line(error),
+                    in_words(changes),
+                )
+
+    @property
+    def _all_changes(self) -> dict[str, Any]:
+        assert self._attempt is not None
+        return {**self._attempt.changes, **self._changes}
+
+    def _render_as(self, plan: Plan, attempt: Attempt) -> bool:
+        self._check_weights(plan, attempt)
+        start = attempt.start_point()
+        if start and not plan.batched:
+            start = apart(start)
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
         with Saver(attempt) as saver:
             self._generator = Generator(
-                plan, self._report, self._open_backend, start=start, keep=saver.keep
+                plan,
+                self._report,
+                partial(self._open_backend, hear=self._hear),
+                start=start,
+                keep=saver.keep,
+                prompts=attempt.prompts,
+                limit=attempt.limit,
             )
             if self._asked.is_set():
                 self._generator.give_up()
@@ -101,10 +160,34 @@ class RenderRun:
                 self._commit(attempt, gathered)
         return True
 
+    def _check_weights(self, plan: Plan, attempt: Attempt) -> None:
+        """The same weights as at the beginning, where they can be seen from here."""
+        before = self._folder.manifest.weights
+        if not before or attempt.number == 1 or plan.config.parallel.address != "local":
+            return
+        for part, now in fingerprints(plan).items():
+            if before.get(part) != now:
+                raise ValueError(
+                    f"the weights of the {part} are not those that render {self._folder.id} was "
+                    "begun with, so its frames would change midway; put them back, or name where "
+                    "they are with model.checkpoint=FOLDER"
+                )
+
+    def _hear(self, what: str) -> None:
+        """Of a failure that the render survives."""
+        _log.warning("%s", what)
+        if self._attempt is not None:
+            self._attempt.note("repair", reason=what)
+
     def _commit(self, attempt: Attempt, gathered: "_Gathered") -> None:
+        with self._telling:  # what was told before these frames were made is in the journal
+            pass
         if gathered.start >= attempt.frames_done:  # else it is final already
             assert gathered.start == attempt.frames_done, "segments are the same each time"
             self._patiently(lambda: attempt.commit(gathered.frames, gathered.blocks))
+
+    def _way_on(self, attempt: Attempt) -> str:
+        return f"`longreel resume {self._folder.id}` goes on from frame {attempt.frames_done}"
 
     def _end(self, attempt: Attempt, state: str, reason: str = "") -> None:
         self._patiently(lambda: attempt.note(state, reason=reason))
@@ -120,6 +203,10 @@ class RenderRun:
                     raise
                 if self._asked.wait(_FULL_POLL_S):
                     raise
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class _Gathered:

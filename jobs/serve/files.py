@@ -11,6 +11,7 @@ from ..home.folder import RenderFolder
 from ..home.home import Home
 from ..home.journal import Event, JournalReader
 from ..home.segments import Frames, Segment
+from .errors import without_paths
 
 _FRESH_S = 0.02  # many readers of one render look once
 _KEPT = 256  # renders whose journals are remembered
@@ -103,5 +104,9 @@ class AllFiles:
 
 def told(event: Event) -> dict[str, Any]:
     """What a client may know of an event of the journal: nothing of machines and files."""
-    hidden = ("host", "pid", "file", "attempt", "digest")
-    return {key: value for key, value in event.items() if key not in hidden}
+    hidden = ("host", "pid", "file", "attempt", "digest", "changes")
+    return {
+        key: without_paths(value) if isinstance(value, str) else value
+        for key, value in event.items()
+        if key not in hidden
+    }

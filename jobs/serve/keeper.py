@@ -204,7 +204,7 @@ class Keeper:
     async def _work(self, live: Live, worker: Worker) -> News | None:
         record = live.record
         worker.model = record.model
-        worker.tell("run", render=record.render, request=record.request, work=record.work)
+        worker.tell("run", render=record.render, request=record.request)
         current = self._queue.get(record.render)
         if self._ending or (current is not None and current.wish):
             self._tell_to_stop(live)

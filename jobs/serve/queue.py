@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .record import OVER, NewRender, Record, State, Wish
 
@@ -22,7 +21,6 @@ CREATE TABLE renders (
   client TEXT NOT NULL,
   request TEXT NOT NULL,
   digest TEXT NOT NULL,
-  work TEXT NOT NULL,
   state TEXT NOT NULL,
   wish TEXT NOT NULL DEFAULT '',
   priority INTEGER NOT NULL,
@@ -110,15 +108,14 @@ class Queue:
                 if known is not None:
                     return known, False
             self._file.execute(
-                "INSERT INTO renders (render, client, request, digest, work, state, priority,"
+                "INSERT INTO renders (render, client, request, digest, state, priority,"
                 " created_at, deadline_at, parent, idempotency_key)"
-                " VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
+                " VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
                 (
                     new.render,
                     new.client,
                     json.dumps(new.request),
                     new.digest,
-                    json.dumps({"kind": "render"}),
                     new.priority,
                     now,
                     new.deadline_at,
@@ -200,15 +197,6 @@ class Queue:
         """A running or paused render waits for its turn again; `lost`: its process was at fault."""
         count = "attempts" if lost else "0"
         self._update(render, f"state = 'queued', wish = '', attempts = {count}")
-
-    def give_work(self, render: str, work: Mapping[str, Any]) -> None:
-        """More to be done on a render that is over."""
-        self._update(
-            render,
-            "state = 'queued', wish = '', work = ?, attempts = 0, ended_at = NULL, error = NULL,"
-            " deadline_at = NULL",
-            json.dumps(work),
-        )
 
     def ask(self, render: str, wish: Wish) -> None:
         """What a running render shall do; whoever runs it obeys and calls `end` or `pause`."""
@@ -308,6 +296,6 @@ def _record(row: sqlite3.Row) -> Record:
     values = dict(row)
     for name in ("digest", "idempotency_key"):
         del values[name]
-    for name in ("request", "work", "error"):
+    for name in ("request", "error"):
         values[name] = json.loads(values[name] or "null")
     return Record(**values)

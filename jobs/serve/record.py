@@ -32,7 +32,6 @@ class Record:
     render: str
     client: str
     request: dict[str, Any]
-    work: dict[str, Any]  # what is to be done: render, extend or redo, with its numbers
     state: State
     wish: Wish
     priority: int
@@ -40,7 +39,7 @@ class Record:
     started_at: float | None
     ended_at: float | None
     deadline_at: float | None
-    attempts: int  # processes that have begun on the present work
+    attempts: int  # processes that were lost over it, and the one that is at it
     gpu_seconds: float
     error: dict[str, str] | None  # code and message
     parent: str | None

@@ -141,6 +141,12 @@ async def get_character(id: str, client: Client) -> None:
     raise ApiError(404, "no_characters", "this server has no characters")
 
 
+@router.post("/extensions", responses=failures(400))
+async def extend(client: Client) -> None:
+    """The client has a method for it; a render here has the length that it was asked for."""
+    raise ApiError(400, "no_extensions", "this server does not extend videos; ask for a longer one")
+
+
 async def _remix(
     here: Context, response: Response, source: Record, prompt: str, sender: Sender
 ) -> Video:

@@ -73,23 +73,6 @@ class CreateRender(_Strict):
     )
 
 
-class ExtendRender(_Strict):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"frames": 16}]})
-
-    frames: int = Field(ge=1, le=10_000_000, description="How many more.")
-
-
-class RedoRender(_Strict):
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"start": 17, "stop": 33, "prompt": "a green square"}]},
-    )
-
-    start: int = Field(ge=0, le=10_000_000, description="First frame to be made anew.")
-    stop: int = Field(ge=1, le=10_000_000, description="Frame after the last.")
-    prompt: Prompt | None = Field(default=None, description="None: the one it had.")
-
-
 class ChangePrompt(_Strict):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"prompt": "a blue square rests"}]}

@@ -1,5 +1,7 @@
 """The parts of a model that stay loaded from one render to the next."""
 
+from collections.abc import Callable
+
 from ...pipeline.backend import Backend, LocalBackend
 from ...pipeline.plan import Plan
 from ...pipeline.shelf import Shelf
@@ -13,10 +15,10 @@ class WarmBackends:
         self._shelf = Shelf()
         self._local: LocalBackend | None = None
 
-    def open(self, plan: Plan) -> Backend:
+    def open(self, plan: Plan, hear: Callable[[str], None]) -> Backend:
         self._local = None
         if plan.backend != "local":
-            return open_backend(plan)
+            return open_backend(plan, hear)
         self._local = LocalBackend(plan, self._shelf)
         return self._local
 

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 START_S = 300.0  # for a process to import torch and the rest on a busy machine
@@ -87,6 +87,3 @@ class Worker:
                 self._process.kill()
         self._process.stdin.close()
         return await self._process.wait()
-
-
-Listener = Callable[[str, News], None]

@@ -25,7 +25,7 @@ def main() -> None:
     errand = read_errand(Path.cwd())
     _tell(event="started", render=errand.render, pid=os.getpid())
     folder = _folder(errand)
-    run = RenderRun(folder, _report())
+    run = RenderRun(folder, _report(), changes=_placed(errand))
     stopped = threading.Event()
 
     def stop(signum: int, frame: object) -> None:
@@ -53,21 +53,23 @@ def _folder(errand: Errand) -> RenderFolder:
         seed=errand.seed,
         image=errand.image,
         prompt_at=errand.prompt_at,
-        overrides=[*errand.overrides, *_placed(errand)],
+        overrides=[
+            *errand.overrides,
+            *(f"{key}={value}" for key, value in _placed(errand).items()),
+        ],
     )
     return home.create(plan, name=errand.render)
 
 
-def _placed(errand: Errand) -> list[str]:
+def _placed(errand: Errand) -> dict[str, str]:
     """Stages on this job's cluster, where a number of them is asked for."""
     if errand.stages is None:
-        return []
-    address = os.environ.get("RAY_ADDRESS", "local")
-    return [
-        "parallel.backend=ray",
-        f"parallel.address={address}",
-        f"parallel.num_stages={errand.stages}",
-    ]
+        return {}
+    return {
+        "parallel.backend": "ray",
+        "parallel.address": os.environ.get("RAY_ADDRESS", "local"),
+        "parallel.num_stages": str(errand.stages),
+    }
 
 
 def _report() -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +65,18 @@ def submit(
         _watch(jobs, errand.render)
     if output:
         _export(jobs, errand.render, output)
+
+
+def submit_again(render: str, address: str | None, overrides: Sequence[str]) -> None:
+    """`longreel resume --submit`: another job for a render whose last one is over."""
+    from .jobs_client import Jobs
+
+    if overrides:
+        raise ValueError(
+            f"{overrides[0]} would be ignored, as --submit goes on with the stages that it was "
+            "sent with; leave it out, or resume on a machine of the cluster"
+        )
+    print(Jobs(_address(address)).submit_again(render))
 
 
 def status(render: Render, address: Address = None) -> None:

@@ -125,7 +125,7 @@ def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_pa
     first = [next(stream) for _ in range(5)]
     pids = pids_of(stream._generator._backend)
     assert len(pids) == 5
-    assert [len(layers) for layers in stream._generator._chain._slices] == [1, 2, 1, 1]
+    assert [len(layers) for layers in stream._generator._chain._devices.slices] == [1, 2, 1, 1]
     start = time.monotonic()
     stream.close()
     assert all_gone(pids, within_s=1.0 - (time.monotonic() - start))
@@ -145,6 +145,7 @@ def test_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
         "dualparal",
         "parallel.backend=ray",
         "parallel.transfer_timeout_s=1.5",
+        "parallel.repairs=0",
         frames=241,
         num_stages=3,
     )

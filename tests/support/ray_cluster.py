@@ -18,6 +18,7 @@ from longreel.pipeline.backend import LocalBackend, RayBackend
 from longreel.pipeline.codec import Codec
 
 _QUIET = {
+    "RAY_worker_niceness": "0",  # else they starve beside anything that works
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
@@ -26,11 +27,18 @@ _QUIET = {
 
 
 @contextmanager
-def two_nodes():
-    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+def quiet():
+    """What a cluster of tests finds in its environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _QUIET.items():
             patch.setenv(name, value)
+        yield
+
+
+@contextmanager
+def two_nodes():
+    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+    with quiet():
         nodes = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 3, "object_store_memory": 100 * 2**20},

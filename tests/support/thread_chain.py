@@ -4,10 +4,13 @@ import itertools
 import threading
 from functools import partial
 
+from longreel.parallel.chain import branch_passes
 from longreel.parallel.edges import wire
 from longreel.parallel.link import LinkClosed, LinkSpec
+from longreel.parallel.marks import Vault
 from longreel.parallel.messages import Stamp
 from longreel.parallel.ray_stage import StageActor
+from longreel.parallel.snapshot import pack_snapshot
 from longreel.pipeline.backend import (
     LocalBackend,
     make_stage,
@@ -28,6 +31,7 @@ class ThreadChain:
             name = f"{stamp.render}/{start}-{stop}"
             return LinkSpec(kind="local", name=name, host="", port=0, timeout_s=timeout_s)
 
+        self._cut, self._layout, self._vault = cut, layout, Vault()
         self.stages = [StageActor() for _ in layout.seats]
         last = layout.chain_length - 1
         self.last = self.stages[last]
@@ -39,28 +43,53 @@ class ThreadChain:
                 edges[i],
                 partial(make_windows, sampling, "cpu") if i == 0 else None,
                 partial(make_stepper, plan, sampling, "cpu") if i == last else None,
+                self._passes(seat),
             )
 
-    def run(self, schedule):
+    def _passes(self, seat):
+        return branch_passes(seat.branch if self._layout.num_branches > 1 else None)
+
+    def run(self, schedule, start=None, limit=None, wanted=lambda has_finished: False):
         errors = []
+        if start is not None:
+            for i, (stage, seat) in enumerate(zip(self.stages, self._layout.seats, strict=True)):
+                passes = self._passes(seat)
+                packed = pack_snapshot(
+                    start,
+                    first=i == 0,
+                    last=stage is self.last,
+                    layers={layer for n in seat.stages for layer in self._cut[n]},
+                    passes=passes,
+                )
+                stage._restore(packed)
 
         def work(stage):
             try:
-                stage.run(schedule)
+                stage.run(schedule, limit)
             except BaseException as error:
                 errors.append(error)
 
         threads = [threading.Thread(target=work, args=(stage,)) for stage in self.stages]
         for thread in threads:
             thread.start()
-        taken = 0
+        taken, number, seen, ready, has_finished = 0, 0, 0, None, False
         try:
             while True:
                 batch = self.last.take(0.05)
                 for done in batch.done():
                     yield done
+                    number = done.task.number + 1
                     taken += len(done.finished)
+                    has_finished = has_finished or bool(done.finished)
                     self.stages[0].taken(taken)
+                wants = ready is None and wanted(has_finished)
+                if wants and (marked := self.stages[0].ask_mark(seen, 0.02)):
+                    seen, known = marked.number, self._vault.known
+                    parts = [stage.collect(seen, known, 5.0) for stage in self.stages]
+                    ready = self._vault.assemble(marked, parts)
+                if ready is not None and ready.walk.number <= number:
+                    yield ready
+                    ready, has_finished = None, False
                 if batch.over:
                     break
         finally:
@@ -75,10 +104,10 @@ class ThreadChain:
             raise error
 
     def stop(self):
-        self.stages[0].stop()
+        return self.stages[0].stop()
 
     def change_text(self, text):
-        self.stages[0].change_text(text)
+        return self.stages[0].change_text(text)
 
 
 class ThreadBackend(LocalBackend):

@@ -123,7 +123,9 @@ def test_an_edit_takes_the_video_itself_or_its_id(videos, done):
         videos.edit(prompt="x", video=("other.mp4", b"no video of ours"))
 
 
-def test_characters_are_said_not_to_be_there(videos):
+def test_characters_and_extensions_are_said_not_to_be_there(videos):
+    with pytest.raises(openai.BadRequestError, match="longer one"):
+        videos.extend(prompt="x", seconds="4", video=("a.mp4", b"x"))
     with pytest.raises(openai.BadRequestError, match="no characters"):
         videos.create_character(name="anna", video=("a.mp4", b"x"))
     with pytest.raises(openai.NotFoundError):

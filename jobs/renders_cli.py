@@ -1,0 +1,161 @@
+"""`longreel resume` and `longreel renders`: what is in the home, and going on with it."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .home.folder import RenderFolder
+    from .home.ledger import Status
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of renders; by default in the user's data folder."),
+]
+# of a resumed render may change what changes no frame
+_FREE = (
+    "parallel.",
+    "checkpoint.",
+    "model.device",
+    "model.checkpoint",
+    "model.transformer",
+    "model.text_cache",
+)
+_OLD_S = 7 * 86400.0
+_UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
+
+
+def resume(
+    render: Annotated[str, typer.Argument(help="Its id, or the beginning of it.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="What changes no frame, e.g. parallel.num_stages=2."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write; by default as it was asked for."),
+    ] = None,
+    home: HomeOption = None,
+    submit: Annotated[
+        bool, typer.Option("--submit", help="As another Ray job, where `longreel submit` sent it.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard of the cluster that it was sent to (--submit).")
+    ] = None,
+) -> None:
+    """Go on with a render whose process is gone."""
+    from .home.home import Home
+    from .progress import progress
+
+    if submit:
+        from .submit.submit_cli import submit_again
+
+        submit_again(render, address, overrides or ())
+        return
+    folder = Home(home).open(render)
+    changes = _free_changes(overrides or ())
+    run_and_export(
+        folder, output or Path(folder.manifest.output or f"{folder.id}.mp4"), changes, progress()
+    )
+
+
+def renders(
+    home: HomeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what is finished or a week old, after asking.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """List the renders in the home."""
+    from .home.home import Home
+
+    place = Home(home)
+    found = [(folder, folder.status()) for folder in place.renders()]
+    if prune:
+        _prune(place, found, yes)
+        return
+    for folder, status in found:
+        typer.echo(json.dumps(_facts(folder, status)) if as_json else _line(folder, status))
+    if not found and not as_json:
+        typer.echo(f"no renders in {place.path}")
+
+
+def run_and_export(
+    folder: "RenderFolder", output: Path, changes: dict[str, Any], bars: Any
+) -> None:
+    """To its end, and its file to where it is wanted."""
+    from .home.record import RenderRun
+    from .render import check_file
+
+    check_file(folder.plan, output)
+    if folder.status().state != "done":
+        with bars as report:
+            RenderRun(folder, report, changes=changes).run()
+    folder.export(output)
+    typer.echo(output)
+
+
+def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:
+    from ..configs.load import parse_override
+
+    changes = dict(parse_override(override) for override in overrides)
+    for key, value in changes.items():
+        if not key.startswith(_FREE):
+            raise ValueError(
+                f"{key}={value} would change the frames to come, and those before them are final; "
+                f"leave it out, or render anew (a render that is resumed takes {', '.join(_FREE)})"
+            )
+    return changes
+
+
+def _facts(folder: "RenderFolder", status: "Status") -> dict[str, Any]:
+    return {
+        "render": folder.id,
+        **asdict(status),
+        "bytes": folder.num_bytes(),
+        "prompt": folder.manifest.prompt,
+        "output": folder.manifest.output,
+    }
+
+
+def _line(folder: "RenderFolder", status: "Status") -> str:
+    total = f"/{status.frames}" if status.frames else ""
+    done = f"{status.frames_done}{total} frames"
+    prompt = " ".join(folder.manifest.prompt.split())
+    reason = f"  ({status.reason})" if status.reason else ""
+    return (
+        f"{folder.id}  {status.state:9}  {done:>15}  {_age(status.created_s):>7} ago  "
+        f"{folder.num_bytes() / 1e6:8.1f} MB  {prompt[:40]}{reason}"
+    )
+
+
+def _age(since_s: float) -> str:
+    seconds = max(0.0, time.time() - since_s)
+    name, unit = next(((name, unit) for name, unit in _UNITS if seconds >= unit), _UNITS[-1])
+    return f"{seconds / unit:.0f} {name}"
+
+
+def _prune(place: Any, found: "list[tuple[RenderFolder, Status]]", yes: bool) -> None:
+    now = time.time()
+    going = [
+        folder
+        for folder, status in found
+        if status.state in ("done", "cancelled")
+        or (status.state != "running" and now - status.updated_s > _OLD_S)
+    ]
+    if not going:
+        typer.echo("nothing to remove: no render is finished or a week old")
+        return
+    size = sum(folder.num_bytes() for folder in going) / 1e6
+    for folder in going:
+        typer.echo(f"{folder.id}  {' '.join(folder.manifest.prompt.split())[:60]}")
+    if yes or typer.confirm(f"Remove these {len(going)} ({size:.1f} MB)?"):
+        for folder in going:
+            place.remove(folder)

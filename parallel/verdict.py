@@ -1,0 +1,105 @@
+"""What has broken a chain: links close all along it, and at most a few actors know why."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from .chain import Schedule
+from .crew import SLICE_S, Member, fails, result
+from .errors import ChainBroken
+from .layout import Layout
+from .link import LinkClosed
+from .ray_stage import Counters
+from .tasks import Task, WalkState
+
+_VERDICT_S = 2.0  # after the first failure, for the others to tell theirs
+
+
+def look(
+    members: Sequence[Member], runs: "Mapping[int, ray.ObjectRef[Any]]"
+) -> tuple[list[int], set[int], BaseException | None]:
+    """Lost members, those of them whose process is gone, and an error that is not of the links.
+
+    Ends as soon as every member has shown that it lives or not.
+    """
+    pings = {i: member.control("counters") for i, member in enumerate(members)}
+    alive, gone = set[int](), set[int]()
+    deadline = time.monotonic() + _VERDICT_S
+    while len(alive | gone) < len(members) and time.monotonic() < deadline:
+        waiting = [ref for i, ref in pings.items() if i not in alive | gone]
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=SLICE_S)
+        for i, ref in pings.items():
+            if ref in ready:
+                (gone if fails(ref) else alive).add(i)
+    lost = [i for i in pings if i not in alive]
+    living = [ref for i, ref in runs.items() if i in alive]
+    ended = ray.wait(living, num_returns=len(living), timeout=_VERDICT_S)[0] if living else []
+    for ref in ended:
+        try:
+            result(ref)
+        except (LinkClosed, RayActorError):
+            continue
+        except BaseException as error:
+            return lost, gone, error
+    return lost, gone, None
+
+
+class Words:
+    """How an actor and its task are called."""
+
+    def __init__(self, layout: Layout, slices: Sequence[range], schedule: Schedule) -> None:
+        self._layout = layout
+        self._slices = slices
+        self._schedule = schedule
+
+    def lost(self, members: Sequence[Member], actor: int, done: int, *, ended: bool) -> ChainBroken:
+        where = members[actor]
+        number = self._first_missing(members, actor, done)
+        return ChainBroken(
+            f"{self.name(actor)} was lost at {self.at(number)}: its process "
+            f"{where.pid} on node {where.node[:8]} {'ended' if ended else 'does not answer'}; "
+            "see Ray's logs there for the reason, which is often lack of memory"
+        )
+
+    def at(self, number: int) -> str:
+        tasks = self._schedule.walk(WalkState()).tasks()
+        task = next((task for task in tasks if task.number == number), None)
+        return "its end" if task is None else describe(task)
+
+    def name(self, actor: int) -> str:
+        seat, total = self._layout.seats[actor], self._layout.num_stages
+        first, last = seat.stages[0], seat.stages[-1]
+        what = f"stage {first + 1}"
+        if first < last:
+            what = f"the actor of stages {first + 1} to {last + 1}"
+        layers = f"layers {self._slices[first].start} to {self._slices[last].stop - 1}"
+        branch = ""
+        if self._layout.num_branches > 1:
+            branch = f", {('conditional', 'unconditional')[seat.branch]} branch"
+        return f"{what} of {total} ({layers}{branch})"
+
+    def _first_missing(self, members: Sequence[Member], actor: int, done: int) -> int:
+        """The task that an actor was at, as those after it in its chain know."""
+        length = self._layout.chain_length
+        for after in range(actor + 1, length * (actor // length + 1)):
+            ref = members[after].control("counters")
+            if ray.wait([ref], timeout=_VERDICT_S)[0]:
+                try:
+                    counters: Counters = result(ref)
+                    return counters.task + 1
+                except RayActorError:
+                    continue
+        return done
+
+
+def describe(task: Task) -> str:
+    """Where a task stands, in the words of people."""
+    part = task.written[0] if task.written else task.parts[-1]
+    return f"block {part.block}, step {part.step + 1}"
+
+
+def short(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,147 @@
+"""A render that was hurt or left goes on to the same video, and people are told what was wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command import longreel
+from tiny_blocks import ARCHS, overrides
+
+from longreel.jobs.home.folder import RenderFolder
+from longreel.jobs.home.home import Home
+from longreel.jobs.home.record import RenderRun
+from longreel.jobs.render import plan_render
+from longreel.models import arch as archs
+from longreel.pipeline import backend as backends
+
+OLD = Path(__file__).parents[2] / "data" / "render-format-1"
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+def plan(policy="causal", *more, frames=41, **request):
+    settings = overrides(policy, "model.device=cpu", "checkpoint.every_s=0", *more)
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings, **request)
+
+
+def killed_at(render, task):
+    def report(what, done, total, note=""):
+        if (what, done) == ("denoise", task):
+            raise Killed
+
+    with pytest.raises(Killed):
+        RenderRun(render, report).run()
+    return render
+
+
+def digests(render):
+    return [segment.digest for segment in render.segments()]
+
+
+def made(home, *request, **more):
+    render = home.create(plan(*request, **more))
+    assert RenderRun(render).run().state == "done"
+    return digests(render)
+
+
+def first_task(render):
+    """Of an attempt that goes on to the end."""
+    seen = []
+    status = RenderRun(
+        render, lambda what, done, total, note="": seen.append(done) if what == "denoise" else None
+    ).run()
+    assert status.state == "done"
+    return seen[1]
+
+
+def test_an_old_folder_is_gone_on_with(home, tmp_path):
+    shutil.copytree(OLD, tmp_path / "old")
+    render = RenderFolder(tmp_path / "old")
+    assert render.status().state == "paused"
+    assert first_task(render) > 10
+    assert digests(render) == made(home)
+
+
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, caplog):
+    truth = made(home)
+    render = killed_at(home.create(plan()), 13)
+    newest, before = sorted((render.path / "checkpoints").glob("0*"))[::-1][:2]
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 4
+    newest.write_bytes(data)
+    assert first_task(home.open(render.id)) > 1
+    assert f"{newest.name} is damaged" in caplog.text
+    assert f"going on from checkpoint {before.name}" in caplog.text
+    assert digests(render) == truth
+
+
+def test_less_memory_is_tried_before_a_render_is_given_up(home, monkeypatch, caplog):
+    build = backends.make_stage
+
+    def short_of_memory(plan, layers, device):
+        stage = build(plan, layers, device)
+        run = stage.run
+
+        def checked(task, x):
+            if any(state.tokens_BLD.shape[0] > 1 for state in x.states) and task.number > 6:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return run(task, x)
+
+        stage.run = checked
+        return stage
+
+    guided = ["sampling.guidance_mode=batched"]
+    monkeypatch.setattr(backends, "make_stage", short_of_memory)
+    render = home.create(plan("causal", *guided))
+    assert RenderRun(render).run().state == "done"
+    assert render.request.config.sampling.guidance_mode == "sequential"
+    assert "going on with sampling.guidance_mode=sequential" in caplog.text
+    assert len(list(render.frames())) == 41
+
+
+def test_a_render_without_memory_ends_with_the_reason_and_the_way_on(home, monkeypatch):
+    def none(plan, layers, device):
+        raise torch.OutOfMemoryError("CUDA out of memory: tried 1 GiB")
+
+    monkeypatch.setattr(backends, "make_stage", none)
+    render = home.create(plan())
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        RenderRun(render).run()
+    assert raised.value.__notes__ == [f"`longreel resume {render.id}` goes on from frame 0"]
+    assert render.status().state == "failed"
+    assert "tried 1 GiB" in render.status().reason
+
+
+def test_the_command_line_keeps_lists_goes_on_with_and_removes_renders(tmp_path, monkeypatch):
+    place, output = tmp_path / "home", tmp_path / "cat.mp4"
+    settings = overrides("causal", "model.device=cpu", "checkpoint.every_s=0", "video.frames=41")
+    asked = ["render", "a cat", "-o", output, "--home", place, "--seed", 3, *settings]
+    assert longreel(*asked).code == 0
+    whole = output.read_bytes()
+    output.unlink()
+    (one,) = longreel("renders", "--home", place, "--json").out.splitlines()
+    assert json.loads(one)["state"] == "done"
+    render = killed_at(Home(place).create(plan(), output), 13)
+    lines = longreel("renders", "--home", place).out.splitlines()
+    assert [line.split()[1] for line in lines] == ["paused", "done"]
+    refused = longreel("resume", render.id, "--home", place, "sampling.steps=3")
+    assert "sampling.steps=3 would change the frames to come" in refused.message
+    assert longreel("resume", render.id, "--home", place, "parallel.num_stages=2").code == 0
+    assert output.read_bytes() == whole
+    assert longreel("renders", "--home", place, "--prune", "--yes").code == 0
+    assert Home(place).renders() == []
