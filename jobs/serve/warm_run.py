@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...pipeline.backend import Backend
-from ...pipeline.plan import Plan
 from ..home.folder import RenderFolder
 from ..home.record import RenderRun
 from .pace import credit
@@ -38,7 +36,7 @@ class WarmRun:
     def go(self, folder: RenderFolder, command: Mapping[str, Any]) -> str:
         """How it ended: done or stopped."""
         ahead = credit(folder.plan) if command["request"]["pace"] == "consumer" else None
-        run = RenderRun(folder, self._report(ahead), self._open)
+        run = RenderRun(folder, self._report(ahead), self._backends.open)
         with self._changed:
             self._run = run
             if self._stopped:
@@ -76,9 +74,6 @@ class WarmRun:
         except Exception as error:  # whatever the text encoder says: the render goes on
             return {"error": f"the prompt could not be read ({type(error).__name__})"}
         return {}
-
-    def _open(self, plan: Plan) -> Backend:
-        return self._backends.open(plan)
 
     def _report(self, ahead: int | None) -> Callable[..., None]:
         def report(what: str, done: int, total: int, note: str = "") -> None:

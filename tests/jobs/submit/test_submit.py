@@ -47,8 +47,9 @@ def test_a_job_makes_the_render_that_this_process_makes(longreel, tmp_path):
     lines = "".join(f"  {key}: {value}\n" for key, value in SMALL.items())
     request.write_text(f"prompt: a red circle\nframes: 41\nseed: 3\nsettings:\n{lines}")
     video = tmp_path / "video.mp4"
+    home = tmp_path / "home"
     out, _ = longreel(
-        "submit", request, "--home", tmp_path / "home", "-o", video, "model.text_cache="
+        "submit", request, "--gpus", 2, "--home", home, "-o", video, "model.text_cache="
     )
     assert len([*decode_mp4(video)]) == 41
     here = Home(tmp_path / "here").create(
@@ -86,6 +87,11 @@ def test_a_cancelled_job_keeps_what_is_final_and_can_be_gone_on_with(longreel, t
     assert [s.path.read_bytes() for s in folder.segments()][: len(before)] == before
     _, said = longreel("watch", render, code=1)
     assert f"longreel resume --submit {render}" in said
+    assert longreel("resume", "--submit", render)[0] == f"{render}-2"
+    until(lambda: folder.status().frames_done, lambda frames: frames > status.frames_done)
+    longreel("cancel", render)
+    until(lambda: folder.status().state, lambda state: state == "paused")
+    assert folder.status().attempt > status.attempt
 
 
 def test_an_errand_arrives_as_it_was_sent(tmp_path):
