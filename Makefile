@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROMPT := a red circle drifts slowly to the right over a blue background
 
-.PHONY: video test lint
+.PHONY: video test lint openapi
 
 video: .venv/installed
 	@mkdir -p videos
@@ -19,6 +19,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# what the server's API is, kept beside the code that it is made of
+openapi: .venv/installed-dev
+	$(BIN)/python -P -m longreel.jobs.serve.openapi docs/openapi.json
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

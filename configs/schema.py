@@ -33,6 +33,7 @@ BACKENDS = ("auto", "local", "ray")
 CFG = ("batch", "split")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
+_MIN_SHIFT = 1e-6  # below it the first level, 1, becomes 0 / 0 in floating point
 ENCODER_PRESETS = (
     "ultrafast",
     "superfast",
@@ -122,10 +123,10 @@ class SamplingConfig:
         check_name("sampling.solver", self.solver, SOLVERS)
         check_range("sampling.steps", self.steps, 1, 1000, "gives no usable row of noise levels")
         check_finite("sampling.shift", self.shift)
-        if self.shift <= 0:
+        if self.shift < _MIN_SHIFT:
             raise ValueError(
                 f"sampling.shift={self.shift} puts noise levels outside 0 to 1; "
-                "set it above 0, where 1 shifts nothing"
+                f"set it above 0, from {_MIN_SHIFT} on, where 1 shifts nothing"
             )
         self._check_timesteps()
         self._check_guidance()

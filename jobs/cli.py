@@ -15,9 +15,13 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..pipeline.errors import RenderError
+from .client.client_cli import batch
 from .evaluate.cli import evaluate
+from .home.trace_cli import trace
 from .renders_cli import HomeOption, renders, resume, run_and_export
+from .serve.serve_cli import serve
 from .simulate_cli import simulate
+from .submit.submit_cli import cancel, download, logs, status, submit, watch
 from .train.errors import TrainingError
 from .train.train_cli import train
 
@@ -243,3 +247,6 @@ app.command()(_plain_errors()(renders))
 app.command()(_plain_errors()(simulate))
 app.command(no_args_is_help=True)(_plain_errors()(train))
 app.command()(_plain_errors()(evaluate))
+app.command()(_plain_errors()(serve))
+for _job in (batch, submit, status, watch, logs, cancel, download, trace):
+    app.command()(_plain_errors()(_job))

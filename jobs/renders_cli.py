@@ -46,11 +46,22 @@ def resume(
         typer.Option("-o", "--output", help="File to write; by default as it was asked for."),
     ] = None,
     home: HomeOption = None,
+    submit: Annotated[
+        bool, typer.Option("--submit", help="As another Ray job, where `longreel submit` sent it.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard of the cluster that it was sent to (--submit).")
+    ] = None,
 ) -> None:
     """Go on with a render whose process is gone."""
     from .home.home import Home
     from .progress import progress
 
+    if submit:
+        from .submit.submit_cli import submit_again
+
+        submit_again(render, address, overrides or ())
+        return
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
     wanted = output or Path(folder.manifest.output or f"{folder.id}.mp4")

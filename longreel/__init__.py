@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .jobs.client.async_client import AsyncClient
+    from .jobs.client.client import Client, Render
     from .jobs.stream import FrameStream
     from .jobs.video import Video
     from .pipeline.errors import RenderError
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncClient",
     "Chunk",
+    "Client",
     "FrameStream",
+    "Render",
     "RenderError",
     "Video",
     "generate_latents",
@@ -27,6 +32,9 @@ __all__ = [
     "stream",
 ]
 _HOMES = {
+    "AsyncClient": "jobs.client.async_client",
+    "Client": "jobs.client.client",
+    "Render": "jobs.client.client",
     "Chunk": "pipeline.generator",
     "FrameStream": "jobs.stream",
     "RenderError": "pipeline.errors",

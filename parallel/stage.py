@@ -3,6 +3,7 @@
 B batch, C channels, T latents, H height, W width, S text tokens, N image tokens, D width.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -72,6 +73,7 @@ class Stage:
         self._sparse = sparse
         self._cache = KeyValueCache()
         self._share: Share | None = None
+        self.busy_s = 0.0  # in layers; of a GPU: until it was given its work
 
     def join(self, share: Share | None) -> None:
         """Run from now on a share of every window; none: all of it."""
@@ -101,11 +103,13 @@ class Stage:
     @torch.inference_mode()
     def run(self, task: Task, x: Activation) -> Activation:
         """This stage's layers; what later windows read is kept, what nobody reads is freed."""
+        began = time.monotonic()
         model = self._expert(x.expert)
         states = tuple(self._run(model, task, i, state) for i, state in enumerate(x.states))
         self._cache.free(task)
         if self._sparse is not None:
             self._sparse.free(task)
+        self.busy_s += time.monotonic() - began
         return Activation(states=states, expert=x.expert)
 
     @torch.inference_mode()

@@ -23,6 +23,7 @@ from .parts import Experts
 from .plan import Plan, find_device
 from .plan_attention import make_sparse
 from .shares import tile_shares
+from .shelf import Shelf
 from .slices import find_measured, slices
 from .solver import make_solver
 from .stepper import Stepper
@@ -66,10 +67,13 @@ def open_backend(plan: Plan) -> Backend:
 class LocalBackend:
     """Everything in this process, one part after the other."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, shelf: Shelf | None = None) -> None:
+        """`shelf`: what is loaded stays there for the next render; none: it goes with this one."""
         self._plan = plan
+        self._shelf = shelf or Shelf(keep=False)
+        self.stages: tuple[Stage, ...] = ()  # of the conditional branch, once there is a chain
         self.given_up = threading.Event()
-        codec = Codec(plan)
+        codec = Codec(plan, self._shelf)
         self.texts = codec.texts
         self.condition = codec.condition
         self.decode = codec.decode
@@ -79,9 +83,10 @@ class LocalBackend:
         plan, device = self._plan, str(self._plan.device)
         cut = slices(plan, find_measured(plan, plan.device))
         conditional, *others = (
-            [make_stage(plan, layers, device) for layers in cut]
-            for _ in range(plan.layout.num_branches)
+            [make_stage(plan, layers, device, self._shelf, branch) for layers in cut]
+            for branch in range(plan.layout.num_branches)
         )
+        self.stages = tuple(conditional)
         return LocalChain(
             conditional,
             make_windows(sampling, device),
@@ -268,10 +273,18 @@ class GivenUp(Exception):  # noqa: N818 -- nobody's error: nobody waits for it a
     """The reader of a render has gone while it waited for others."""
 
 
-def make_stage(plan: Plan, layers: range, device: str) -> Stage:
-    """A stage with its weights."""
-    experts = Experts(replace(plan, device=find_device(device)), layers)
-    experts.load()
+def make_stage(
+    plan: Plan, layers: range, device: str, shelf: Shelf | None = None, branch: int = 0
+) -> Stage:
+    """A stage with its weights, which may be on a shelf already."""
+
+    def load() -> Experts:
+        experts = Experts(replace(plan, device=find_device(device)), layers)
+        experts.load()
+        return experts
+
+    part = ("stage", layers.start, layers.stop, branch, plan.policy == "whole")
+    experts = (shelf or Shelf(keep=False)).get(plan.config.model, part, load)
     return Stage(experts.get, layers, make_sparse(plan))
 
 

@@ -20,6 +20,7 @@ from .cost import Seconds
 from .errors import RenderError
 from .parts import check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan
+from .shelf import Shelf
 from .slices import find_measured
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ Decoded = npt.NDArray[np.uint8] | DecoderState
 class Codec:
     """On one device, which need not be the DiT's; what it returns is on the host."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, shelf: Shelf | None = None) -> None:
         self._plan = plan
+        self._shelf = shelf or Shelf(keep=False)
         self._num_frames = 0  # decoded so far
         self._tiles: TileWorker | None = None
 
@@ -98,7 +100,8 @@ class Codec:
 
     @cached_property
     def _vae(self) -> "AutoencoderKLWan":
-        return load_plan_vae(self._plan)
+        plan = self._plan
+        return self._shelf.get(plan.config.model, "vae", lambda: load_plan_vae(plan))
 
 
 def _check_finite(frames_BCTHW: Tensor, start: int) -> None:

@@ -31,3 +31,20 @@ for _stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One `longreel serve` for all tests that only need one."""
+    from server import serving
+
+    with serving(tmp_path_factory.mktemp("server") / "home") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def http(server):
+    import httpx
+
+    with httpx.Client(base_url=server.url, timeout=120) as http:
+        yield http

@@ -18,7 +18,15 @@ MAY_IMPORT = {
     "jobs": {"configs", "kernels", "models", "parallel", "pipeline", "jobs"},
 }
 # packages inside a folder, under its rules
-WITHIN = {"jobs/evaluate", "jobs/home", "jobs/train", "jobs/world"}
+WITHIN = {
+    "jobs/client",
+    "jobs/serve",
+    "jobs/submit",
+    "jobs/evaluate",
+    "jobs/home",
+    "jobs/train",
+    "jobs/world",
+}
 HOMES = {
     "triton": {"kernels"},
     "torch.distributed": {"parallel"},

@@ -31,7 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
 FOLDERS = ("configs", "kernels", "models", "parallel", "pipeline", "jobs")
-SUBFOLDERS = ("jobs/evaluate", "jobs/train", "jobs/world")
+SUBFOLDERS = (
+    "jobs/client",
+    "jobs/evaluate",
+    "jobs/home",
+    "jobs/serve",
+    "jobs/submit",
+    "jobs/train",
+    "jobs/world",
+)
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -60,7 +68,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run_pages(tmp_path_factory):
+def run_pages(tmp_path_factory, request):
     """A page's Python, run once: its names afterwards, its folder, what it printed."""
     done = {}
 
@@ -71,6 +79,8 @@ def run_pages(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
                 patch.setenv("HOME", str(folder))
                 patch.chdir(folder)
+                if "longreel.Client()" in PAGES[page]:
+                    patch.setenv("LONGREEL_URL", request.getfixturevalue("server").url)
                 for number, block in enumerate(blocks(page, "python"), start=1):
                     exec(compile(block, f"{page}, example {number}", "exec"), names)
             done[page] = names, folder, printed.getvalue()
@@ -178,6 +188,23 @@ def test_a_command_line_works_as_it_is_shown(page, arguments, workplace):
         signal.signal(signal.SIGTERM, before)
     assert result.exit_code == 0, result.output
     assert result.output.strip()
+
+
+def shown_only() -> list[list[str]]:
+    """Commands that need a server or a cluster: they are shown, and not run."""
+    lines = "\n".join(block for page in PAGES for block in blocks(page, "console")).split("\n")
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("longreel ")]
+
+
+@pytest.mark.parametrize("arguments", shown_only(), ids=lambda value: str(value)[:70])
+def test_a_command_that_is_only_shown_has_these_options(arguments):
+    command, *rest = arguments
+    help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    for option in rest:
+        if option.startswith("-"):
+            assert option in help_text, option
+        elif re.fullmatch(r"\w+\.\w+=.*", option):
+            assert option.partition("=")[0] in fields()
 
 
 def test_every_make_target_shown_exists():

@@ -78,6 +78,9 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
         ".typed",
         ".json",
         ".safetensors",
+        ".html",
+        ".js",
+        ".css",
     }
 
 

@@ -36,11 +36,13 @@ class Home:
         self.path = expand(path) if path is not None else default_home()
         self._renders = self.path.absolute() / "renders"
 
-    def create(self, plan: Plan, output: Path | None = None) -> RenderFolder:
-        """A new render, queued; `output`: where its file is wanted."""
+    def create(
+        self, plan: Plan, output: Path | None = None, name: str | None = None
+    ) -> RenderFolder:
+        """A new render, queued; `output`: where its file is wanted; `name`: from `new_name`."""
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
-        name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        name = name or new_name()
         folder = self._renders / name
         try:
             (folder / "inputs").mkdir(parents=True)
@@ -58,7 +60,7 @@ class Home:
 
     def open(self, render: str) -> RenderFolder:
         """By its id, or the beginning of one."""
-        found = [name for name in self._names() if name.startswith(render)]
+        found = [name for name in self.names() if name.startswith(render)]
         if render in found:
             found = [render]
         if len(found) != 1 or not render:
@@ -72,7 +74,7 @@ class Home:
     def renders(self) -> list[RenderFolder]:
         """All that can be opened, the newest first."""
         folders = []
-        for name in reversed(self._names()):
+        for name in reversed(self.names()):
             try:
                 folders.append(RenderFolder(self._renders / name))
             except ValueError:  # one that is being made, removed, or of another version
@@ -90,7 +92,8 @@ class Home:
         folder.path.rename(gone)  # at once, for whoever lists them
         shutil.rmtree(gone)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Ids, the oldest first."""
         if not self._renders.is_dir():
             return []
         return sorted(path.name for path in self._renders.iterdir() if path.name[0] != ".")
@@ -124,6 +127,11 @@ class Home:
         )
         write_manifest(folder, manifest)
         sync(self._renders)
+
+
+def new_name() -> str:
+    """An id that sorts by time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def _keep_picture(folder: Path, path: Path | None, which: str) -> str:

@@ -1,0 +1,1 @@
+"""Renders of a server from Python: one by one, or by the hundred."""

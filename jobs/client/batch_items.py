@@ -1,0 +1,97 @@
+"""What a batch is made of: prompts in a list, or in a CSV or JSON-lines file."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_NUMBERS: dict[str, Any] = {"frames": int, "seed": int, "priority": int, "deadline_s": float}
+_TEXTS = ("prompt", "preset", "image", "name")
+_ANY = ("settings", "prompt_at")  # not in a CSV
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One video of a batch."""
+
+    name: str  # of its file, without suffix
+    prompt: str
+    more: Mapping[str, Any] = field(default_factory=dict)  # as `Client.render` takes it
+
+
+def read_items(items: str | Path | Sequence[str | Mapping[str, object]]) -> list[Asked]:
+    """ValueError names the line that is wrong, before anything is asked of a server."""
+    rows = _read_file(Path(items)) if isinstance(items, str | Path) else [*items]
+    asked: list[Asked] = []
+    for number, row in enumerate(rows, start=1):
+        values = {"prompt": row} if isinstance(row, str) else dict(row)
+        try:
+            asked.append(_item(number, values))
+        except ValueError as error:
+            raise ValueError(f"item {number} of the batch: {error}") from error
+    names = [item.name for item in asked]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"name={twice[0]} is given to several items of the batch, which would write over each "
+            "other; give each its own, or none"
+        )
+    if not asked:
+        raise ValueError("the batch is empty, so there is nothing to render; give it prompts")
+    return asked
+
+
+def _read_file(path: Path) -> list[Mapping[str, object]]:
+    if (kind := path.suffix.lower()) not in (".csv", ".jsonl"):
+        raise ValueError(
+            f"batch={path} is neither .csv nor .jsonl, so its form is unknown; name it so"
+        )
+    try:
+        with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
+            if kind == ".jsonl":
+                return [json.loads(line) for line in file if line.strip()]
+            rows = csv.DictReader(file)
+            return [{k: v for k, v in row.items() if v not in ("", None)} for row in rows]
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(
+            f"batch={path} cannot be read ({error}); give a CSV file with a column `prompt`, or a "
+            "file of JSON objects, one a line"
+        ) from error
+
+
+def _item(number: int, values: dict[str, Any]) -> Asked:
+    settings = dict(values.pop("settings", None) or {})
+    more: dict[str, Any] = {}
+    for key, value in values.items():
+        if key is None or (key not in (*_NUMBERS, *_TEXTS, *_ANY) and "." not in key):
+            known = ", ".join((*_TEXTS, *_NUMBERS))
+            raise ValueError(
+                f"{key}={value} is no field of a render; use {known}, or settings such as "
+                "sampling.steps"
+            )
+        if "." in key:
+            settings[key] = value
+        elif key in _NUMBERS:
+            more[key] = _number(key, value)
+        else:
+            more[key] = value
+    prompt = str(more.pop("prompt", "")).strip()
+    if not prompt:
+        raise ValueError("prompt is empty, so there is nothing to show; write one")
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    name = str(more.pop("name", "")) or f"{number:04d}-{words or 'video'}"
+    if not re.fullmatch(r"[\w][\w .-]{0,99}", name):
+        raise ValueError(f"name={name!r} is no file name; use letters, digits, dashes")
+    if settings:
+        more["settings"] = settings
+    return Asked(name=name, prompt=prompt, more=more)
+
+
+def _number(key: str, value: object) -> float:
+    try:
+        number: float = _NUMBERS[key](value)
+        return number
+    except (TypeError, ValueError):
+        raise ValueError(f"{key}={value} is no number; write it like {key}=8") from None

@@ -1,0 +1,68 @@
+"""What has become of a batch's items, on disk: a line an event, read back when it goes on."""
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from .batch_items import Asked
+
+NAME = "batch.jsonl"
+
+
+class BatchLog:
+    """Appended to by one process; a line that is cut short counts as not written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        self._last: dict[str, dict[str, Any]] = {}
+        whole = self._read()
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        os.ftruncate(self._file, whole)
+        if "" not in self._last:  # what its idempotency keys begin with
+            self._append({"item": "", "batch": secrets.token_hex(8)})
+
+    def last(self, asked: Asked) -> dict[str, Any]:
+        """The newest line about it; empty if it is new, or is another request by now."""
+        line = self._last.get(asked.name, {})
+        return line if line.get("digest") == _digest(asked) else {}
+
+    def key(self, asked: Asked, attempt: int) -> str:
+        """The same for the same attempt at the same item, in whichever process: one render."""
+        batch = self._last[""]["batch"]
+        text = f"{batch} {asked.name} {_digest(asked)} {attempt}"
+        return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+    def note(self, asked: Asked, state: str, attempt: int, **facts: object) -> None:
+        line = {"item": asked.name, "digest": _digest(asked), "state": state, "attempt": attempt}
+        self._append(line | facts)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        os.write(self._file, json.dumps(line).encode() + b"\n")
+        os.fsync(self._file)
+        self._last[line["item"]] = line
+
+    def _read(self) -> int:
+        """Bytes of whole lines."""
+        whole = 0
+        data = self._path.read_bytes() if self._path.exists() else b""
+        for text in data.splitlines(keepends=True):
+            try:
+                line = json.loads(text)
+                if not text.endswith(b"\n"):
+                    break
+                self._last[line["item"]] = line
+            except (ValueError, KeyError, TypeError):
+                break
+            whole += len(text)
+        return whole
+
+
+def _digest(asked: Asked) -> str:
+    text = json.dumps([asked.prompt, dict(asked.more)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,119 @@
+"""Requests to a server that may be away for a while: sent again where that can do no harm."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from .errors import ServerError
+
+_FIRST_S, _MOST_S = 0.2, 5.0  # between two tries
+_LATER = (408, 429, 502, 503, 504)  # what a busy or restarting server and its proxies say
+
+
+class Http:
+    """Of one client."""
+
+    def __init__(self, url: str, token: str | None, patience_s: float) -> None:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        # between two frames of a stream a step may take minutes
+        timeout = httpx.Timeout(30.0, read=600.0)
+        self._client = httpx.AsyncClient(
+            base_url=url.rstrip("/"), headers=headers, timeout=timeout, trust_env=False
+        )
+        self._patience_s = patience_s
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def ask(
+        self, method: str, path: str, *, again: bool = True, **more: Any
+    ) -> httpx.Response:
+        """ServerError: its answer. `again`: to send it twice is the same as once."""
+        patience = self.patience()
+        while True:
+            try:
+                answer = await self._client.request(method, path, **more)
+            except httpx.TransportError as error:
+                if not (again or isinstance(error, httpx.ConnectError)):
+                    raise
+                await patience.wait(error)
+                continue
+            if answer.status_code in _LATER and (again or answer.status_code == 429):
+                await patience.wait(_error(answer), answer.headers)
+                continue
+            if answer.status_code >= 400:
+                raise _error(answer)
+            return answer
+
+    @asynccontextmanager
+    async def stream(self, path: str, **more: Any) -> AsyncIterator[httpx.Response]:
+        async with self._client.stream("GET", path, **more) as answer:
+            if answer.status_code >= 400:
+                await answer.aread()
+                raise _error(answer)
+            yield answer
+
+    def patience(self) -> "Patience":
+        return Patience(self._patience_s)
+
+
+class Patience:
+    """How long a server may be away, and how often it is tried meanwhile."""
+
+    def __init__(self, total_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._total_s, self._now = total_s, now
+        self._since: float | None = None
+        self._pause_s = _FIRST_S
+
+    def good(self) -> None:
+        """It has answered: the time counts anew."""
+        self._since, self._pause_s = None, _FIRST_S
+
+    async def wait(self, error: Exception, headers: Mapping[str, str] | None = None) -> None:
+        """A while; raises `error` when it has lasted too long."""
+        now = self._now()
+        self._since = now if self._since is None else self._since
+        if now - self._since > self._total_s:
+            raise error
+        asked = (headers or {}).get("retry-after", "")
+        pause = float(asked) if asked.isdigit() else self._pause_s * random.uniform(0.5, 1.0)
+        self._pause_s = min(_MOST_S, 2 * self._pause_s)
+        await asyncio.sleep(min(pause, max(0.1, self._total_s)))
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether another try may go well."""
+    return isinstance(error, httpx.TransportError) or (
+        isinstance(error, ServerError) and error.status in _LATER
+    )
+
+
+def read_token(path: Path) -> str:
+    """The one token of a file, as a server of one client has it."""
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"token-file={path} cannot be read ({error}); give a text file with the token in it"
+        ) from error
+    tokens = [line for line in lines if line.strip() and not line.startswith("#")]
+    if len(tokens) != 1:
+        raise ValueError(
+            f"token-file={path} holds {len(tokens)} tokens, and one is sent; give a file with it"
+        )
+    return tokens[0].rpartition(":")[2].strip()
+
+
+def _error(answer: httpx.Response) -> ServerError:
+    try:
+        said = answer.json()["error"]
+        code, message, field = said["code"], said["message"], said["param"]
+    except (ValueError, KeyError, TypeError):
+        code, message, field = "no_answer", f"the server answers {answer.status_code}", None
+    return ServerError(answer.status_code, code or "", message, field)

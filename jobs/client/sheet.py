@@ -1,0 +1,39 @@
+"""The contact sheet of a batch: a frame of each video, from its middle."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..writer import whole_or_nothing
+
+_SIDE = 240
+_MOST = 400  # pictures; more would be no sheet to look at
+
+
+def write_sheet(path: Path, videos: Sequence[Path]) -> None:
+    from PIL import Image
+
+    pictures = [_middle(video) for video in videos[:_MOST]]
+    for picture in pictures:
+        picture.thumbnail((_SIDE, _SIDE))
+    columns = math.ceil(math.sqrt(len(pictures)))
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * width, number // columns * height))
+    with whole_or_nothing(path) as part:
+        sheet.save(part, "JPEG", quality=90)
+
+
+def _middle(video: Path):  # type: ignore[no-untyped-def]
+    import av
+
+    with av.open(str(video)) as file:
+        frames = [frame.pts for frame in file.demux(video=0) if frame.size]
+    with av.open(str(video)) as file:
+        for number, frame in enumerate(file.decode(video=0)):
+            if number >= len(frames) // 2:
+                return frame.to_image()
+    raise ValueError(f"{video} has no frame")

@@ -1,0 +1,123 @@
+"""The application: the routes over one queue, behind the guard."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ... import __version__
+from . import routes_media, routes_page, routes_renders, routes_socket, routes_videos
+from .context import Context
+from .errors import ApiError, envelope
+from .files import AllFiles
+from .guard import Guard
+from .intake import Intake
+from .keeper import Keeper
+from .limits import Limits
+from .logs import say
+from .metrics import Metrics
+from .queue import Queue
+from .tokens import Tokens
+
+_ABOUT = (
+    "Long videos with video diffusion transformers: a queue of renders, and each of them as "
+    "events, a growing MP4, HLS, raw frames or a WebSocket while it is made."
+)
+
+
+def make_app(
+    home: Path,
+    *,
+    tokens: Tokens | None = None,
+    limits: Limits | None = None,
+    workers: int = 1,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> FastAPI:
+    """Nothing runs before its lifespan begins. ValueError: the home cannot be used."""
+    tokens, limits, home = tokens or Tokens({}), limits or Limits(), home.expanduser().absolute()
+    app = FastAPI(
+        title="longreel",
+        version=__version__,
+        description=_ABOUT,
+        lifespan=_lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+        redirect_slashes=False,
+    )
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    queue, files, metrics = Queue(home / "queue.sqlite3"), AllFiles(home), Metrics()
+    app.state.context = Context(
+        queue=queue,
+        files=files,
+        keeper=Keeper(
+            queue,
+            workers=workers,
+            settings={"home": str(home)},
+            limits=limits,
+            files=files,
+            metrics=metrics,
+        ),
+        intake=Intake(queue, files, limits, preset, overrides),
+        limits=limits,
+        tokens=tokens,
+        metrics=metrics,
+    )
+    for routes in (routes_renders, routes_media, routes_videos, routes_page, routes_socket):
+        app.include_router(routes.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Guard, tokens=tokens, limits=limits)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    here: Context = app.state.context
+    here.keeper.recover()
+    keeping = asyncio.create_task(here.keeper.run())
+    loading = asyncio.create_task(_load(here))
+    try:
+        yield
+    finally:
+        here.ready = False
+        for task in (keeping, loading):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        here.queue.close()
+
+
+async def _load(here: Context) -> None:
+    """What checks a request, before the first one comes."""
+    await asyncio.to_thread(here.intake.warm_up)
+    here.ready = True
+    say("ready", seconds=round(time.time() - here.began, 2))
+
+
+async def _api_error(request: Request, error: Any) -> JSONResponse:
+    return JSONResponse(envelope(error), status_code=error.status, headers=error.headers)
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or None
+    message = f"{where or 'the request'}: {first['msg']}"
+    status = 400 if first["type"] == "json_invalid" else 422
+    return await _api_error(request, ApiError(status, "invalid_request", message, field=where))
+
+
+async def _http_error(request: Request, error: Any) -> JSONResponse:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    said = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+    return await _api_error(request, said)

@@ -1,0 +1,63 @@
+"""What the routes of one server share."""
+
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Request, WebSocket
+
+from .errors import ApiError
+from .files import AllFiles
+from .intake import Intake
+from .keeper import Keeper
+from .limits import Limits
+from .metrics import Metrics
+from .queue import Queue
+from .record import Record
+from .tokens import Tokens
+
+
+@dataclass(kw_only=True)
+class Context:
+    queue: Queue
+    files: AllFiles
+    keeper: Keeper
+    intake: Intake
+    limits: Limits
+    tokens: Tokens
+    metrics: Metrics
+    ready: bool = False  # what checks a request is loaded
+    began: float = field(default_factory=time.time)
+
+    def record(self, render: str, client: str) -> Record:
+        """ApiError unless there is such a render, and it is this client's."""
+        record = self.queue.get(render)
+        if record is None or record.client != client:
+            raise ApiError(404, "not_found", f"there is no render {render} of yours", field="id")
+        return record
+
+    def again(self, record: Record) -> Record:
+        """As it is now."""
+        return self.queue.get(record.render) or record
+
+    def remove(self, record: Record) -> None:
+        """Of a render that does not run: its place in the queue and its files."""
+        self.queue.remove(record.render)
+        self.files.remove(record.render)
+
+
+# dependencies of routes are coroutines, as FastAPI would send plain functions to other threads
+
+
+async def context_of(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+def context_of_socket(socket: WebSocket) -> Context:
+    context: Context = socket.app.state.context
+    return context
+
+
+async def client_of(request: Request) -> str:
+    client: str = request.state.client
+    return client

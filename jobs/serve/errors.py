@@ -1,0 +1,46 @@
+"""What goes wrong with a request, as the server says it: one envelope for both APIs."""
+
+import re
+from collections.abc import Mapping
+
+
+class ApiError(Exception):
+    """An answer other than the one that was hoped for."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.field = status, code, message, field
+        self.headers = dict(headers or {})
+
+
+def envelope(error: ApiError) -> dict[str, dict[str, str | None]]:
+    """The shape that clients of `/v1/videos` read."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _type(error.status),
+            "param": error.field,
+            "code": error.code,
+        }
+    }
+
+
+def _type(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error"
+    )
+
+
+def without_paths(message: str) -> str:
+    """What the server's folders are called is nothing to a client."""
+    return re.sub(r"(?<![\w.:/])(?:file:)?~?/[^\s,;:()'\"]+", "(a file of the server)", message)

@@ -1,0 +1,112 @@
+"""What a render has on disk, as every way out reads it: its journal and its segments."""
+
+import base64
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..home.folder import RenderFolder
+from ..home.home import Home
+from ..home.journal import Event, JournalReader
+from ..home.segments import Frames, Segment
+from .errors import without_paths
+
+_FRESH_S = 0.02  # many readers of one render look once
+_KEPT = 256  # renders whose journals are remembered
+
+
+class RenderFiles:
+    """Of one render; from any thread."""
+
+    def __init__(self, folder: RenderFolder) -> None:
+        self.folder = folder
+        self._reader = JournalReader(folder.path / "journal")
+        self._lock = threading.Lock()
+        self._looked = 0.0
+        self._events: list[Event] = []
+        self._segments: Sequence[Segment] = ()
+
+    def events(self) -> Sequence[Event]:
+        """All there are; those that were there stay as they are."""
+        self._look()
+        return self._events
+
+    def segments(self) -> Sequence[Segment]:
+        self._look()
+        return self._segments
+
+    @property
+    def frames(self) -> int:
+        """Frames that can be had."""
+        segments = self.segments()
+        return segments[-1].stop if segments else 0
+
+    def init(self) -> bytes:
+        """What goes before the first segment; it is there with it."""
+        return self.folder.init.read_bytes()
+
+    def decode(self, segment: Segment, start: int = 0) -> Iterator[tuple[int, Frames]]:
+        """Frames of a segment with their numbers, from `start` on."""
+        for number, frame in enumerate(self.folder.frames([segment]), start=segment.first):
+            if number >= start:
+                yield number, frame
+
+    def size(self) -> int:
+        """Bytes of the whole file, so far."""
+        segments = self.segments()
+        start = self.folder.init.stat().st_size if segments else 0
+        return start + sum(segment.bytes for segment in segments)
+
+    def picture(self) -> str | None:
+        """What the render starts from, in base64."""
+        image = self.folder.request.image
+        return None if image is None else base64.b64encode(image.read_bytes()).decode()
+
+    def segment_of(self, frame: int) -> Segment | None:
+        return next((s for s in self.segments() if s.first <= frame < s.stop), None)
+
+    def _look(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._looked < _FRESH_S:
+                return
+            new = self._reader.poll()
+            self._segments = self.folder.segments()
+            self._events.extend(new)
+            self._looked = now
+
+
+class AllFiles:
+    """Of a home's renders, those that were asked for last kept open."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = Home(home)
+        self._lock = threading.Lock()
+        self._open: dict[str, RenderFiles] = {}
+
+    def of(self, render: str) -> RenderFiles:
+        with self._lock:
+            files = self._open.pop(render, None)
+            if files is None:
+                files = RenderFiles(self.home.open(render))
+                while len(self._open) >= _KEPT:
+                    del self._open[next(iter(self._open))]
+            self._open[render] = files
+            return files
+
+    def remove(self, render: str) -> None:
+        with self._lock:
+            self._open.pop(render, None)
+        self.home.remove(self.home.open(render))
+
+
+def told(event: Event) -> dict[str, Any]:
+    """What a client may know of an event of the journal: nothing of machines and files."""
+    hidden = ("host", "pid", "file", "attempt", "digest", "changes")
+    return {
+        key: without_paths(value) if isinstance(value, str) else value
+        for key, value in event.items()
+        if key not in hidden
+    }

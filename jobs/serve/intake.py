@@ -1,0 +1,285 @@
+"""From what a client asks for to a render in the queue: checked, bounded, with a folder."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+import re
+import secrets
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ApiError, without_paths
+from .files import AllFiles
+from .limits import Limits
+from .logs import complain
+from .queue import KeyReusedError, Queue
+from .record import NewRender, Record
+from .schemas import CreateRender, Setting
+
+if TYPE_CHECKING:
+    from ...configs.schema import Config
+    from ...pipeline.plan import Plan
+
+_GROUPS = ("video", "sampling", "blocks", "output")
+_OURS = ("video.last_image", "output.format")  # a file of the server's; what our segments are
+_STRIDE = 4  # frames that a latent stands for, in every model there is; the first stands for one
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_RETRIED_S = 120.0  # how long a request that is sent again counts as the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sender:
+    """Who asks, and how we would know the same request again."""
+
+    client: str
+    key: str | None = None  # Idempotency-Key
+    retried: bool = False  # it says that it has sent this before
+
+
+class Intake:
+    """One at a time: to check a request takes a core for some hundredths of a second."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        files: AllFiles,
+        limits: Limits,
+        preset: str | None,
+        overrides: Sequence[str],
+    ) -> None:
+        """`overrides` are the server's own, under those of a request."""
+        self._queue, self._files, self._limits = queue, files, limits
+        self.preset, self._overrides = preset, overrides
+        self._turn = asyncio.Lock()
+
+    async def accept(
+        self, asked: CreateRender, sender: Sender, parent: str | None = None
+    ) -> tuple[Record, bool]:
+        """The render, and whether it is new. ApiError says what the request cannot have."""
+        digest = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+        async with self._turn:
+            if (known := self._known(sender, digest)) is not None:
+                return known, False
+            self._check_room(sender.client)
+            with _said():
+                plan, render = await asyncio.to_thread(self._make, asked)
+            now = time.time()
+            deadline = None if asked.deadline_s is None else now + asked.deadline_s
+            new = NewRender(
+                render=render,
+                client=sender.client,
+                request=_kept(asked, plan),
+                digest=digest,
+                priority=asked.priority,
+                deadline_at=deadline,
+                idempotency_key=sender.key,
+                parent=parent,
+            )
+            try:
+                return await asyncio.to_thread(self._queue.add, new, now)
+            except BaseException:
+                self._files.remove(render)
+                raise
+
+    def warm_up(self) -> None:
+        """Import what checks a request, so that the first one does not wait for it."""
+        from ...pipeline.parts import fingerprints
+        from ..render import plan_render
+
+        try:
+            fingerprints(plan_render("a prompt", preset=self.preset, overrides=self._overrides))
+        except (OSError, ValueError) as error:
+            complain("the preset cannot be rendered here", error=str(error))
+
+    def _known(self, sender: Sender, digest: str) -> Record | None:
+        if sender.key is not None:
+            try:
+                return self._queue.find_key(sender.client, sender.key, digest)
+            except KeyReusedError as error:
+                raise ApiError(409, "idempotency_key_reused", str(error)) from error
+        if sender.retried:
+            return self._queue.find_same(sender.client, digest, time.time() - _RETRIED_S)
+        return None
+
+    def _check_room(self, client: str) -> None:
+        counts, most = self._queue.counts(client), self._limits.queued
+        if counts.get("queued", 0) + counts.get("running", 0) + counts.get("paused", 0) >= most:
+            raise ApiError(
+                429,
+                "queue_full",
+                f"{most} renders of yours have not ended, which is as many as may wait; wait for "
+                "some to end, or cancel some",
+                headers={"retry-after": "10"},
+            )
+
+    def _make(self, asked: CreateRender) -> tuple["Plan", str]:
+        from ...configs.load import load_config
+        from ..render import plan_render
+
+        self._check_words(asked)
+        preset = self._preset(asked.preset)
+        overrides = [*self._overrides, *_overrides(asked.settings)]
+        config = load_config(preset, overrides)
+        frames = asked.frames
+        if frames is not None and asked.seconds is not None:
+            raise ValueError(
+                f"frames={frames} and seconds={asked.seconds:g} are both given, and only one can "
+                "be meant; leave one out"
+            )
+        if frames is None and asked.seconds is not None:
+            frames = frames_of(asked.seconds, config.video.fps)
+        self._check_size(config, config.video.frames if frames is None else frames)
+        with self._picture(asked.image) as image:
+            plan = plan_render(
+                asked.prompt,
+                preset=preset,
+                frames=frames,
+                seed=asked.seed,
+                image=image,
+                prompt_at=[(change.seconds, change.prompt) for change in asked.prompt_at],
+                overrides=overrides,
+            )
+            return plan, self._files.home.create(plan).id
+
+    def _preset(self, asked: str | None) -> str | None:
+        if asked is not None and asked.endswith(".yaml"):
+            raise ValueError(
+                f"preset={asked} is a file's name, and this server opens none for a client; give a "
+                "name out of `longreel presets`, and `settings` for what differs"
+            )
+        return asked or self.preset
+
+    def _check_words(self, asked: CreateRender) -> None:
+        words = [asked.prompt, *(change.prompt for change in asked.prompt_at)]
+        words += [value for value in asked.settings.values() if isinstance(value, str)]
+        longest = max(map(len, words))
+        if longest > self._limits.prompt_chars:
+            raise ValueError(
+                f"prompt has {longest} characters and this server reads {self._limits.prompt_chars}"
+                "; make it shorter"
+            )
+
+    def _check_size(self, config: "Config", frames: int) -> None:
+        limits, video = self._limits, config.video
+        bounds = {
+            "video.frames": (frames, limits.frames),
+            "video.height x video.width": (video.height * video.width, limits.pixels),
+            "sampling.steps": (config.sampling.steps, limits.steps),
+        }
+        for name, (value, most) in bounds.items():
+            if value > most:
+                raise ValueError(
+                    f"{name}={value} is more than the {most} that this server makes; ask for less"
+                )
+        if frames == 0:
+            raise ValueError(
+                "video.frames=0 never ends, and every render of a server does; give a number of "
+                "frames, and cancel or extend it"
+            )
+
+    @contextmanager
+    def _picture(self, image: str | None) -> Iterator[Path | None]:
+        """A file of it for as long as the request is looked at; its folder has a copy."""
+        if image is None:
+            yield None
+            return
+        data = _decode(image)
+        suffix = _check_picture(data, self._limits.upload_pixels)
+        folder = self._files.home.path / "uploads"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{secrets.token_hex(8)}.{suffix}"
+        try:
+            path.write_bytes(data)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def frames_of(seconds: float, fps: int) -> int:
+    """The nearest number of frames that whole latents make."""
+    return 1 + _STRIDE * max(0, round((seconds * fps - 1) / _STRIDE))
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What a request cannot have, without what the server's folders are called."""
+    try:
+        yield
+    except ValueError as error:
+        message = without_paths(str(error))
+        field = re.match(r"(?:parallel\.|model\.)?([\w.]+)[ =]", message)
+        raise ApiError(
+            422, "invalid_request", message, field=field[1] if field else None
+        ) from error
+
+
+def _kept(asked: CreateRender, plan: "Plan") -> dict[str, Any]:
+    """The request with its defaults, and the measures that a view of it needs."""
+    from .pace import longest_segment
+
+    config, layout, schedule = plan.config, plan.layout, plan.schedule
+    request = asked.model_dump(exclude={"image", "deadline_s", "priority"})
+    return request | {
+        "preset": config.preset,
+        "image": asked.image is not None,
+        "width": config.video.width,
+        "height": config.video.height,
+        "fps": config.video.fps,
+        "frames": config.video.frames,
+        "steps": config.sampling.steps,
+        "segment_frames": longest_segment(plan),
+        "blocks": schedule.num_blocks or 0,
+        "stages": layout.num_stages,
+        "devices": layout.num_devices,
+    }
+
+
+def _overrides(settings: dict[str, Setting]) -> Iterator[str]:
+    for key, value in settings.items():
+        if key.partition(".")[0] not in _GROUPS or key in _OURS:
+            raise ValueError(
+                f"{key} is not a client's to set, as it names files or machines of the server; set "
+                f"fields of {', '.join(_GROUPS)} only"
+            )
+        if isinstance(value, bool) or value is None:
+            value = {True: "true", False: "false", None: "null"}[value]
+        yield f"{key}={'[' + ','.join(map(str, value)) + ']' if isinstance(value, list) else value}"
+
+
+def _decode(image: str) -> bytes:
+    try:
+        return base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("image is no base64, so there is no picture in it; encode it") from error
+
+
+def _check_picture(data: bytes, most: int) -> str:
+    """Its format's name, from its header; nothing is decoded of one that is too large."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                pixels, kind = picture.width * picture.height, picture.format
+                if getattr(picture, "n_frames", 1) > 1:
+                    raise ValueError("image is an animation, of which one picture is wanted")
+    except (UnidentifiedImageError, OSError, SyntaxError, Warning) as error:
+        raise ValueError(
+            "image is no picture that this server reads; send PNG, JPEG or WebP"
+        ) from error
+    except Image.DecompressionBombError:
+        pixels, kind = most + 1, ""
+    if pixels > most:
+        raise ValueError(
+            f"image has more than {most} pixels, which would fill the memory for nothing; scale it "
+            "down to about the size of the video first"
+        )
+    return str(kind).lower()

@@ -1,0 +1,321 @@
+"""Takes renders from the queue, one per worker, and sees to it that every one of them ends.
+
+One event loop. Whatever is decided is in the queue before anybody is told, so that a server which
+is killed at any moment finds its renders again: those that ran wait for their turn, and go on from
+their folders.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from .errors import ApiError, without_paths
+from .files import AllFiles
+from .limits import Limits
+from .live import Live
+from .logs import complain, say
+from .metrics import Metrics
+from .queue import Queue
+from .record import Record, State
+from .worker_link import News, Worker
+
+MAX_ATTEMPTS = 3  # processes that may die over the same work
+_TICK_S = 0.2  # how soon a deadline is noticed
+_STOP_S = 60.0  # a step may take long; after it the worker's process is ended
+_RETRY_S = 0.5  # before another attempt
+_SHUTDOWN_S = 10.0  # for renders to reach the end of their step when the server ends
+
+
+class Keeper:
+    """Workers, and what they are at."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        workers: int,
+        settings: Mapping[str, Any],
+        limits: Limits,
+        files: AllFiles,
+        metrics: Metrics,
+    ) -> None:
+        """`settings` go to every worker."""
+        self._queue, self._num_workers, self._settings = queue, workers, settings
+        self._limits, self._files, self._metrics = limits, files, metrics
+        self._idle: list[Worker] = []
+        self._wake = asyncio.Event()
+        self._ahead: asyncio.Task[Worker] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
+        self._prompts = 0
+        self.live: dict[str, Live] = {}
+
+    def recover(self) -> None:
+        """Before anything runs: those that ran when the last server ended."""
+        for record in self._queue.with_state("running"):
+            say("found again", render=record.render, wish=record.wish)
+            if record.wish == "cancel":
+                self._queue.end(record.render, "cancelled", time.time())
+            elif record.wish == "pause":
+                self._queue.pause(record.render)
+            else:
+                self._queue.put_back(record.render, lost=False)
+
+    async def run(self) -> None:
+        """Until cancelled; then renders stop at the end of their step, for a next server."""
+        # so that the first render need not wait for a process to import everything
+        self._ahead = asyncio.create_task(Worker.start(self._settings))
+        try:
+            while True:
+                self._expire()
+                for live in self.live.values():
+                    self._count(live)
+                self._start_some()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TICK_S):
+                        await self._wake.wait()
+                self._wake.clear()
+        finally:
+            await self._shut_down()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self, record: Record, wish: str) -> None:
+        """Cancel or pause: at the end of the step that it is at, if it runs."""
+        if record.state == "running":
+            self._queue.ask(record.render, "cancel" if wish == "cancel" else "pause")
+            if live := self.live.get(record.render):
+                self._tell_to_stop(live)
+        elif wish == "cancel":
+            self._end(record, "cancelled")
+            return
+        else:
+            self._queue.pause(record.render)
+        self._changed(record, wish)
+
+    def accepted(self, record: Record) -> None:
+        self._changed(record, "admitted")
+
+    def resume(self, record: Record) -> None:
+        self._queue.put_back(record.render)
+        self._changed(record, "queued")
+
+    def last_prompt(self, render: str) -> int:
+        """The highest number that a reader gave to a change of prompt."""
+        live = self.live.get(render)
+        return live.last_prompt if live else 0
+
+    async def change_prompt(self, render: str, prompt: str, asked: int = 0) -> None:
+        """ApiError unless the worker has taken it; `asked` is the reader's number for it."""
+        live = self.live.get(render)
+        if live is None or live.worker is None:
+            raise ApiError(409, "not_running", "the prompt of a render changes while it runs")
+        self._prompts += 1
+        number, answer = self._prompts, asyncio.get_running_loop().create_future()
+        live.prompts[number] = answer
+        live.worker.tell("prompt", number=number, prompt=prompt)
+        news: News = await answer
+        if "error" in news:
+            raise ApiError(409, "prompt_not_changed", news["error"], field="prompt")
+        live.last_prompt = max(live.last_prompt, asked)
+
+    def take(self, render: str, frames: int) -> None:
+        """A reader has so many frames of a render, which may wait for it."""
+        live = self.live.get(render)
+        if live is not None and live.paced:
+            live.taken_at = time.monotonic()
+            if frames > live.taken and live.worker is not None:
+                live.taken = frames
+                live.worker.tell("taken", frames=frames)
+
+    def _tell_to_stop(self, live: Live) -> None:
+        if live.worker is not None:
+            live.worker.tell("stop", render=live.record.render)
+            self._spawn(self._end_if_deaf(live, live.worker))
+
+    async def _end_if_deaf(self, live: Live, worker: Worker) -> None:
+        await asyncio.sleep(_STOP_S)
+        if self.live.get(live.record.render) is live:
+            complain("worker does not stop", render=live.record.render, pid=worker.pid)
+            await worker.end()
+
+    def _expire(self) -> None:
+        for record in self._queue.overdue(time.time()):
+            if record.state == "running":
+                self.stop(record, "cancel")
+            else:
+                self._fail(record, "deadline", "it was not done by its deadline")
+        for live in [*self.live.values()]:
+            if live.paced and time.monotonic() - live.taken_at > self._limits.unread_s:
+                live.taken_at = time.monotonic()
+                say("nobody reads", render=live.record.render)
+                self.stop(live.record, "pause")
+
+    def _start_some(self) -> None:
+        while not self._ending and len(self.live) < self._num_workers:
+            record = self._queue.take_next(self._limits.running, time.time())
+            if record is None:
+                return
+            now = time.monotonic()
+            live = self.live[record.render] = Live(record=record, since=now, taken_at=now)
+            live.seen = len(self._files.of(record.render).segments())
+            self._changed(record, "running")
+            self._spawn(self._carry(live))
+
+    async def _carry(self, live: Live) -> None:
+        """From a worker's start to what has become of the render."""
+        news: News | None = None
+        try:
+            live.worker = await self._hire(live.record)
+            news = await self._work(live, live.worker)
+        except (OSError, RuntimeError, TimeoutError, ValueError) as error:
+            complain("no worker", render=live.record.render, error=str(error))
+        finally:
+            del self.live[live.record.render]
+            self._settle(live, news)
+            if live.worker is not None:
+                if news is None or self._ending:
+                    await live.worker.end()
+                else:
+                    self._idle.append(live.worker)
+            self.wake()
+
+    async def _hire(self, record: Record) -> Worker:
+        """One that is idle, the one that was started ahead, or another."""
+        if (worker := self._choose(record)) is not None:
+            return worker
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            return await ahead
+        return await Worker.start(self._settings)
+
+    def _choose(self, record: Record) -> Worker | None:
+        """An idle worker that holds the model, else any."""
+        self._idle = [worker for worker in self._idle if worker.alive]
+        for worker in self._idle:
+            if worker.model == record.model:
+                self._idle.remove(worker)
+                return worker
+        return self._idle.pop(0) if self._idle else None
+
+    async def _work(self, live: Live, worker: Worker) -> News | None:
+        record = live.record
+        worker.model = record.model
+        worker.tell("run", render=record.render, request=record.request)
+        current = self._queue.get(record.render)
+        if self._ending or (current is not None and current.wish):
+            self._tell_to_stop(live)
+        while (news := await worker.hear()) is not None:
+            match news["event"]:
+                case "progress":
+                    live.note(news)
+                case "prompt":
+                    if answer := live.prompts.pop(news["number"], None):
+                        answer.set_result(news)
+                case "over":
+                    return news
+        return None
+
+    def _settle(self, live: Live, news: News | None) -> None:
+        """What the queue holds from here on."""
+        for answer in live.prompts.values():
+            answer.set_result({"error": "the render ended before its prompt was changed"})
+        render = live.record.render
+        devices = live.record.request.get("devices", 1)
+        self._queue.add_gpu_seconds(render, (time.monotonic() - live.since) * devices)
+        record = self._queue.get(render)
+        if record is None:
+            return
+        self._count(live)
+        how = "lost" if news is None else news["how"]
+        if how == "done":
+            self._end(record, "done")
+        elif how == "failed":
+            assert news is not None
+            self._fail(record, news["code"], news["message"])
+        elif record.wish == "cancel":
+            if record.deadline_at is not None and record.deadline_at < time.time():
+                self._fail(record, "deadline", "it was not done by its deadline")
+            else:
+                self._end(record, "cancelled")
+        elif record.wish == "pause":
+            self._queue.pause(render)
+            self._changed(record, "paused")
+        elif how == "lost" and record.attempts >= MAX_ATTEMPTS:
+            self._fail(
+                record,
+                "worker_lost",
+                f"{record.attempts} processes were lost over it, often for lack of memory; make "
+                "it smaller, or see the server's log",
+            )
+        else:
+            if how == "lost":
+                self._metrics.recoveries.inc()
+            self._spawn(self._put_back_soon(record, lost=how == "lost" and not self._ending))
+
+    async def _put_back_soon(self, record: Record, lost: bool) -> None:
+        """It counts as running until then, so that it may be asked to stop meanwhile."""
+        await asyncio.sleep(0 if self._ending else _RETRY_S)
+        now = self._queue.get(record.render)
+        if now is not None and now.wish == "cancel":
+            self._end(now, "cancelled")
+        elif now is not None and now.wish == "pause":
+            self._queue.pause(now.render)
+            self._changed(now, "paused")
+        elif now is not None:
+            self._queue.put_back(now.render, lost=lost)
+            self._changed(now, "queued")
+
+    def _count(self, live: Live) -> None:
+        """What has become final since the last look."""
+        segments = self._files.of(live.record.render).segments()
+        for segment in segments[live.seen :]:
+            if segment.number == 0:
+                self._metrics.first_frame.observe(time.monotonic() - live.since)
+            self._metrics.frames.inc(segment.frames)
+            self._metrics.blocks.inc(segment.blocks[1] - segment.blocks[0])
+        live.seen = len(segments)
+
+    def _end(self, record: Record, state: State) -> None:
+        self._queue.end(record.render, state, time.time())
+        self._ended(record, state)
+        self._changed(record, state)
+
+    def _fail(self, record: Record, code: str, message: str) -> None:
+        said = {"code": code, "message": without_paths(message)}
+        self._queue.end(record.render, "failed", time.time(), said)
+        self._ended(record, "failed")
+        self._changed(record, "failed", code=code, error=message)
+
+    def _ended(self, record: Record, state: State) -> None:
+        self._metrics.ended.labels(state).inc()
+        self._metrics.gpu_seconds.observe(record.gpu_seconds)
+
+    def _changed(self, record: Record, event: str, **facts: object) -> None:
+        say(event, render=record.render, client=record.client, **facts)
+        self.wake()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _shut_down(self) -> None:
+        self._ending = True
+        for live in self.live.values():
+            self._tell_to_stop(live)
+        deadline = time.monotonic() + _SHUTDOWN_S
+        while self.live and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        workers = [*self._idle, *(live.worker for live in self.live.values() if live.worker)]
+        if self._ahead is not None:
+            self._ahead.cancel()
+            for started in await asyncio.gather(self._ahead, return_exceptions=True):
+                workers += [started] if isinstance(started, Worker) else []
+        await asyncio.gather(*(worker.end(grace_s=2.0) for worker in workers))
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,77 @@
+"""What is known of a running render besides its folder: gone with the process that runs it."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from .record import Record
+from .worker_link import News, Worker
+
+
+@dataclass
+class Stage:
+    """One kind of work: how much of it is done, since when."""
+
+    done: int
+    total: int
+    note: str
+    began: float  # monotonic, with `first` done by then
+    first: int
+
+    def eta_s(self) -> float | None:
+        """At the pace so far."""
+        fresh = self.done - self.first
+        if fresh <= 0 or not self.total:
+            return None
+        return max(0, self.total - self.done) * (time.monotonic() - self.began) / fresh
+
+
+@dataclass
+class Live:
+    record: Record
+    since: float  # monotonic
+    worker: Worker | None = None  # none: yet to start
+    stages: dict[str, Stage] = field(default_factory=dict)
+    prompts: dict[int, asyncio.Future[News]] = field(default_factory=dict)
+    last_prompt: int = 0
+    seen: int = 0  # segments
+    busy_s: list[float] = field(default_factory=list)  # by stage
+    taken: int = 0  # frames that a reader has, of a render that is paced by it
+    taken_at: float = 0.0  # monotonic
+
+    @property
+    def paced(self) -> bool:
+        return bool(self.record.request["pace"] == "consumer")
+
+    def note(self, news: News) -> None:
+        """Progress, as the worker tells it."""
+        what, done, total = news["what"], news["done"], news["total"]
+        stage = self.stages.get(what)
+        if stage is None:
+            stage = self.stages[what] = Stage(done, total, "", time.monotonic(), done)
+        self.busy_s = news.get("busy_s", self.busy_s)
+        stage.done, stage.total, stage.note = done, total, news["note"]
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Blocks that are being made, and the steps they have taken."""
+        stage = self.stages.get("denoise")
+        pairs = (pair.split(":") for pair in stage.note.split()) if stage else ()
+        return {block: int(step) for block, step in pairs}
+
+    def done_fraction(self) -> float:
+        """Of the denoising."""
+        stage = self.stages.get("denoise")
+        return stage.done / stage.total if stage and stage.total else 0.0
+
+    def busy(self, stage: int) -> float | None:
+        """Share of the time since the chain began that this stage has computed."""
+        if stage >= len(self.busy_s) or "denoise" not in self.stages:
+            return None
+        elapsed = time.monotonic() - self.stages["denoise"].began
+        return min(1.0, self.busy_s[stage] / elapsed) if elapsed > 0 else None
+
+    def eta_s(self) -> float | None:
+        ways = [self.stages[what].eta_s() for what in ("denoise", "decode") if what in self.stages]
+        known = [eta for eta in ways if eta is not None]
+        return max(known) if known else None

@@ -1,0 +1,16 @@
+"""How long a segment can be, and how far a render may be ahead of the reader that paces it."""
+
+from ...pipeline.plan import Plan
+
+
+def longest_segment(plan: Plan) -> int:
+    """Frames: half a second at least, and whole blocks."""
+    schedule, fps = plan.schedule, plan.config.video.fps
+    ends = {0, (schedule.num_blocks or 1) - 1}  # the last block may be the longest
+    latents = max(stop - start for start, stop in map(schedule.bounds, ends))
+    return (fps + 1) // 2 + latents * plan.arch.vae.time_stride
+
+
+def credit(plan: Plan) -> int:
+    """Frames made and not taken that are no reason to wait: more than a segment holds back."""
+    return 2 * longest_segment(plan)

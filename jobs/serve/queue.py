@@ -1,0 +1,301 @@
+"""The durable queue: one SQLite file behind one owner, which alone says what runs next.
+
+Every method is one transaction of well under a millisecond, from any thread.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .record import OVER, NewRender, Record, State, Wish
+
+VERSION = 1
+
+_TABLES = """
+CREATE TABLE renders (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  render TEXT NOT NULL UNIQUE,
+  client TEXT NOT NULL,
+  request TEXT NOT NULL,
+  digest TEXT NOT NULL,
+  state TEXT NOT NULL,
+  wish TEXT NOT NULL DEFAULT '',
+  priority INTEGER NOT NULL,
+  created_at REAL NOT NULL,
+  started_at REAL,
+  ended_at REAL,
+  deadline_at REAL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  gpu_seconds REAL NOT NULL DEFAULT 0,
+  error TEXT,
+  parent TEXT,
+  idempotency_key TEXT,
+  UNIQUE (client, idempotency_key)
+);
+CREATE INDEX renders_state ON renders (state);
+CREATE INDEX renders_client ON renders (client, number);
+CREATE TABLE clients (client TEXT PRIMARY KEY, served INTEGER NOT NULL);
+"""
+
+# priority first; among equals the client that has waited longest since its last turn; then age
+_NEXT = """
+SELECT r.* FROM renders r LEFT JOIN clients c ON c.client = r.client
+WHERE r.state = 'queued' AND
+  (SELECT COUNT(*) FROM renders x WHERE x.client = r.client AND x.state = 'running') < ?
+ORDER BY r.priority DESC, COALESCE(c.served, 0), r.number LIMIT 1
+"""
+
+
+class KeyReusedError(ValueError):
+    """An idempotency key came back with another request."""
+
+
+class Queue:
+    """Opened by one process; a second one is refused while the first lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=0)
+        self._file.row_factory = sqlite3.Row
+        try:
+            self._open(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        try:
+            # held until close or death: a second server on this home would run renders twice
+            self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = FULL")
+            with self._transaction():
+                (version,) = self._file.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    for statement in _TABLES.split(";"):
+                        self._file.execute(statement)
+                    self._file.execute(f"PRAGMA user_version = {VERSION}")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            raise ValueError(
+                f"home={path.parent} is served by another longreel already, and two would run its "
+                "renders twice; end that one, or give --home another folder"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"home={path.parent} holds {path.name}, which is no queue of longreel ({error}); "
+                "move that file away, or give --home another folder"
+            ) from error
+        if version > VERSION:
+            raise ValueError(
+                f"home={path.parent} was written by a newer longreel (queue format {version}, this "
+                f"one reads up to {VERSION}), so its renders cannot be understood; use that version"
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+    def add(self, new: NewRender, now: float) -> tuple[Record, bool]:
+        """Its record, and whether this call made it: a key that was used gives the first one."""
+        with self._transaction():
+            if new.idempotency_key is not None:
+                known = self._keyed(new.client, new.idempotency_key, new.digest)
+                if known is not None:
+                    return known, False
+            self._file.execute(
+                "INSERT INTO renders (render, client, request, digest, state, priority,"
+                " created_at, deadline_at, parent, idempotency_key)"
+                " VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
+                (
+                    new.render,
+                    new.client,
+                    json.dumps(new.request),
+                    new.digest,
+                    new.priority,
+                    now,
+                    new.deadline_at,
+                    new.parent,
+                    new.idempotency_key,
+                ),
+            )
+            return self._get(new.render), True
+
+    def get(self, render: str) -> Record | None:
+        with self._lock:
+            row = self._one("SELECT * FROM renders WHERE render = ?", (render,))
+        return None if row is None else _record(row)
+
+    def find_key(self, client: str, key: str, digest: str) -> Record | None:
+        """What this client has made with an idempotency key; KeyReusedError: of another request."""
+        with self._lock:
+            return self._keyed(client, key, digest)
+
+    def find_same(self, client: str, digest: str, since: float) -> Record | None:
+        """The newest render of the same request by the same client."""
+        with self._lock:
+            row = self._one(
+                "SELECT * FROM renders WHERE client = ? AND digest = ? AND created_at >= ?"
+                " ORDER BY number DESC LIMIT 1",
+                (client, digest, since),
+            )
+        return None if row is None else _record(row)
+
+    def page(
+        self,
+        client: str | None,
+        *,
+        states: Sequence[State] = (),
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = True,
+    ) -> tuple[list[Record], bool]:
+        """Renders after the named one, and whether there are more; `client=None`: everybody's."""
+        where, values = ["1"], []
+        if client is not None:
+            where.append("client = ?")
+            values.append(client)
+        if states:
+            where.append(f"state IN ({','.join('?' * len(states))})")
+            values += states
+        sign, order = ("<", "DESC") if newest_first else (">", "ASC")
+        if after is not None:
+            where.append(f"number {sign} (SELECT number FROM renders WHERE render = ?)")
+            values.append(after)
+        with self._lock:
+            rows = self._file.execute(
+                f"SELECT * FROM renders WHERE {' AND '.join(where)}"
+                f" ORDER BY number {order} LIMIT ?",
+                (*values, limit + 1),
+            ).fetchall()
+        return [_record(row) for row in rows[:limit]], len(rows) > limit
+
+    def take_next(self, max_running_per_client: int, now: float) -> Record | None:
+        """The render whose turn it is, now running; none if nobody waits who may run."""
+        with self._transaction():
+            row = self._one(_NEXT, (max_running_per_client,))
+            if row is None:
+                return None
+            self._file.execute(
+                "UPDATE renders SET state = 'running', attempts = attempts + 1,"
+                " started_at = COALESCE(started_at, ?) WHERE render = ?",
+                (now, row["render"]),
+            )
+            self._file.execute(
+                "INSERT INTO clients (client, served)"
+                " SELECT ?, COALESCE(MAX(served), 0) + 1 FROM clients WHERE true"
+                " ON CONFLICT (client) DO UPDATE SET served = excluded.served",
+                (row["client"],),
+            )
+            return self._get(row["render"])
+
+    def put_back(self, render: str, *, lost: bool = False) -> None:
+        """A running or paused render waits for its turn again; `lost`: its process was at fault."""
+        count = "attempts" if lost else "0"
+        self._update(render, f"state = 'queued', wish = '', attempts = {count}")
+
+    def ask(self, render: str, wish: Wish) -> None:
+        """What a running render shall do; whoever runs it obeys and calls `end` or `pause`."""
+        self._update(render, "wish = ?", wish)
+
+    def pause(self, render: str) -> None:
+        self._update(render, "state = 'paused', wish = ''")
+
+    def end(
+        self, render: str, state: State, now: float, error: Mapping[str, str] | None = None
+    ) -> None:
+        assert state in OVER, state
+        said = None if error is None else json.dumps(error)
+        self._update(render, "state = ?, wish = '', ended_at = ?, error = ?", state, now, said)
+
+    def add_gpu_seconds(self, render: str, seconds: float) -> None:
+        self._update(render, "gpu_seconds = gpu_seconds + ?", seconds)
+
+    def remove(self, render: str) -> None:
+        with self._transaction():
+            self._file.execute("DELETE FROM renders WHERE render = ?", (render,))
+
+    def place(self, record: Record) -> int:
+        """How many wait before it, as far as that is known."""
+        with self._lock:
+            row = self._one(
+                "SELECT COUNT(*) FROM renders WHERE state = 'queued' AND"
+                " (priority > ? OR (priority = ? AND number < ?))",
+                (record.priority, record.priority, record.number),
+            )
+        assert row is not None
+        return int(row[0])
+
+    def with_state(self, *states: State) -> list[Record]:
+        marks = ",".join("?" * len(states))
+        with self._lock:
+            rows = self._file.execute(
+                f"SELECT * FROM renders WHERE state IN ({marks}) ORDER BY number", states
+            ).fetchall()
+        return [_record(row) for row in rows]
+
+    def overdue(self, now: float) -> list[Record]:
+        with self._lock:
+            rows = self._file.execute(
+                "SELECT * FROM renders WHERE deadline_at < ?"
+                " AND state IN ('queued', 'running', 'paused') AND wish = ''",
+                (now,),
+            ).fetchall()
+        return [_record(row) for row in rows]
+
+    def counts(self, client: str | None = None) -> dict[str, int]:
+        """How many renders are in each state."""
+        where, values = ("", ()) if client is None else ("WHERE client = ?", (client,))
+        with self._lock:
+            rows = self._file.execute(
+                f"SELECT state, COUNT(*) FROM renders {where} GROUP BY state", values
+            ).fetchall()
+        return dict(rows)
+
+    def _update(self, render: str, change: str, *values: object) -> None:
+        with self._transaction():
+            self._file.execute(f"UPDATE renders SET {change} WHERE render = ?", (*values, render))
+
+    def _keyed(self, client: str, key: str, digest: str) -> Record | None:
+        row = self._one(
+            "SELECT * FROM renders WHERE client = ? AND idempotency_key = ?", (client, key)
+        )
+        if row is not None and row["digest"] != digest:
+            raise KeyReusedError(
+                f"Idempotency-Key={key} came with another request before (render {row['render']}); "
+                "give every request a key of its own"
+            )
+        return None if row is None else _record(row)
+
+    def _get(self, render: str) -> Record:
+        row = self._one("SELECT * FROM renders WHERE render = ?", (render,))
+        assert row is not None, render
+        return _record(row)
+
+    def _one(self, query: str, values: Sequence[object]) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._file.execute(query, values).fetchone()
+        return row
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._file.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._file.execute("ROLLBACK")
+                raise
+            self._file.execute("COMMIT")
+
+
+def _record(row: sqlite3.Row) -> Record:
+    values = dict(row)
+    for name in ("digest", "idempotency_key"):
+        del values[name]
+    for name in ("request", "error"):
+        values[name] = json.loads(values[name] or "null")
+    return Record(**values)

@@ -1,0 +1,136 @@
+"""/api/v1/renders: made, listed, looked at, steered, removed."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+
+from .context import Context, client_of, context_of
+from .errors import ApiError
+from .intake import Sender
+from .record import Record, State
+from .schemas import (
+    ChangePrompt,
+    CreateRender,
+    Removed,
+    RenderId,
+    RenderPage,
+    RenderView,
+    failures,
+)
+from .view import view
+
+router = APIRouter(prefix="/api/v1/renders", tags=["renders"])
+
+Here = Annotated[Context, Depends(context_of)]
+Client = Annotated[str, Depends(client_of)]
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key and request give the same render, however often they are sent.",
+    ),
+]
+
+
+Retry = Annotated[int, Header(alias="x-stainless-retry-count", ge=0, include_in_schema=False)]
+
+
+async def _sender(client: Client, key: Key = None, retry: Retry = 0) -> Sender:
+    return Sender(client=client, key=key, retried=retry > 0)
+
+
+Asker = Annotated[Sender, Depends(_sender)]
+
+
+async def _own(here: Here, client: Client, id: RenderId) -> Record:
+    return here.record(id, client)
+
+
+Own = Annotated[Record, Depends(_own)]
+
+
+@router.post("", status_code=201, responses=failures(409, 429))
+async def create(asked: CreateRender, here: Here, sender: Asker, response: Response) -> RenderView:
+    """A render, in the queue."""
+    record, made = await here.intake.accept(asked, sender)
+    if made:
+        here.keeper.accepted(record)
+    else:
+        response.status_code = 200
+    response.headers["location"] = f"/api/v1/renders/{record.render}"
+    return view(here, record)
+
+
+@router.get("", responses=failures(404))
+async def list_renders(
+    here: Here,
+    client: Client,
+    status: Annotated[list[State] | None, Query(max_length=6)] = None,
+    after: RenderId | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> RenderPage:
+    """Yours, a page at a time."""
+    if after is not None:
+        here.record(after, client)
+    records, more = here.queue.page(
+        client, states=status or (), after=after, limit=limit, newest_first=order == "desc"
+    )
+    return RenderPage(
+        data=[view(here, record) for record in records],
+        has_more=more,
+        last_id=records[-1].render if records else None,
+    )
+
+
+@router.get("/{id}", responses=failures(404))
+async def get(own: Own, here: Here) -> RenderView:
+    return view(here, own)
+
+
+@router.delete("/{id}", responses=failures(404, 409))
+async def delete(own: Own, here: Here) -> Removed:
+    """With all its files. One that runs is cancelled first."""
+    if own.state == "running":
+        raise ApiError(409, "running", "it is being made; cancel it first")
+    here.remove(own)
+    return Removed(id=own.render)
+
+
+@router.post("/{id}/cancel", responses=failures(404, 409))
+async def cancel(own: Own, here: Here) -> RenderView:
+    """At the end of its step; what is final stays to be had. Cancelling twice is no error."""
+    if own.state in ("done", "failed"):
+        raise ApiError(409, "over", f"it is {own.state}, so there is nothing to cancel")
+    if own.state != "cancelled":
+        here.keeper.stop(own, "cancel")
+    return view(here, here.again(own))
+
+
+@router.post("/{id}/pause", responses=failures(404, 409))
+async def pause(own: Own, here: Here) -> RenderView:
+    """At the end of its step; its devices are free for others until it is resumed."""
+    if own.over:
+        raise ApiError(409, "over", f"it is {own.state}, so there is nothing to pause")
+    if own.state != "paused" and not own.wish:
+        here.keeper.stop(own, "pause")
+    return view(here, here.again(own))
+
+
+@router.post("/{id}/resume", responses=failures(404, 409))
+async def resume(own: Own, here: Here) -> RenderView:
+    """It waits for its turn again, with all that is final. Also one that has failed."""
+    if own.state not in ("paused", "failed", "cancelled"):
+        raise ApiError(409, "not_paused", f"it is {own.state}, so there is nothing to resume")
+    here.keeper.resume(own)
+    return view(here, here.again(own))
+
+
+@router.post("/{id}/prompt", responses=failures(404, 409))
+async def change_prompt(change: ChangePrompt, own: Own, here: Here) -> RenderView:
+    """Of the blocks that are yet to begin, while it runs."""
+    await here.keeper.change_prompt(own.render, change.prompt)
+    return view(here, here.again(own))

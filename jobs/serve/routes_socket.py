@@ -1,0 +1,106 @@
+"""/api/v1/renders/{id}/stream: segments out, prompt changes and receipts in, over one WebSocket."""
+
+import asyncio
+import contextlib
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from .context import Context, context_of_socket
+from .errors import ApiError
+from .record import Record
+from .schemas import ChangePrompt
+from .streams import segments_from
+
+router = APIRouter()
+
+_SEND_S = 60.0  # for a reader to take a segment; it may come back for it
+
+
+@router.websocket("/api/v1/renders/{id}/stream")
+async def stream(
+    socket: WebSocket, id: str, start: Annotated[int, Query(alias="from", ge=0)] = 0
+) -> None:
+    """Out: `init` and `segment`, each followed by its bytes, and `end`. In: `prompt`, `taken`."""
+    here = context_of_socket(socket)
+    try:
+        record = here.record(id, socket.state.client)
+    except ApiError:
+        await socket.close(4404)
+        return
+    await socket.accept()
+    reading = asyncio.create_task(_hear(socket, here, record))
+    sending = asyncio.create_task(_send(socket, here, record, start))
+    done, others = await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    for task in done:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError, OSError):
+            task.result()
+    with contextlib.suppress(RuntimeError, OSError):
+        await socket.close()
+
+
+async def _send(socket: WebSocket, here: Context, record: Record, start: int) -> None:
+    request = record.request
+    begun = False
+    async for files, segment in segments_from(here, record, start):
+        async with asyncio.timeout(_SEND_S):
+            if not begun:
+                init = await asyncio.to_thread(files.init)
+                measures = {name: request[name] for name in ("width", "height", "fps", "frames")}
+                await socket.send_json({"type": "init", "bytes": len(init), **measures})
+                await socket.send_bytes(init)
+                begun = True
+            data = await asyncio.to_thread(segment.path.read_bytes)
+            here.metrics.sent("stream", len(data))
+            facts = {"number": segment.number, "first": segment.first, "frames": segment.frames}
+            await socket.send_json({"type": "segment", "bytes": len(data), **facts})
+            await socket.send_bytes(data)
+    current = here.queue.get(record.render)
+    state = "cancelled" if current is None else current.state
+    await socket.send_json({"type": "end", "status": state, "error": current and current.error})
+
+
+async def _hear(socket: WebSocket, here: Context, record: Record) -> None:
+    """A reader that has gone is noticed here: to send alone would not tell."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        answer = await _obey(message.get("text"), here, record)
+        if answer is not None:
+            await socket.send_json(answer)
+
+
+async def _obey(text: str | None, here: Context, record: Record) -> dict[str, Any] | None:
+    try:
+        said = json.loads(text or "")
+        match said["type"]:
+            case "taken":
+                here.keeper.take(record.render, int(said["frames"]))
+                return None
+            case "prompt":
+                return await _change(said, here, record)
+            case other:
+                return {"type": "error", "message": f"type={other!r} is none of prompt, taken"}
+    except (ValueError, KeyError, TypeError):
+        return {"type": "error", "message": "that is no message: send JSON with a known `type`"}
+
+
+async def _change(said: dict[str, Any], here: Context, record: Record) -> dict[str, Any]:
+    """Numbered by the sender, so that one who comes back may send again what got no answer."""
+    number = int(said["number"])
+    if number <= here.keeper.last_prompt(record.render):
+        return {"type": "prompt", "number": number, "repeated": True}
+    try:
+        prompt = ChangePrompt(prompt=said["prompt"]).prompt
+        await here.keeper.change_prompt(record.render, prompt, number)
+    except ValidationError:
+        return {"type": "error", "number": number, "message": "the prompt is empty or too long"}
+    except ApiError as error:
+        return {"type": "error", "number": number, "message": error.message}
+    return {"type": "prompt", "number": number}

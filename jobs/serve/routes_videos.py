@@ -1,0 +1,202 @@
+"""/v1/videos, in the shape that the `openai` Python client speaks: a thin layer over the queue."""
+
+import asyncio
+import hashlib
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from .context import Context
+from .errors import ApiError
+from .files import RenderFiles
+from .intake import Sender
+from .record import Record
+from .routes_media import ranged, spritesheet, thumbnail
+from .routes_renders import Asker, Client, Here, Own
+from .schemas import CreateRender, RenderId, failures
+from .streams import growing_mp4, pieces
+from .video_form import (
+    CreateVideo,
+    EditVideo,
+    RemixVideo,
+    body_of,
+    read,
+    to_render,
+)
+from .video_view import Video, VideoDeleted, VideoPage, poll_after_ms, video_view
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+_DELETE_S = 60.0  # for the step that a cancelled render is at
+
+
+@router.post(
+    "",
+    openapi_extra=body_of(CreateVideo, file="input_reference"),
+    responses=failures(409, 429),
+)
+async def create(request: Request, here: Here, sender: Asker, response: Response) -> Video:
+    """As a form, which the client always sends, or as JSON."""
+    asked, upload = await read(request, CreateVideo, "input_reference")
+    return await _accept(here, response, to_render(asked, upload), sender)
+
+
+@router.get("", responses=failures(404))
+async def list_videos(
+    here: Here,
+    client: Client,
+    after: RenderId | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> VideoPage:
+    if after is not None:
+        here.record(after, client)
+    records, more = here.queue.page(client, after=after, limit=limit, newest_first=order == "desc")
+    data = [video_view(here, record) for record in records]
+    return VideoPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=more,
+    )
+
+
+@router.get("/{id}", responses=failures(404))
+async def retrieve(own: Own, here: Here, response: Response) -> Video:
+    response.headers["openai-poll-after-ms"] = str(poll_after_ms(here, own))
+    return video_view(here, own)
+
+
+@router.get(
+    "/{id}/content",
+    response_class=Response,
+    responses=failures(404, 409, 416)
+    | {
+        200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
+        206: {"content": {"video/mp4": {}}, "description": "A range of it."},
+    },
+)
+async def content(
+    own: Own,
+    here: Here,
+    request: Request,
+    variant: Literal["video", "thumbnail", "spritesheet"] = "video",
+) -> Response:
+    """The video as it grows until it is done; or a picture of it."""
+    files = here.files.of(own.render)
+    if variant != "video":
+        if not files.segments():
+            raise ApiError(404, "not_ready", "no frame of it is final yet")
+        if variant == "thumbnail":
+            picture = await asyncio.to_thread(thumbnail, files)
+            return Response(picture, media_type="image/webp")
+        return Response(await asyncio.to_thread(spritesheet, files), media_type="image/jpeg")
+    if not own.over:
+        stream = here.metrics.counted(growing_mp4(here, own), "video")
+        return StreamingResponse(stream, media_type="video/mp4")
+    return ranged(here, files, request)
+
+
+@router.delete("/{id}", responses=failures(404, 409))
+async def delete(own: Own, here: Here) -> VideoDeleted:
+    """One that runs is cancelled, and gone at the end of its step."""
+    if own.state == "running":
+        here.keeper.stop(own, "cancel")
+        try:
+            async with asyncio.timeout(_DELETE_S):
+                while here.again(own).state == "running":
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise ApiError(409, "running", "it is being cancelled; try again later") from None
+    here.remove(own)
+    return VideoDeleted(id=own.render)
+
+
+@router.post("/{id}/remix", openapi_extra=body_of(RemixVideo), responses=failures(404, 409, 429))
+async def remix(own: Own, request: Request, here: Here, sender: Asker, response: Response) -> Video:
+    """The same with another prompt: the same seed, so as much as can be stays."""
+    asked, _ = await read(request, RemixVideo)
+    return await _remix(here, response, own, asked.prompt, sender)
+
+
+@router.post(
+    "/edits", openapi_extra=body_of(EditVideo, file="video"), responses=failures(404, 409, 429)
+)
+async def edit(request: Request, here: Here, sender: Asker, response: Response) -> Video:
+    """A remix of the video that is named by its id, or by itself."""
+    asked, upload = await read(request, EditVideo, "video")
+    source = await _source(here, sender.client, asked.video.id, upload)
+    return await _remix(here, response, source, asked.prompt, sender)
+
+
+@router.post("/characters", responses=failures(400))
+async def create_character(client: Client) -> None:
+    """The client has a method for it; models here know none."""
+    raise ApiError(400, "no_characters", "this server has no characters; describe them in prompts")
+
+
+@router.get("/characters/{id}", responses=failures(404))
+async def get_character(id: str, client: Client) -> None:
+    raise ApiError(404, "no_characters", "this server has no characters")
+
+
+@router.post("/extensions", responses=failures(400))
+async def extend(client: Client) -> None:
+    """The client has a method for it; a render here has the length that it was asked for."""
+    raise ApiError(400, "no_extensions", "this server does not extend videos; ask for a longer one")
+
+
+async def _remix(
+    here: Context, response: Response, source: Record, prompt: str, sender: Sender
+) -> Video:
+    request = source.request
+    image = await asyncio.to_thread(here.files.of(source.render).picture)
+    again = {name: request[name] for name in ("preset", "seed", "pace")}
+    settings = {**request["settings"], "video.frames": request["frames"]}
+    asked = CreateRender(
+        prompt=prompt, image=image, priority=source.priority, settings=settings, **again
+    )
+    return await _accept(here, response, asked, sender, source)
+
+
+async def _accept(
+    here: Context,
+    response: Response,
+    asked: CreateRender,
+    sender: Sender,
+    parent: Record | None = None,
+) -> Video:
+    record, made = await here.intake.accept(
+        asked, sender, None if parent is None else parent.render
+    )
+    if made:
+        here.keeper.accepted(record)
+    response.headers["openai-poll-after-ms"] = str(poll_after_ms(here, record))
+    return video_view(here, record)
+
+
+async def _source(here: Context, client: str, id: str, upload: bytes | None) -> Record:
+    """The render that is named, or whose video was sent: of any other we have no latents."""
+    if upload is None:
+        return here.record(id, client)
+    wanted = hashlib.sha256(upload).digest()
+    records, _ = here.queue.page(client, states=("done",), limit=1000)
+    for record in records:
+        if await asyncio.to_thread(_has, here.files.of(record.render), len(upload), wanted):
+            return record
+    raise ApiError(
+        422,
+        "unknown_video",
+        "this is no video that was made here; give one as it came from this server",
+        field="video",
+    )
+
+
+def _has(files: RenderFiles, size: int, digest: bytes) -> bool:
+    if files.size() != size:
+        return False
+    hashed = hashlib.sha256()
+    for piece in pieces(files, 0, size):
+        hashed.update(piece)
+    return hashed.digest() == digest

@@ -1,0 +1,144 @@
+"""The ways out that go on while a render is made. Each reader has its own place, and may come back.
+
+A reader looks into the render's folder now and then; nothing waits for it, but for a render that is
+paced by its reader.
+"""
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator, Iterator
+
+from ..home.segments import Segment
+from .context import Context
+from .files import RenderFiles, told
+from .record import Record
+from .view import view
+
+_LOOK_S = 0.05
+_PROGRESS_S = 0.5  # between two accounts of it to one reader
+_BEAT_S = 15.0  # of silence, after which proxies might close
+
+
+async def segments_from(
+    context: Context, record: Record, number: int
+) -> AsyncIterator[tuple[RenderFiles, Segment]]:
+    """Segments from this number on, each when it is final, until the render is over."""
+    files = context.files.of(record.render)
+    while True:
+        current = context.queue.get(record.render)
+        await asyncio.sleep(0 if number < len(files.segments()) else _LOOK_S)
+        segments = files.segments()  # after the look at the queue, or the last would be missed
+        while number < len(segments):
+            yield files, segments[number]
+            number += 1
+        if current is None or current.over:
+            return
+
+
+async def growing_mp4(context: Context, record: Record) -> AsyncIterator[bytes]:
+    begun = False
+    async for files, segment in segments_from(context, record, 0):
+        if not begun:
+            yield await asyncio.to_thread(files.init)
+            begun = True
+        yield await asyncio.to_thread(segment.path.read_bytes)
+        context.keeper.take(record.render, segment.stop)
+
+
+async def raw_frames(context: Context, record: Record, start: int) -> AsyncIterator[bytes]:
+    """Of each: the length of what follows in 4 bytes, its number in 8, its pixels; big-endian."""
+    number = _first_segment(context.files.of(record.render), start)
+    async for files, segment in segments_from(context, record, number):
+        if segment.stop <= start:
+            continue
+        frames = files.decode(segment, start)
+        while (item := await asyncio.to_thread(next, frames, None)) is not None:
+            index, pixels = item
+            yield struct.pack(">IQ", 8 + pixels.nbytes, index) + pixels.tobytes()
+            context.keeper.take(record.render, index + 1)
+
+
+async def events(context: Context, record: Record, after: int) -> AsyncIterator[str]:
+    """Server-sent: the journal's events under their numbers; progress, and blocks that have taken
+    their last step, without one."""
+    files, number, beat = context.files.of(record.render), after, 0.0
+    if number < 1:
+        number = 1
+        facts = {"render": record.render, "created_at": record.created_at}
+        yield _event("admitted", facts, 1)
+    shown, moving = "", set[str]()
+    while True:
+        current = context.queue.get(record.render)
+        if current is None or current.over:
+            await asyncio.sleep(_LOOK_S)  # the last look may have been before the end
+        for event in files.events()[number - 1 :]:
+            number += 1
+            kind = str(event["event"])
+            yield _event(_NAMES.get(kind, kind), told(event), number)
+            beat = 0.0
+        if current is None or current.over:
+            error = None if current is None else current.error
+            state = "cancelled" if current is None else current.state
+            yield _event(state, {"render": record.render, "error": error}, number)
+            return
+        progress = view(context, current)
+        in_flight = progress.progress.in_flight.keys()
+        for block in sorted(moving - in_flight, key=int):
+            yield f"event: block\ndata: {json.dumps({'block': int(block)})}\n\n"
+        moving = set(in_flight)
+        if (now := progress.model_dump_json(include={"status", "progress"})) != shown:
+            yield f"event: progress\ndata: {now}\n\n"
+            shown, beat = now, 0.0
+        for _ in range(round(_PROGRESS_S / _LOOK_S)):
+            await asyncio.sleep(_LOOK_S)
+            beat += _LOOK_S
+            if len(files.events()) >= number:
+                break
+        if beat >= _BEAT_S:
+            yield ": still here\n\n"
+            beat = 0.0
+
+
+# what an attempt says of itself is not what becomes of the render
+_NAMES = {"done": "made", "failed": "attempt failed", "cancelled": "attempt cancelled"}
+
+
+def _event(name: str, facts: object, number: int) -> str:
+    return f"id: {number}\nevent: {name}\ndata: {json.dumps(facts)}\n\n"
+
+
+def _first_segment(files: RenderFiles, start: int) -> int:
+    return next((s.number for s in files.segments() if s.stop > start), len(files.segments()))
+
+
+def playlist(files: RenderFiles, record: Record) -> str:
+    """HLS: the init section, and the segments there are."""
+    fps, segments = record.request["fps"], files.segments()
+    target = -(-record.request["segment_frames"] // fps)  # it may not change later
+    lines = [
+        "#EXTM3U",
+        "#EXT-X-VERSION:7",
+        f"#EXT-X-TARGETDURATION:{target}",
+        "#EXT-X-MEDIA-SEQUENCE:0",
+        "#EXT-X-PLAYLIST-TYPE:EVENT",
+        "#EXT-X-INDEPENDENT-SEGMENTS",
+        '#EXT-X-MAP:URI="init.mp4"',
+    ]
+    for segment in segments:
+        lines += [f"#EXTINF:{segment.frames / fps:.6f},", f"{segment.number}.m4s"]
+    return "\n".join([*lines, *(["#EXT-X-ENDLIST"] if record.over else [])]) + "\n"
+
+
+def pieces(files: RenderFiles, start: int, stop: int) -> Iterator[bytes]:
+    """Bytes of the finished file: the init section and all segments, one after the other."""
+    place = 0
+    parts = [(files.folder.init, files.folder.init.stat().st_size)]
+    parts += [(segment.path, segment.bytes) for segment in files.segments()]
+    for path, size in parts:
+        low, high = max(start, place), min(stop, place + size)
+        if low < high:
+            with path.open("rb") as file:
+                file.seek(low - place)
+                yield file.read(high - low)
+        place += size

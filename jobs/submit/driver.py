@@ -1,0 +1,92 @@
+"""What a Ray job runs: the coordinator of one render, in the folder that came with the job.
+
+Its log is for people and for `longreel watch`: a line that begins with MARK is JSON.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..home.folder import RenderFolder
+from ..home.home import Home
+from ..home.record import RenderRun
+from ..render import plan_render
+from .errand import MARK, Errand, read_errand
+
+_TOLD_S = 2.0  # between two accounts of the same work
+
+
+def main() -> None:
+    errand = read_errand(Path.cwd())
+    _tell(event="started", render=errand.render, pid=os.getpid())
+    folder = _folder(errand)
+    run = RenderRun(folder, _report(), changes=_placed(errand))
+    stopped = threading.Event()
+
+    def stop(signum: int, frame: object) -> None:
+        """A cancelled job gets SIGTERM, and some seconds: what is final stays, and it can go on."""
+        if not stopped.is_set():
+            stopped.set()
+            threading.Thread(target=run.stop, daemon=True).start()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, stop)
+    status = run.run()
+    _tell(event=status.state, frames=status.frames_done, of=status.frames)
+    sys.exit(0 if status.state == "done" else 3)
+
+
+def _folder(errand: Errand) -> RenderFolder:
+    """The render's, made by the first job that is sent for it."""
+    home = Home(Path(errand.home) if errand.home else None)
+    if errand.render in home.names():
+        return home.open(errand.render)
+    plan = plan_render(
+        errand.prompt,
+        preset=errand.preset,
+        frames=errand.frames,
+        seed=errand.seed,
+        image=errand.image,
+        prompt_at=errand.prompt_at,
+        overrides=[
+            *errand.overrides,
+            *(f"{key}={value}" for key, value in _placed(errand).items()),
+        ],
+    )
+    return home.create(plan, name=errand.render)
+
+
+def _placed(errand: Errand) -> dict[str, str]:
+    """Stages on this job's cluster, where a number of them is asked for."""
+    if errand.stages is None:
+        return {}
+    return {
+        "parallel.backend": "ray",
+        "parallel.address": os.environ.get("RAY_ADDRESS", "local"),
+        "parallel.num_stages": str(errand.stages),
+    }
+
+
+def _report() -> Callable[..., None]:
+    told: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done == total or now - told.get(what, 0.0) >= _TOLD_S:
+            told[what] = now
+            _tell(event="progress", what=what, done=done, total=total, note=note)
+
+    return report
+
+
+def _tell(**facts: object) -> None:
+    print(MARK + json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main()

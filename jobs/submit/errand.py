@@ -1,0 +1,89 @@
+"""What a job is to do: a folder with a request in it, which is all that travels to the cluster."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+NAME = "errand.json"
+MARK = "longreel "  # a line of the job's log that begins so goes on as JSON
+_FIELDS = ("prompt", "preset", "frames", "seed", "image", "prompt_at", "settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """A render to be made, or gone on with where its folder is there already."""
+
+    render: str
+    home: str | None  # on the cluster; none: the user's data folder there
+    prompt: str = ""
+    preset: str | None = None
+    frames: int | None = None
+    seed: int = 0
+    image: str | None = None  # in the same folder
+    prompt_at: Sequence[tuple[float, str]] = ()
+    overrides: Sequence[str] = ()
+    stages: int | None = None  # each on a device of the cluster; none: as the configuration says
+
+
+def write_errand(errand: Errand, folder: Path) -> None:
+    """Its picture comes along, under a name of ours."""
+    values = asdict(errand)
+    if errand.image is not None:
+        picture = Path(errand.image).expanduser()
+        if not picture.is_file():
+            raise ValueError(
+                f"image={errand.image} is not a file, so there is no picture to send; give the "
+                "path of a PNG, JPEG or WebP file"
+            )
+        values["image"] = f"image{picture.suffix}"
+        shutil.copyfile(picture, folder / values["image"])
+    (folder / NAME).write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_errand(folder: Path) -> Errand:
+    values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    values["prompt_at"] = [(second, text) for second, text in values["prompt_at"]]
+    if values["image"] is not None:
+        values["image"] = str(folder / values["image"])
+    return Errand(**values)
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """A YAML file of a render's fields, as keyword arguments of an Errand."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); give a YAML file with a line "
+            "such as `prompt: a red circle`"
+        ) from error
+    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
+        raise ValueError(
+            f"{path} has no prompt, so there is nothing to show; write a line such as "
+            "`prompt: a red circle`"
+        )
+    if unknown := sorted(values.keys() - {*_FIELDS}):
+        raise ValueError(f"{path} sets {unknown[0]}, which no render has; use {', '.join(_FIELDS)}")
+    settings = values.pop("settings", None) or {}
+    changes = values.pop("prompt_at", None) or {}
+    if not isinstance(settings, Mapping) or not isinstance(changes, Mapping):
+        raise ValueError(
+            f"{path}: settings and prompt_at are lists of `key: value` lines, such as "
+            "`sampling.steps: 4` and `12.5: a dog runs`"
+        )
+    values["overrides"] = [f"{key}={_text(value)}" for key, value in settings.items()]
+    values["prompt_at"] = sorted((float(second), str(text)) for second, text in changes.items())
+    return values
+
+
+def _text(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return str(json.dumps(value))
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return str(value)

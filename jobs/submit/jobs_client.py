@@ -1,0 +1,178 @@
+"""The jobs of a cluster, through its dashboard: sent, looked at, ended. Ray's words become ours."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errand import MARK, Errand, write_errand
+
+ADDRESS = "http://127.0.0.1:8265"
+_STATES = {
+    "PENDING": "queued",
+    "RUNNING": "running",
+    "SUCCEEDED": "done",
+    "FAILED": "failed",
+    "STOPPED": "cancelled",
+}
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """The newest job of a render."""
+
+    render: str
+    job: str
+    state: str
+    attempt: int
+    message: str
+    progress: dict[str, Any]  # the newest account in its log; empty: none yet
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+
+class Jobs:
+    """Of one cluster. ValueError says that it cannot be reached, or has no such render."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """`address`: of its dashboard."""
+        self._address = address or ADDRESS
+        if not self._address.startswith(("http://", "https://")):
+            raise ValueError(
+                f"address={address} is no dashboard of a Ray cluster, and jobs go there; give it "
+                f"as `ray start --head` prints it, such as {ADDRESS}"
+            )
+        with self._plainly():
+            from ray.dashboard.modules.job.sdk import JobSubmissionClient
+
+            self._client: Any = JobSubmissionClient(self._address)
+
+    def submit(self, errand: Errand, *, cpus: float = 1.0, wheel: Path | None = None) -> str:
+        """The job's id: the render's, and which attempt at it this is."""
+        attempt = 1 + max((job["attempt"] for job in self._of(errand.render)), default=0)
+        job = f"{errand.render}-{attempt}"
+        with self._plainly(), tempfile.TemporaryDirectory() as folder:
+            write_errand(errand, Path(folder))
+            runtime_env: dict[str, Any] = {"working_dir": folder}
+            if wheel is not None:
+                runtime_env["py_modules"] = [str(wheel)]
+            self._client.submit_job(
+                entrypoint=f"python -P -m {__package__}.driver",
+                submission_id=job,
+                runtime_env=runtime_env,
+                metadata={
+                    "longreel_render": errand.render,
+                    "longreel_attempt": str(attempt),
+                    "longreel_home": errand.home or "",
+                    "longreel_stages": str(errand.stages or ""),
+                },
+                entrypoint_num_cpus=cpus,
+            )
+        return job
+
+    def submit_again(self, render: str, *, wheel: Path | None = None) -> str:
+        """Another attempt at a render whose last job is over: it goes on from its folder."""
+        newest = self._newest(render)
+        if _STATES[newest["status"]] in ("queued", "running"):
+            raise ValueError(
+                f"render {render} is being made by job {newest['job']}, and two would write over "
+                "each other; cancel that one first"
+            )
+        stages = newest["stages"]
+        errand = Errand(
+            render=render, home=newest["home"] or None, stages=int(stages) if stages else None
+        )
+        return self.submit(errand, wheel=wheel)
+
+    def view(self, render: str) -> JobView:
+        newest = self._newest(render)
+        progress: dict[str, Any] = {}
+        for fact in facts(self.log(render)):
+            progress = progress | {fact["what"]: fact} if fact["event"] == "progress" else progress
+        return JobView(
+            render=newest["render"],
+            job=newest["job"],
+            state=_STATES[newest["status"]],
+            attempt=newest["attempt"],
+            message=newest["message"],
+            progress=progress,
+        )
+
+    def wait(self, render: str, timeout_s: float | None = None) -> Iterator[JobView]:
+        """How it stands, again and again, until it is over."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            seen = self.view(render)
+            yield seen
+            if seen.over:
+                return
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"render {render} is {seen.state} after {timeout_s:g} s")
+            time.sleep(_POLL_S)
+
+    def log(self, render: str) -> str:
+        with self._plainly():
+            text: str = self._client.get_job_logs(self._newest(render)["job"])
+        return text
+
+    def cancel(self, render: str) -> None:
+        """It gets some seconds to write what is final, and can be gone on with."""
+        with self._plainly():
+            self._client.stop_job(self._newest(render)["job"])
+
+    def home(self, render: str) -> Path | None:
+        """Where its folder is, if that was said when it was sent."""
+        home = self._newest(render)["home"]
+        return Path(home) if home else None
+
+    def _newest(self, render: str) -> dict[str, Any]:
+        found = self._of(render)
+        if not found:
+            raise ValueError(
+                f"render={render} has no job on {self._address}; `longreel submit` prints the ids "
+                "of those it sends"
+            )
+        return max(found, key=lambda job: job["attempt"])
+
+    def _of(self, render: str) -> list[dict[str, Any]]:
+        with self._plainly():
+            jobs = self._client.list_jobs()
+        return [
+            {
+                "render": render,
+                "job": job.submission_id,
+                "status": str(getattr(job.status, "value", job.status)),
+                "attempt": int(job.metadata["longreel_attempt"]),
+                "home": job.metadata["longreel_home"],
+                "stages": job.metadata["longreel_stages"],
+                "message": job.message or "",
+            }
+            for job in jobs
+            if (job.metadata or {}).get("longreel_render") == render
+        ]
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except (ConnectionError, RuntimeError) as error:
+            said = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ValueError(
+                f"address={self._address} does not take jobs ({said}); give the "
+                "dashboard that `ray start --head` prints, and where the cluster asks for a token, "
+                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+            ) from error
+
+
+def facts(log: str) -> Iterator[dict[str, Any]]:
+    """What the driver told a program in its log."""
+    for line in log.splitlines():
+        if line.startswith(MARK):
+            yield json.loads(line[len(MARK) :])

@@ -1,0 +1,159 @@
+"""`longreel submit`, `status`, `watch`, `logs`, `cancel`, `download`: renders as Ray jobs."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Address = Annotated[
+    str | None, typer.Option(help="Dashboard of the cluster; by default RAY_API_SERVER_ADDRESS.")
+]
+Render = Annotated[str, typer.Argument(help="The id that `longreel submit` printed.")]
+
+
+def submit(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT|FILE.yaml", help="What to render.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Configuration, e.g. sampling.steps=20."),
+    ] = None,
+    address: Address = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Stages, each on a device of its own.", min=1)
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it is over.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; waits for it.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Model and settings to start from.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, another video.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture the video starts from.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of renders on the cluster, for all its machines.")
+    ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="A wheel of longreel, where none is installed there.")
+    ] = None,
+) -> None:
+    """Render on a Ray cluster, as a job; prints its id."""
+    from ..home.home import new_name
+    from ..render import plan_render
+    from .errand import Errand, read_request
+    from .jobs_client import Jobs
+
+    values: dict[str, Any] = {"prompt": prompt}
+    if prompt.endswith((".yaml", ".yml")):
+        values = read_request(Path(prompt))
+    given = {"preset": preset, "frames": frames, "seed": seed, "image": image and str(image)}
+    values |= {name: value for name, value in given.items() if value is not None}
+    values["overrides"] = [*values.get("overrides", ()), *(overrides or ())]
+    plan_render(**values)  # what is wrong with it is said here, not in a log far away
+    errand = Errand(
+        render=new_name(),
+        home=None if home is None else str(home.expanduser()),
+        stages=gpus,
+        **values,
+    )
+    jobs = Jobs(_address(address))
+    jobs.submit(errand, wheel=wheel)
+    print(errand.render)
+    if wait or output:
+        _watch(jobs, errand.render)
+    if output:
+        _export(jobs, errand.render, output)
+
+
+def submit_again(render: str, address: str | None, overrides: Sequence[str]) -> None:
+    """`longreel resume --submit`: another job for a render whose last one is over."""
+    from .jobs_client import Jobs
+
+    if overrides:
+        raise ValueError(
+            f"{overrides[0]} would be ignored, as --submit goes on with the stages that it was "
+            "sent with; leave it out, or resume on a machine of the cluster"
+        )
+    print(Jobs(_address(address)).submit_again(render))
+
+
+def status(render: Render, address: Address = None) -> None:
+    """How a submitted render stands."""
+    from .jobs_client import Jobs
+
+    seen = Jobs(_address(address)).view(render)
+    print(f"{seen.render}  {seen.state}  job {seen.job}")
+    for what, fact in seen.progress.items():
+        print(f"  {what} {fact['done']} of {fact['total']}")
+    if seen.state == "failed" and seen.message:
+        print(f"  {seen.message.splitlines()[0]}")
+
+
+def watch(render: Render, address: Address = None) -> None:
+    """Follow a submitted render until it is over."""
+    from .jobs_client import Jobs
+
+    _watch(Jobs(_address(address)), render)
+
+
+def logs(render: Render, address: Address = None) -> None:
+    """What a submitted render's newest job has printed."""
+    from .jobs_client import Jobs
+
+    print(Jobs(_address(address)).log(render), end="")
+
+
+def cancel(render: Render, address: Address = None) -> None:
+    """End a submitted render; `longreel resume --submit` goes on with it."""
+    from .jobs_client import Jobs
+
+    Jobs(_address(address)).cancel(render)
+    print(f"{render} is being cancelled")
+
+
+def download(
+    render: Render,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")],
+    address: Address = None,
+) -> None:
+    """The video of a submitted render, as far as it is final."""
+    from .jobs_client import Jobs
+
+    print(_export(Jobs(_address(address)), render, output))
+
+
+def _watch(jobs: Any, render: str) -> None:
+    shown = ""
+    for seen in jobs.wait(render):
+        parts = [f"{w} {f['done']}/{f['total']}" for w, f in seen.progress.items()]
+        line = "  ".join([seen.state, *parts])
+        if line != shown:
+            print(line, file=sys.stderr)
+            shown = line
+    if seen.state != "done":
+        raise OSError(
+            f"render {render} is {seen.state}; `longreel logs {render}` says more, and "
+            f"`longreel resume --submit {render}` goes on with it"
+        )
+
+
+def _export(jobs: Any, render: str, output: Path) -> Path:
+    from ..home.home import Home
+
+    home = jobs.home(render)
+    try:
+        folder = Home(home).open(render)
+    except ValueError as error:
+        raise ValueError(
+            f"render {render} lies in {home or 'the data folder'} of the cluster, which is not to "
+            "be seen from here; give --home a folder that both share when you submit, or use "
+            "`longreel serve` on the cluster and its client"
+        ) from error
+    folder.export(output)
+    return output
+
+
+def _address(given: str | None) -> str | None:
+    return given or os.environ.get("RAY_API_SERVER_ADDRESS")

@@ -1,0 +1,264 @@
+"""`longreel.Client` and `AsyncClient` against a real server."""
+
+import asyncio
+import csv
+import json
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from server import SMALL, until
+
+import longreel
+from longreel.jobs.client.batch_items import read_items
+from longreel.jobs.client.batch_log import BatchLog
+from longreel.jobs.client.errors import RenderFailed, ServerError
+from longreel.jobs.client.wire import EventReader, FrameReader
+from longreel.jobs.mp4 import decode_mp4
+from longreel.jobs.png import decode_png
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with longreel.Client(server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def done(client):
+    render = client.render("a red circle", frames=41, seed=3, settings=SMALL)
+    render.wait()
+    return render
+
+
+@pytest.fixture(scope="module")
+def kept(done, tmp_path_factory):
+    path = done.download(tmp_path_factory.mktemp("kept") / "kept.mp4")
+    return np.stack([*decode_mp4(path)])
+
+
+def test_a_render_is_made_waited_for_and_fetched(client, tmp_path):
+    said = []
+    render = client.render("a red circle", frames=17, settings=SMALL)
+    info = render.wait(progress=said.append, timeout_s=120)
+    assert (info.status, info.frames_done, info.fraction) == ("done", 17, 1.0)
+    assert [one.fraction for one in said] == sorted(one.fraction for one in said)
+    path = render.download(tmp_path / "video.mp4")
+    assert len([*decode_mp4(path)]) == 17
+    assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
+
+
+def test_frames_are_those_of_the_file_from_any_number(done, kept):
+    for start in (0, 7, 40):
+        assert np.array_equal(np.concatenate([*done.frames(start)]), kept[start:])
+
+
+def test_frames_come_while_the_render_is_made(client):
+    render = client.render("a red circle", frames=121, settings=SMALL)
+    frames = render.frames()
+    first = next(frames)
+    assert render.refresh().status in ("running", "queued")
+    assert len(first) + sum(map(len, frames)) == 121
+
+
+def test_pictures_and_any_writer_take_the_frames(done, kept, tmp_path):
+    done.download(tmp_path / "pictures")
+    assert np.array_equal(np.stack([*decode_png(tmp_path / "pictures")]), kept)
+
+    class Keep:
+        def __init__(self):
+            self.frames = []
+
+        def write(self, frames):
+            self.frames.extend(frames)
+
+    keep = Keep()
+    done.write(keep, start=11)
+    assert np.array_equal(np.stack(keep.frames), kept[11:])
+
+
+def test_events_are_told_in_order(done):
+    events = [*done.events()]
+    numbered = [event for event in events if event.number is not None]
+    assert (numbered[0].name, numbered[-1].name) == ("admitted", "done")
+    later = [*done.events(after=numbered[2].number)]
+    assert later[0] == numbered[3]
+
+
+def test_blocks_and_segments_are_told_while_it_runs(client):
+    render = client.render("a red circle", frames=121, settings=SMALL)
+    events = [*render.events()]
+    names = [event.name for event in events]
+    assert {"admitted", "started", "block", "segment", "progress", "done"} <= set(names)
+    fractions = [e.data["progress"]["fraction"] for e in events if e.name == "progress"]
+    assert fractions == sorted(fractions)
+    assert any(e.data["progress"]["eta_s"] for e in events if e.name == "progress")
+    blocks = [event.data["block"] for event in events if event.name == "block"]
+    assert blocks == sorted(set(blocks))
+
+
+def test_what_a_render_is_told_reaches_it(client):
+    render = client.render("a red circle", frames=2001, settings=SMALL)
+    next(render.frames())
+    render.set_prompt("a blue square")
+    render.pause()
+    until(render.refresh, lambda info: info.status == "paused")
+    with pytest.raises(ServerError, match="runs"):
+        render.set_prompt("too late")
+    render.resume()
+    render.cancel()
+    with pytest.raises(RenderFailed, match="cancelled"):
+        render.wait()
+    assert client.get(render.id).info.status == "cancelled"
+    assert render.id in [one.id for one in client.renders(["cancelled"])]
+    render.delete()
+    with pytest.raises(ServerError) as missing:
+        client.get(render.id)
+    assert missing.value.status == 404
+
+
+def test_a_request_that_cannot_be_met_says_why(client):
+    with pytest.raises(ServerError, match=r"video.frames=3 comes from no whole number") as error:
+        client.render("a red circle", frames=3)
+    assert (error.value.status, error.value.code) == (422, "invalid_request")
+
+
+def test_one_key_is_one_render(client):
+    one = client.render("a red circle", frames=1, settings=SMALL, key="mine")
+    assert client.render("a red circle", frames=1, settings=SMALL, key="mine").id == one.id
+
+
+def test_a_live_session_waits_for_its_reader(client):
+    render = client.render("a red circle", frames=241, settings=SMALL, pace="consumer")
+    frames = render.frames()
+    taken = len(next(frames))
+    most = 0
+    for _ in range(15):
+        threading.Event().wait(0.1)
+        most = max(most, render.refresh().frames_done)
+    assert most < 120, "it runs ahead of its reader by more than its credit"
+    assert taken + sum(map(len, frames)) == 241
+    assert render.wait().status == "done"
+
+
+def test_it_is_the_same_from_an_event_loop(server, kept):
+    async def run():
+        async with longreel.AsyncClient(server.url) as client:
+            renders = [
+                await client.render("a red circle", frames=41, seed=3, settings=SMALL)
+                for _ in range(2)
+            ]
+            return await asyncio.gather(*(collect(render) for render in renders))
+
+    async def collect(render):
+        return np.concatenate([frames async for frames in render.frames()])
+
+    for frames in asyncio.run(run()):
+        assert np.array_equal(frames, kept)
+
+
+def test_a_server_that_is_not_there_is_given_up_after_the_patience():
+    with (
+        longreel.Client("http://127.0.0.1:9", patience_s=0.3) as client,
+        pytest.raises(httpx.ConnectError),
+    ):
+        client.get("x")
+
+
+def test_a_batch_makes_what_it_can_and_goes_on_where_it_was(client, tmp_path):
+    items = tmp_path / "items.csv"
+    with items.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["prompt", "frames", "seed", "name", "sampling.steps", *SMALL])
+        small = [*SMALL.values()]
+        rows.writerow(["a red circle", 9, 1, "one", 2, *small])
+        rows.writerow(["a blue square", 3, 2, "bad", 2, *small])
+        rows.writerow(["a green triangle", 9, 3, "", 2, *small])
+    out = tmp_path / "out"
+    told = []
+    result = client.batch(items, out, concurrency=2, progress=told.append)
+    assert [item.name for item in result.done] == ["one", "0003-a-green-triangle"]
+    assert [item.name for item in result.failed] == ["bad"]
+    assert "whole number of latents" in result.failed[0].message
+    assert sorted(p.name for p in out.iterdir()) == [
+        "0003-a-green-triangle.mp4",
+        "batch.jsonl",
+        "one.mp4",
+        "sheet.jpg",
+    ]
+    with Image.open(result.sheet) as sheet:
+        assert sheet.size == (2 * 48, 32)
+    before = {render.id for render in client.renders()}
+    again = client.batch(items, out, progress=False)
+    assert [item.state for item in again.items] == ["done", "failed", "done"]
+    assert {render.id for render in client.renders()} == before  # nothing was made twice
+
+
+def test_a_batch_that_was_killed_finds_its_renders_again(client, tmp_path):
+    """Its log says that it asked, and not what came of it: the key gives the same render."""
+    more = {"frames": 9, "settings": SMALL}
+    (asked,) = read_items([{"prompt": "a red circle", "name": "one", **more}])
+    log = BatchLog(tmp_path)
+    log.note(asked, "asked", 1)
+    render = client.render("a red circle", key=log.key(asked, 1), **more)
+    log.close()
+    with (tmp_path / "batch.jsonl").open("a") as file:
+        file.write('{"item": "on')  # a line that was cut short
+    result = client.batch([{"prompt": "a red circle", "name": "one", **more}], tmp_path)
+    assert [item.render for item in result.done] == [render.id]
+    lines = [json.loads(line) for line in (tmp_path / "batch.jsonl").read_text().splitlines()]
+    assert [line.get("state") for line in lines] == [None, "asked", "done"]
+
+
+@pytest.mark.parametrize(
+    ("items", "word"),
+    [
+        ([], "empty"),
+        ([{"prompt": ""}], "item 1"),
+        ([{"prompt": "x", "fames": 3}], "fames"),
+        ([{"prompt": "x", "frames": "many"}], "number"),
+        ([{"prompt": "x", "name": "../up"}], "file name"),
+        ([{"prompt": "x", "name": "a"}, {"prompt": "y", "name": "a"}], "several"),
+    ],
+)
+def test_a_batch_that_is_wrong_is_refused_before_anything_is_asked(items, word):
+    with pytest.raises(ValueError, match=word):
+        read_items(items)
+
+
+def test_files_of_a_batch_are_read_by_their_suffix(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "sampling.steps": 2}\n\n{"prompt": "y"}\n')
+    (tmp_path / "b.csv").write_text("prompt,seed\nx,4\ny,\n")
+    first = read_items(tmp_path / "a.jsonl")
+    assert [(item.prompt, dict(item.more)) for item in first] == [
+        ("x", {"settings": {"sampling.steps": 2}}),
+        ("y", {}),
+    ]
+    assert [dict(item.more) for item in read_items(tmp_path / "b.csv")] == [{"seed": 4}, {}]
+    with pytest.raises(ValueError, match="neither"):
+        read_items(tmp_path / "b.txt")
+
+
+def test_bytes_may_come_in_any_pieces():
+    frames = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
+    data = b"".join(
+        (8 + 12).to_bytes(4, "big") + (5 + i).to_bytes(8, "big") + frame.tobytes()
+        for i, frame in enumerate(frames)
+    )
+    for size in (1, 7, 25, 100):
+        reader, got = FrameReader(2, 2, 5), []
+        for start in range(0, len(data), size):
+            if (some := reader.feed(data[start : start + size])) is not None:
+                got.append(some)
+        assert np.array_equal(np.concatenate(got), frames)
+    with pytest.raises(ValueError, match="frame 5"):
+        FrameReader(2, 2, 4).feed(data)
+    reader, events = EventReader(), []
+    for (
+        letter
+    ) in 'id: 7\nevent: segment\ndata: {"a": 1}\n\n: beat\n\nevent: progress\ndata: {}\n\n':
+        events += reader.feed(letter)
+    assert [(e.name, e.number) for e in events] == [("segment", 7), ("progress", None)]
+    assert reader.last == 7

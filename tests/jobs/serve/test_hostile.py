@@ -1,0 +1,296 @@
+"""What must not get in: each gets an answer of 400 to 499 in the envelope, and leaves no file."""
+
+import base64
+import io
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from app import call, on_a_port, open_app
+from PIL import Image
+from server import asked
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from longreel.jobs.serve.limits import Limits
+from longreel.jobs.serve.tokens import Tokens, check_host, cookie_of, read_tokens
+
+TOKEN = "a-token-of-more-than-sixteen-characters"
+LIMITS = Limits(body_bytes=200_000, prompt_chars=100, frames=500, pixels=64 * 96, queued=3,
+                upload_pixels=10_000)  # fmt: skip
+
+
+def files_in(folder: Path):
+    """But for the queue's own."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and "sqlite" not in p.name)
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    with open_app(tmp_path_factory.mktemp("home"), limits=LIMITS) as app:
+        yield app
+
+
+def home_of(app):
+    return app.state.context.files.home.path
+
+
+def picture(width, height, kind="PNG"):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def refused(app, method, path, **more):
+    before = files_in(home_of(app))
+    answer = call(app, method, path, **more)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert str(home_of(app)) not in answer.text
+    assert "Traceback" not in answer.text
+    assert files_in(home_of(app)) == before
+    return answer.status_code, answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"{", 400, "JSON"),
+        (b"[]", 422, ""),
+        (b"\xff\xfe", 400, ""),
+        ({}, 422, "prompt"),
+        ({"prompt": "  "}, 422, "prompt"),
+        ({"prompt": "x" * 101}, 422, "100"),
+        ({"prompt": "x", "surprise": 1}, 422, "surprise"),
+        ({"prompt": "x", "frames": 501}, 422, "video.frames"),
+        ({"prompt": "x", "frames": 0}, 422, "frames"),
+        ({"prompt": "x", "frames": 3}, 422, "latents"),
+        ({"prompt": "x", "settings": {"video.frames": 0}}, 422, "never ends"),
+        ({"prompt": "x", "settings": {"video.frames": 10**9 + 1}}, 422, "video.frames"),
+        ({"prompt": "x", "settings": {"video.width": 960}}, 422, "more than"),
+        ({"prompt": "x", "settings": {"sampling.steps": 900}}, 422, "sampling.steps"),
+        ({"prompt": "x", "settings": {"model.checkpoint": "/etc"}}, 422, "not a client's"),
+        ({"prompt": "x", "settings": {"model.device": "cuda"}}, 422, "not a client's"),
+        ({"prompt": "x", "settings": {"parallel.address": "1.2.3.4:1"}}, 422, "not a client's"),
+        ({"prompt": "x", "settings": {"video.last_image": "/etc/passwd"}}, 422, "not a client's"),
+        ({"prompt": "x", "settings": {"output.format": "png"}}, 422, "not a client's"),
+        ({"prompt": "x", "settings": {"video.fps": "${oc.env:HOME}"}}, 422, "whole number"),
+        ({"prompt": "x", "settings": {"video.fps": "!!python/object:os.system"}}, 422, "whole"),
+        ({"prompt": "x", "preset": "/etc/passwd.yaml"}, 422, "opens none"),
+        ({"prompt": "x", "preset": "../../secret"}, 422, "no preset"),
+        ({"prompt": "x", "preset": "wan2.1-t2v-14b", "frames": 1}, 422, ""),
+        ({"prompt": "x", "seed": -1}, 422, "seed"),
+        ({"prompt": "x", "seed": 2**63}, 422, "seed"),
+        ({"prompt": "x", "seed": 1e400}, 422, "seed"),
+        ({"prompt": "x", "prompt_at": [{"seconds": 99, "prompt": "y"}]}, 422, "prompt_at"),
+        ({"prompt": "x", "deadline_s": 0}, 422, "deadline"),
+        ({"prompt": "x", "image": "%%%"}, 422, "base64"),
+        ({"prompt": "x", "image": base64.b64encode(b"GIF89a no").decode()}, 422, "PNG"),
+        ({"prompt": "x", "image": picture(101, 100)}, 422, "pixels"),
+        ({"prompt": "x", "image": picture(9, 9, "GIF")}, 422, "PNG"),
+        ({"prompt": "x", "image": picture(9, 9)}, 422, "takes a prompt alone"),
+        ({"prompt": "x", "settings": {"sampling.negative_prompt": "n" * 200}}, 422, "100"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_bad_request_is_refused_and_leaves_nothing(app, body, status, word):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    got, error = refused(app, "POST", "/api/v1/renders", content=content, headers=headers)
+    assert got == status, error
+    assert word in error["message"], error
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/renders/..%2f..%2fetc%2fpasswd",
+        "/api/v1/renders/%2e%2e/video",
+        "/api/v1/renders/x/hls/..%2f..%2fmanifest.json",
+        "/api/v1/renders/queue.sqlite3",
+        "/api/v1/renders/" + "x" * 5000,
+        "/api/v1/renders/nobody/hls/init.mp4",
+        "/page/../../pyproject.toml",
+        "/%00",
+        "/docs",
+    ],
+)
+def test_no_path_leads_out_of_the_renders(app, path):
+    refused(app, "GET", path)
+
+
+def test_a_large_body_is_not_read(app):
+    status, error = refused(app, "POST", "/api/v1/renders", content=b"x" * 200_001)
+    assert (status, error["code"]) == (413, "body_too_large")
+
+    async def endless():
+        while True:
+            yield b"x" * 50_000
+
+    status, error = refused(app, "POST", "/v1/videos", content=endless())
+    assert (status, error["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"--x\r\nnot a form", "multipart/form-data; boundary=x"),
+        (b"prompt=x", "multipart/form-data"),
+        (b"--y\r\n\r\n", "multipart/form-data; boundary=x"),
+        (b"\x00" * 1000, "multipart/form-data; boundary=\x00".replace("\x00", "-")),
+        (b"prompt", "text/plain"),
+        (b"", "multipart/form-data; boundary=x"),
+        (b'{"prompt": "x", "input_reference": {"image_url": "http://127.0.0.1/"}}',
+         "application/json"),
+        (b'{"prompt": "x", "input_reference": {"image_url": "file:///etc/passwd"}}',
+         "application/json"),
+        (b'{"prompt": "x", "size": "99999x1"}', "application/json"),
+        (b'{"prompt": "x", "seconds": "-4"}', "application/json"),
+        (b'{"prompt": "x", "model": "../x.yaml"}', "application/json"),
+    ],
+)  # fmt: skip
+def test_a_bad_form_is_refused(app, content, kind):
+    refused(app, "POST", "/v1/videos", content=content, headers={"content-type": kind})
+
+
+def test_a_picture_of_a_million_pixels_that_packs_to_nothing_is_refused(app):
+    file = io.BytesIO()
+    Image.new("1", (4000, 4000)).save(file, "PNG")
+    assert len(file.getvalue()) < 10_000
+    status, error = refused(
+        app, "POST", "/v1/videos", data={"prompt": "x"},
+        files={"input_reference": ("../../evil.png", file.getvalue(), "image/png")},
+    )  # fmt: skip
+    assert status == 422
+    assert "pixels" in error["message"]
+
+
+def test_a_client_fills_its_own_queue_and_no_more(tmp_path):
+    with open_app(tmp_path / "home", limits=LIMITS) as app:
+        for _ in range(3):
+            assert call(app, "POST", "/api/v1/renders", json=asked(frames=1)).status_code == 201
+        status, error = refused(app, "POST", "/api/v1/renders", json=asked(frames=1))
+        assert (status, error["code"]) == (429, "queue_full")
+
+
+def test_a_client_that_writes_too_often_is_told_when_to_come_back(tmp_path):
+    with open_app(tmp_path / "home", limits=Limits(writes=2, writes_per_s=0.01)) as app:
+        answers = [call(app, "POST", "/api/v1/renders/x/cancel") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [404, 404, 429]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 100
+
+
+def test_a_body_that_trickles_is_given_up(tmp_path):
+    with open_app(tmp_path / "home", limits=Limits(body_s=0.3)) as app, on_a_port(app) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+            slow.sendall(
+                b"POST /api/v1/renders HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+                b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+            )
+            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+    assert files_in(tmp_path) == []
+
+
+def test_a_socket_asks_for_the_token_too(tmp_path):
+    with (
+        open_app(tmp_path / "home", tokens=Tokens({"anna": TOKEN})) as app,
+        on_a_port(app) as url,
+        pytest.raises(InvalidStatus) as refusal,
+        connect(url.replace("http", "ws") + "/api/v1/renders/x/stream"),
+    ):
+        pass
+    assert refusal.value.response.status_code == 403
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    tokens = Tokens({"anna": TOKEN, "ben": TOKEN + "-of-ben"})
+    with open_app(tmp_path_factory.mktemp("home"), tokens=tokens) as app:
+        yield app
+
+
+def every_route(app):
+    for path, methods in app.openapi()["paths"].items():
+        for method in methods:
+            yield method.upper(), path.replace("{id}", "x").replace("{number}", "0")
+
+
+def test_every_route_but_health_asks_for_the_token(guarded):
+    routes = [*every_route(guarded)]
+    assert len(routes) > 20
+    for method, path in routes:
+        for headers in ({}, {"authorization": f"Bearer {TOKEN[:-1]}"}, {"authorization": TOKEN}):
+            answer = call(guarded, method, path, headers=headers)
+            if path in ("/healthz", "/readyz"):
+                assert answer.status_code == 200
+            else:
+                assert answer.status_code == 401, (method, path)
+                assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_client_sees_its_own_renders_alone(guarded):
+    anna, ben = ({"authorization": f"Bearer {t}"} for t in (TOKEN, TOKEN + "-of-ben"))
+    made = call(guarded, "POST", "/api/v1/renders", json=asked(frames=1), headers=anna).json()
+    path = f"/api/v1/renders/{made['id']}"
+    assert call(guarded, "GET", path, headers=anna).status_code == 200
+    assert call(guarded, "GET", path, headers=ben).status_code == 404
+    assert call(guarded, "DELETE", path, headers=ben).status_code == 404
+    assert call(guarded, "GET", "/api/v1/renders", headers=ben).json()["data"] == []
+
+
+def test_the_page_gets_a_cookie_for_a_token(guarded):
+    assert call(guarded, "GET", "/").status_code == 200
+    assert call(guarded, "GET", "/session").status_code == 401
+    assert call(guarded, "POST", "/session", json={"token": "guess"}).status_code == 401
+    answer = call(guarded, "POST", "/session", json={"token": TOKEN})
+    assert answer.status_code == 200
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert TOKEN not in cookie
+    cookies = {"cookie": f"longreel_session={cookie_of(TOKEN)}"}
+    assert call(guarded, "GET", "/session", headers=cookies).json()["client"] == "anna"
+    assert call(guarded, "GET", "/api/v1/renders", headers=cookies).status_code == 200
+
+
+def test_pages_of_other_sites_and_foreign_names_are_turned_away(app, guarded):
+    elsewhere = {"origin": "https://evil.example"}
+    cookies = {"cookie": f"longreel_session={cookie_of(TOKEN)}"}
+    for one, headers in ((app, elsewhere), (guarded, elsewhere | cookies)):
+        answer = call(one, "POST", "/api/v1/renders", json=asked(), headers=headers)
+        assert answer.json()["error"]["code"] == "foreign_origin"
+    answer = call(app, "GET", "/api/v1/renders", host="evil.example")
+    assert answer.json()["error"]["code"] == "foreign_host"
+
+
+def test_a_server_without_tokens_stays_on_this_machine(tmp_path):
+    with pytest.raises(ValueError, match="token-file"):
+        check_host("0.0.0.0", Tokens({}))
+    check_host("127.0.0.1", Tokens({}))
+    check_host("::1", Tokens({}))
+    check_host("0.0.0.0", Tokens({"a": TOKEN}))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "no token"),
+        ("short", "guessed"),
+        (f"a: {TOKEN}\na: {TOKEN}2", "twice"),
+        ("\xfc" * 20, "ASCII"),
+    ],
+)
+def test_a_token_file_that_protects_nothing_is_refused(tmp_path, text, word):
+    (tmp_path / "tokens").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=word):
+        read_tokens(tmp_path / "tokens")
+
+
+def test_token_files_name_clients(tmp_path):
+    (tmp_path / "tokens").write_text(f"# ours\nanna: {TOKEN}\n\n{TOKEN}-2\n")
+    tokens = read_tokens(tmp_path / "tokens")
+    assert tokens.client_of(TOKEN) == "anna"
+    assert tokens.client_of(TOKEN + "-2") == "default"
+    assert tokens.client_of(TOKEN + "-3") is None

@@ -1,0 +1,81 @@
+"""The OpenAPI document is kept, is true of the code, and hides no answer."""
+
+import json
+from pathlib import Path
+
+import hypothesis
+import pytest
+import schemathesis
+from app import made, on_a_port, open_app
+from hypothesis import HealthCheck
+
+from longreel.jobs.serve.limits import Limits
+
+ROOT = Path(__file__).resolve().parents[3]
+KEPT = ROOT / "docs" / "openapi.json"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    limits = Limits(frames=100, writes=10**9, queued=10**9)
+    with open_app(tmp_path_factory.mktemp("home"), limits=limits) as app:
+        yield app
+
+
+def test_the_document_that_is_kept_is_that_of_the_code(app):
+    """`make openapi` writes it anew."""
+    assert json.loads(KEPT.read_text()) == app.openapi()
+
+
+def test_every_operation_of_ours_has_an_example_or_needs_no_body(app):
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            if body and path.startswith("/api"):
+                name = body["schema"]["$ref"].rpartition("/")[2]
+                assert app.openapi()["components"]["schemas"][name]["examples"], (method, path)
+
+
+@pytest.fixture(scope="module")
+def url(app):
+    with on_a_port(app) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def known(app):
+    return made(app, frames=17)
+
+
+@pytest.fixture(scope="module")
+def schema(app, url):
+    return schemathesis.openapi.from_url(f"{url}/api/v1/openapi.json")
+
+
+@pytest.mark.parametrize("examples", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_no_request_gets_an_answer_that_is_not_documented(schema, known, examples):
+    """Three kinds of path: a render that is there, and whatever else a path may hold."""
+    checks = [
+        schemathesis.checks.not_a_server_error,
+        schemathesis.checks.status_code_conformance,
+        schemathesis.checks.content_type_conformance,
+        schemathesis.checks.response_schema_conformance,
+    ]
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @hypothesis.seed(1)
+        @hypothesis.settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=[*HealthCheck],
+            phases=[hypothesis.Phase.generate],
+        )
+        @hypothesis.given(case=operation.as_strategy(), there=hypothesis.strategies.booleans())
+        def run(case, there):
+            if there and "id" in case.path_parameters and case.method != "DELETE":
+                case.path_parameters["id"] = known
+            case.call_and_validate(checks=checks, timeout=60)
+
+        run()

@@ -1,0 +1,119 @@
+"""The page in a real Chromium: a render that is started from it plays while it is made."""
+
+import os
+from pathlib import Path
+
+import pytest
+from chromium import chromium
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+from server import serving, until
+
+SHOTS = os.environ.get("LONGREEL_SCREENSHOTS", "")  # a folder to keep pictures of the page in
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def paged(tmp_path_factory):
+    """Renders of this one are small and slow enough to be watched."""
+    settings = ["blocks.policy=forcing", "blocks.size=2", "sampling.steps=4", "video.fps=8"]
+    sides = ["video.height=64", "video.width=96"]
+    with serving(tmp_path_factory.mktemp("server") / "home", *settings, *sides) as server:
+        yield server
+
+
+def shoot(page, name):
+    if SHOTS:
+        page.save_screenshot(str(Path(SHOTS) / f"{name}.png"))
+
+
+def find(page, selector):
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def video_of(page):
+    return page.execute_script(
+        "const v = document.getElementById('video');"
+        "return {time: v.currentTime, ready: v.readyState, width: v.videoWidth,"
+        " error: v.error && v.error.message}"
+    )
+
+
+def test_a_render_started_from_the_page_plays_while_it_is_made(page, paged, http):
+    page.get(paged.url)
+    until(lambda: find(page, "#desk"), lambda desk: desk.is_displayed())
+    shoot(page, "empty")
+    find(page, "#prompt").send_keys("a red circle drifts <b>slowly</b> to the right")
+    find(page, "#seconds").send_keys("60")
+    assert Select(find(page, "#preset")).first_selected_option.text == "tiny"
+    find(page, "#ask button").click()
+    until(lambda: find(page, "#right"), lambda right: right.is_displayed())
+    playing = until(lambda: video_of(page), lambda video: video["time"] > 0.5)
+    assert playing["error"] is None
+    assert playing["width"] == 96
+    assert find(page, "#state").text.startswith("running"), "it plays before it is done"
+    later = until(lambda: video_of(page), lambda video: video["time"] > playing["time"] + 1)
+    assert later["error"] is None
+    final = until(
+        lambda: page.find_elements(By.CSS_SELECTOR, "#blocks i.final"), lambda found: len(found) > 1
+    )
+    assert len(final) < len(page.find_elements(By.CSS_SELECTOR, "#blocks i"))
+    until(lambda: find(page, "#stages").text, lambda text: "% busy" in text)
+    shoot(page, "running")
+
+    find(page, "#next").send_keys("a blue square rests")
+    find(page, "#change button").click()
+    until(lambda: find(page, "#next").get_attribute("value"), lambda value: value == "")
+    assert find(page, "#note").text == ""
+    find(page, "#cancel").click()
+    until(lambda: find(page, "#state").text, lambda text: text.startswith("cancelled"))
+    assert find(page, "#download").is_displayed()
+    assert "<b>slowly</b>" in find(page, "#title").text
+    shoot(page, "cancelled")
+
+
+def test_a_finished_render_plays_to_its_end_and_seeks(page, paged):
+    page.get(paged.url)
+    until(lambda: find(page, "#desk"), lambda desk: desk.is_displayed())
+    find(page, "#prompt").send_keys("a short one")
+    find(page, "#seconds").send_keys("3")
+    find(page, "#ask button").click()
+    until(lambda: find(page, "#state").text, lambda text: text.startswith("done"))
+    page.refresh()
+    until(lambda: page.find_elements(By.CSS_SELECTOR, "#queue button"), bool)[0].click()
+    until(lambda: video_of(page), lambda video: video["ready"] >= 2)
+    page.execute_script("document.getElementById('video').currentTime = 2.5")
+    seen = until(lambda: video_of(page), lambda video: video["time"] >= 2.5 and video["ready"] >= 2)
+    assert seen["error"] is None
+    length = page.execute_script("return document.getElementById('video').duration")
+    assert length == pytest.approx(25 / 8, abs=0.01)
+    shoot(page, "done")
+
+
+def test_the_page_has_no_errors_of_its_own(page):
+    """Whatever Chromium has to complain about, such as a policy that stops a style."""
+    log = [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    assert log == []
+
+
+def test_the_page_asks_for_a_token_and_keeps_none(page, tmp_path):
+    token = "a-token-of-more-than-sixteen-characters"
+    (tmp_path / "tokens").write_text(token)
+    with serving(tmp_path / "home", "--token-file", str(tmp_path / "tokens")) as server:
+        page.get(server.url)
+        until(lambda: find(page, "#login"), lambda login: login.is_displayed())
+        shoot(page, "login")
+        find(page, "#token").send_keys("a wrong one of enough characters")
+        find(page, "#login button").click()
+        until(lambda: find(page, "#note").text, lambda text: "no token" in text)
+        find(page, "#token").clear()
+        find(page, "#token").send_keys(token)
+        find(page, "#login button").click()
+        until(lambda: find(page, "#desk"), lambda desk: desk.is_displayed())
+        kept = page.execute_script("return document.cookie + JSON.stringify({...localStorage})")
+        assert token not in kept

@@ -1,0 +1,147 @@
+"""The queue's promises: fair order, limits, keys, and nothing lost when its process is."""
+
+import subprocess
+import sys
+
+import pytest
+
+from longreel.jobs.serve.queue import KeyReusedError, Queue
+from longreel.jobs.serve.record import NewRender
+
+
+@pytest.fixture
+def queue(tmp_path):
+    queue = Queue(tmp_path / "queue.sqlite3")
+    yield queue
+    queue.close()
+
+
+def new(render, client="a", **more):
+    return NewRender(render=render, client=client, request={"preset": "tiny"}, digest="d", **more)
+
+
+def order(queue, running=100):
+    taken = []
+    while (record := queue.take_next(running, 1.0)) is not None:
+        taken.append(record.render)
+    return taken
+
+
+def test_the_first_comes_first(queue):
+    for render in ("x", "y", "z"):
+        queue.add(new(render), 0.0)
+    assert order(queue) == ["x", "y", "z"]
+
+
+def test_a_higher_priority_goes_before(queue):
+    queue.add(new("low", priority=-1), 0.0)
+    queue.add(new("plain"), 0.0)
+    queue.add(new("high", priority=2), 0.0)
+    assert [queue.place(queue.get(r)) for r in ("low", "plain", "high")] == [2, 1, 0]
+    assert order(queue) == ["high", "plain", "low"]
+
+
+def test_clients_take_turns_however_many_one_of_them_has_sent(queue):
+    for number in range(4):
+        queue.add(new(f"a{number}", "a"), 0.0)
+    queue.add(new("b0", "b"), 0.0)
+    queue.add(new("b1", "b"), 0.0)
+    queue.add(new("c0", "c"), 0.0)
+    assert order(queue) == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_client_at_its_limit_waits_and_others_do_not(queue):
+    for number in range(3):
+        queue.add(new(f"a{number}", "a"), 0.0)
+    queue.add(new("b0", "b"), 0.0)
+    assert order(queue, running=1) == ["a0", "b0"]
+    queue.end("a0", "done", 2.0)
+    assert order(queue, running=1) == ["a1"]
+
+
+def test_a_key_makes_one_render_and_refuses_another_request(queue):
+    first, made = queue.add(new("x", idempotency_key="k"), 0.0)
+    again, made_again = queue.add(new("y", idempotency_key="k"), 0.0)
+    assert (made, made_again) == (True, False)
+    assert again == first
+    other = NewRender(render="z", client="a", request={}, digest="other", idempotency_key="k")
+    with pytest.raises(KeyReusedError, match="another request"):
+        queue.add(other, 0.0)
+    assert queue.add(new("theirs", "b", idempotency_key="k"), 0.0)[1]  # of another client
+
+
+def test_what_is_asked_twice_in_a_short_time_is_found(queue):
+    queue.add(new("x"), 100.0)
+    assert queue.find_same("a", "d", since=50.0).render == "x"
+    assert queue.find_same("a", "d", since=101.0) is None
+    assert queue.find_same("b", "d", since=50.0) is None
+
+
+def test_states_and_wishes_are_kept(queue):
+    queue.add(new("x", deadline_at=5.0), 0.0)
+    assert queue.overdue(4.0) == []
+    assert [r.render for r in queue.overdue(6.0)] == ["x"]
+    queue.take_next(1, 1.0)
+    queue.ask("x", "cancel")
+    assert queue.get("x").wish == "cancel"
+    assert queue.overdue(6.0) == []  # it is told already
+    queue.end("x", "failed", 7.0, {"code": "deadline", "message": "late"})
+    record = queue.get("x")
+    assert (record.state, record.wish, record.ended_at) == ("failed", "", 7.0)
+    assert record.error == {"code": "deadline", "message": "late"}
+    queue.put_back("x", lost=True)
+    assert queue.get("x").attempts == 1
+    queue.put_back("x")
+    assert queue.get("x").attempts == 0
+
+
+def test_pages_go_both_ways_and_end(queue):
+    for number in range(5):
+        queue.add(new(f"r{number}", "ab"[number == 4]), 0.0)
+    page, more = queue.page("a", limit=3)
+    assert ([r.render for r in page], more) == (["r3", "r2", "r1"], True)
+    page, more = queue.page("a", limit=3, after="r1")
+    assert ([r.render for r in page], more) == (["r0"], False)
+    page, more = queue.page("a", limit=4, newest_first=False)
+    assert ([r.render for r in page], more) == (["r0", "r1", "r2", "r3"], False)
+    assert queue.page(None, limit=9)[0][0].render == "r4"
+    queue.take_next(9, 0.0)
+    assert [r.render for r in queue.page("a", states=("running",))[0]] == ["r0"]
+
+
+def test_what_was_added_is_there_after_a_kill(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from longreel.jobs.serve.queue import Queue\n"
+        "from longreel.jobs.serve.record import NewRender\n"
+        "queue = Queue(Path(sys.argv[1]))\n"
+        "queue.add(NewRender(render='x', client='a', request={}, digest='d'), 0.0)\n"
+        "queue.take_next(1, 1.0)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    path = tmp_path / "queue.sqlite3"
+    subprocess.run([sys.executable, "-P", "-c", code, str(path)], timeout=60)
+    queue = Queue(path)
+    assert [r.render for r in queue.with_state("running")] == ["x"]
+    queue.close()
+
+
+def test_a_home_has_one_server(queue, tmp_path):
+    with pytest.raises(ValueError, match="served by another longreel"):
+        Queue(tmp_path / "queue.sqlite3")
+
+
+def test_a_queue_of_a_later_version_is_refused(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "queue.sqlite3"
+    Queue(path).close()
+    with sqlite3.connect(path) as file:
+        file.execute("PRAGMA user_version = 99")
+    file.close()
+    with pytest.raises(ValueError, match="newer longreel"):
+        Queue(path)
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 20)
+    with pytest.raises(ValueError, match="no queue of longreel"):
+        Queue(path)

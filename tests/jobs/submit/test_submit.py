@@ -1,0 +1,141 @@
+"""Renders as jobs of a real `ray start --head` with Ray's token authentication on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray_head import ray_head
+from server import SMALL, until
+
+from longreel.jobs.home.home import Home
+from longreel.jobs.home.record import RenderRun
+from longreel.jobs.mp4 import decode_mp4
+from longreel.jobs.render import plan_render
+from longreel.jobs.submit.errand import Errand, read_errand, read_request, write_errand
+
+SETTINGS = [f"{key}={value}" for key, value in SMALL.items()] + ["model.text_cache="]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with ray_head(tmp_path_factory.mktemp("r")) as (url, environment):
+        yield url, environment
+
+
+@pytest.fixture(scope="module")
+def longreel(cluster):
+    url, environment = cluster
+
+    def run(*arguments, code=0):
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "longreel"), *map(str, arguments)],
+            env=environment | {"RAY_API_SERVER_ADDRESS": url},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout.strip(), done.stderr.strip()
+
+    return run
+
+
+@pytest.mark.ray
+def test_a_job_makes_the_render_that_this_process_makes(longreel, tmp_path):
+    request = tmp_path / "request.yaml"
+    lines = "".join(f"  {key}: {value}\n" for key, value in SMALL.items())
+    request.write_text(f"prompt: a red circle\nframes: 41\nseed: 3\nsettings:\n{lines}")
+    video = tmp_path / "video.mp4"
+    home = tmp_path / "home"
+    out, _ = longreel(
+        "submit", request, "--gpus", 2, "--home", home, "-o", video, "model.text_cache="
+    )
+    assert len([*decode_mp4(video)]) == 41
+    here = Home(tmp_path / "here").create(
+        plan_render("a red circle", frames=41, seed=3, overrides=SETTINGS)
+    )
+    RenderRun(here).run()
+    there = Home(tmp_path / "home").open(out)
+    assert [s.path.read_bytes() for s in there.segments()] == [
+        s.path.read_bytes() for s in here.segments()
+    ]
+    said, _ = longreel("status", out)
+    assert said.startswith(f"{out}  done  job {out}-1")
+    assert '"event": "started"' in longreel("logs", out)[0]
+    longreel("download", out, "-o", tmp_path / "again.mp4")
+    assert (tmp_path / "again.mp4").read_bytes() == video.read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cancelled_job_keeps_what_is_final_and_can_be_gone_on_with(longreel, tmp_path):
+    home = Home(tmp_path / "home")
+    render, _ = longreel("submit", "a red circle", "--home", home.path, "--frames", 4001, *SETTINGS)
+    (folder,) = until(home.renders, bool)
+    assert folder.id == render
+    until(lambda: folder.status().frames_done, bool)
+    longreel("cancel", render)
+    until(lambda: longreel("status", render)[0], lambda said: "  cancelled  " in said)
+    status = folder.status()
+    assert status.state == "paused"
+    assert 0 < status.frames_done < 4001
+    assert not list(folder.path.glob("**/.*.part"))
+    before = [segment.path.read_bytes() for segment in folder.segments()]
+    with folder.attempt() as attempt:
+        assert attempt.frames_done == len([*folder.frames()])
+    assert [s.path.read_bytes() for s in folder.segments()][: len(before)] == before
+    _, said = longreel("watch", render, code=1)
+    assert f"longreel resume --submit {render}" in said
+    assert longreel("resume", "--submit", render)[0] == f"{render}-2"
+    until(lambda: folder.status().frames_done, lambda frames: frames > status.frames_done)
+    longreel("cancel", render)
+    until(lambda: folder.status().state, lambda state: state == "paused")
+    assert folder.status().attempt > status.attempt
+
+
+def test_an_errand_arrives_as_it_was_sent(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"pixels")
+    errand = Errand(
+        render="r",
+        home=None,
+        prompt="x",
+        image=str(tmp_path / "picture.png"),
+        prompt_at=[(1.5, "y")],
+        overrides=["sampling.steps=2"],
+        stages=2,
+    )
+    (tmp_path / "sent").mkdir()
+    write_errand(errand, tmp_path / "sent")
+    got = read_errand(tmp_path / "sent")
+    assert Path(got.image).read_bytes() == b"pixels"
+    assert (got.prompt_at, got.overrides, got.stages) == ([(1.5, "y")], ["sampling.steps=2"], 2)
+    assert sorted(p.name for p in (tmp_path / "sent").iterdir()) == ["errand.json", "image.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "no prompt"),
+        ("prompt: [x]", "no prompt"),
+        ("prompt: x\nfames: 3", "fames"),
+        ("prompt: x\nsettings: 3", "lines"),
+        ("prompt: !!python/object/apply:os.system [ls]", "cannot be read"),
+    ],
+)
+def test_a_request_file_that_is_wrong_is_refused(tmp_path, text, word):
+    (tmp_path / "request.yaml").write_text(text)
+    with pytest.raises(ValueError, match=word):
+        read_request(tmp_path / "request.yaml")
+
+
+@pytest.mark.ray
+def test_a_cluster_that_cannot_be_reached_is_said(tmp_path):
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "longreel"), "status", "x", "--address", "127.0.0.1:9"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "dashboard" in done.stderr
