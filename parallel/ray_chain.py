@@ -105,6 +105,7 @@ class RayChain:
         wanted: Wanted = never,
     ) -> Generator[Done | Snapshot]:
         self._start, self._limit = start, limit
+        self._devices.crew.loaded.clear()  # it may have served another render
         try:
             while True:
                 try:
