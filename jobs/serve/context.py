@@ -41,8 +41,8 @@ class Context:
 
     def remove(self, record: Record) -> None:
         """Of a render that does not run: its place in the queue and its files."""
-        self.queue.remove(record.render)
         self.files.remove(record.render)
+        self.queue.remove(record.render)
 
 
 # dependencies of routes are coroutines, as FastAPI would send plain functions to other threads

@@ -10,8 +10,9 @@ from typing import Any
 from ..home.folder import RenderFolder
 from ..home.home import Home
 from ..home.journal import Event, JournalReader
+from ..home.lock import Taken
 from ..home.segments import Frames, Segment
-from .errors import without_paths
+from .errors import ApiError, without_paths
 
 _FRESH_S = 0.02  # many readers of one render look once
 _KEPT = 256  # renders whose journals are remembered
@@ -32,6 +33,10 @@ class RenderFiles:
         """All there are; those that were there stay as they are."""
         self._look()
         return self._events
+
+    def first_segment_at(self) -> float | None:
+        """When, in Unix time."""
+        return next((e["time"] for e in self.events() if e["event"] == "segment"), None)
 
     def segments(self) -> Sequence[Segment]:
         self._look()
@@ -87,19 +92,34 @@ class AllFiles:
         self._open: dict[str, RenderFiles] = {}
 
     def of(self, render: str) -> RenderFiles:
+        """ApiError: somebody has removed them."""
         with self._lock:
             files = self._open.pop(render, None)
-            if files is None:
+            if files is None or not files.folder.path.is_dir():
+                if render not in self.home.names():
+                    raise ApiError(404, "files_gone", "its files are not here any more")
                 files = RenderFiles(self.home.open(render))
                 while len(self._open) >= _KEPT:
                     del self._open[next(iter(self._open))]
             self._open[render] = files
             return files
 
+    def segments(self, render: str) -> Sequence[Segment]:
+        """None where the files are gone."""
+        try:
+            return self.of(render).segments()
+        except ApiError:
+            return ()
+
     def remove(self, render: str) -> None:
+        """ApiError while a process holds them."""
         with self._lock:
             self._open.pop(render, None)
-        self.home.remove(self.home.open(render))
+        if render in self.home.names():
+            try:
+                self.home.remove(self.home.open(render))
+            except Taken:
+                raise ApiError(409, "running", "its process is yet to let go of it") from None
 
 
 def told(event: Event) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class Keeper:
                 return
             now = time.monotonic()
             live = self.live[record.render] = Live(record=record, since=now, taken_at=now)
-            live.seen = len(self._files.of(record.render).segments())
+            live.seen = len(self._files.segments(record.render))
             self._changed(record, "running")
             self._spawn(self._carry(live))
 
@@ -271,7 +271,7 @@ class Keeper:
 
     def _count(self, live: Live) -> None:
         """What has become final since the last look."""
-        segments = self._files.of(live.record.render).segments()
+        segments = self._files.segments(live.record.render)
         for segment in segments[live.seen :]:
             if segment.number == 0:
                 self._metrics.first_frame.observe(time.monotonic() - live.since)

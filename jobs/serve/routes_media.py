@@ -40,6 +40,7 @@ async def get_events(
 
     Whoever comes back with the number of the last event it had misses none.
     """
+    here.files.of(own.render)  # or there is an answer, and no stream
     stream = events(here, own, after if last is None else last)
     return StreamingResponse(
         here.metrics.counted(stream, "events"),
@@ -158,6 +159,7 @@ async def get_frames(
     Of each frame: the length of what follows in 4 bytes, its number in 8, then height x width x 3
     bytes of RGB; numbers are big-endian. They are the pixels of the MP4.
     """
+    here.files.of(own.render)
     request = own.request
     headers = {f"x-longreel-{name}": str(request[name]) for name in ("height", "width", "fps")}
     stream = here.metrics.counted(raw_frames(here, own, start), "frames")

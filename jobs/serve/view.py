@@ -7,12 +7,11 @@ from .schemas import Failure, Links, Progress, RenderView, StageView
 
 def view(context: Context, record: Record) -> RenderView:
     request, live = record.request, context.keeper.live.get(record.render)
-    files = context.files.of(record.render)
-    segments = files.segments()
+    segments = context.files.segments(record.render)
     frames = segments[-1].stop if segments else 0
     denoise = live.stages.get("denoise") if live else None
     started = record.started_at
-    first = next((e["time"] for e in files.events() if e["event"] == "segment"), None)
+    first = context.files.of(record.render).first_segment_at() if segments else None
     base = f"/api/v1/renders/{record.render}"
     return RenderView(
         id=record.render,

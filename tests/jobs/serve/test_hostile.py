@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -172,6 +173,19 @@ def test_a_client_fills_its_own_queue_and_no_more(tmp_path):
             assert call(app, "POST", "/api/v1/renders", json=asked(frames=1)).status_code == 201
         status, error = refused(app, "POST", "/api/v1/renders", json=asked(frames=1))
         assert (status, error["code"]) == (429, "queue_full")
+
+
+def test_a_render_whose_files_somebody_removed_is_listed_and_can_be_deleted(tmp_path):
+    with open_app(tmp_path / "home") as app:
+        made = call(app, "POST", "/api/v1/renders", json=asked(frames=1)).json()["id"]
+        shutil.rmtree(tmp_path / "home" / "renders" / made)
+        (listed,) = call(app, "GET", "/api/v1/renders").json()["data"]
+        assert (listed["id"], listed["progress"]["frames"]) == (made, 0)
+        for way in ("frames", "hls/index.m3u8", "events", "thumbnail"):
+            answer = call(app, "GET", f"/api/v1/renders/{made}/{way}")
+            assert answer.json()["error"]["code"] == "files_gone"
+        assert call(app, "DELETE", f"/api/v1/renders/{made}").status_code == 200
+        assert call(app, "GET", "/api/v1/renders").json()["data"] == []
 
 
 def test_a_client_that_writes_too_often_is_told_when_to_come_back(tmp_path):
