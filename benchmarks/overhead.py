@@ -20,7 +20,7 @@ import ray
 import torch
 from torch import Tensor
 
-from longreel.configs.schema import ParallelConfig
+from longreel.configs.parallel import ParallelConfig
 from longreel.models.protocol import DiTState, LayerCache, Modulation, WindowShape
 from longreel.parallel.chain import Chain, Done, LocalChain
 from longreel.parallel.crew import Crew

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longreel.configs.schema import ParallelConfig
+from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.cluster import connect
 from longreel.jobs.render import plan_render
 from longreel.models.arch import ARCHS, ModelArch, VaeArch, WanArch

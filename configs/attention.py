@@ -86,6 +86,11 @@ class AttentionConfig:
         return "raster" if self.builder in ("dense", "radial", "spatiotemporal") else "tiles"
 
     @property
+    def keeps_state(self) -> bool:
+        """Whether a step uses what an earlier one made of the same block."""
+        return self.builder.startswith("stale")
+
+    @property
     def reads_inputs(self) -> bool:
         """Whether lists depend on queries and keys, or on what earlier steps made."""
         return self.builder in ("spatiotemporal", "pooled", "stale", "stale-published")

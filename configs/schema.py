@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from .attention import AttentionConfig
 from .checks import check_finite, check_name, check_range
+from .parallel import ParallelConfig
 
 SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
 GUIDANCE = ("sequential", "batched", "none")
@@ -28,9 +29,6 @@ POLICIES = (
 NOISE = ("independent", "pool")
 RECACHES = ("none", "prompt")
 LEVELS = ("window", "latent")
-LINKS = ("auto", "nccl", "host")
-BACKENDS = ("auto", "local", "ray")
-CFG = ("batch", "split")
 FORMATS = ("mp4", "png")
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
 _MIN_SHIFT = 1e-6  # below it the first level, 1, becomes 0 / 0 in floating point
@@ -207,96 +205,6 @@ class BlocksConfig:
             if value is not None:
                 check_range(f"blocks.{name}", value, 0, math.inf, "counts nothing")
         check_range("blocks.prefix_level", self.prefix_level, 0, 0.05, "blurs what is finished")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """How one render is spread over devices."""
-
-    num_stages: int = 1  # consecutive slices of the DiT's layers
-    gpus_per_stage: int = 1  # devices that share the tokens of each stage
-    ring: int = 1  # of these, groups round which keys go; inside a group heads are exchanged
-    cfg: str = "batch"  # split: each branch of guidance goes through stages of its own
-    devices: int = 0  # that the stages share, each with consecutive ones; 0: one per stage
-    backend: str = "auto"  # local: stages in this process; ray: actors; auto: by their number
-    address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
-    place_timeout_s: float = 60.0  # how long to wait for the devices
-    transfer_timeout_s: float = 60.0  # how long a stage may wait for another
-    repairs: int = 5  # failures in a row that are borne, without a new block between them
-    link: str = "auto"  # nccl: from GPU to GPU; host: through the machines' memory; auto: by device
-    calibration: str = "~/.cache/longreel/calibration"  # measured times; empty: layers by estimate
-
-    def __post_init__(self) -> None:
-        check_range(
-            "parallel.num_stages", self.num_stages, 1, math.inf, "leaves no stage to run on"
-        )
-        check_name("parallel.cfg", self.cfg, CFG)
-        check_name("parallel.backend", self.backend, BACKENDS)
-        self._check_shares()
-        check_range("parallel.repairs", self.repairs, 0, math.inf, "counts nothing")
-        self._check_devices()
-        check_name("parallel.link", self.link, LINKS)
-        if self.link == "nccl" and self.backend == "local":
-            raise ValueError(
-                "parallel.link=nccl would be ignored, as parallel.backend=local hands tensors over "
-                "in one process; set parallel.backend=ray, or leave it out"
-            )
-        for name in ("place_timeout_s", "transfer_timeout_s"):
-            check_finite(f"parallel.{name}", getattr(self, name))
-            check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "fails at once")
-
-    @property
-    def num_branches(self) -> int:
-        """How many chains of `num_stages` stages there are."""
-        return 2 if self.cfg == "split" else 1
-
-    @property
-    def num_devices(self) -> int:
-        """How many devices all stages need."""
-        return self.devices or self.num_stages * self.num_branches * self.gpus_per_stage
-
-    def _check_shares(self) -> None:
-        each = self.gpus_per_stage
-        for name in ("gpus_per_stage", "ring"):
-            check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "leaves no device")
-        if each % self.ring:
-            raise ValueError(
-                f"parallel.ring={self.ring} cannot cut parallel.gpus_per_stage={each} into groups "
-                f"of one size; set it to 1 (heads are exchanged), {each} (keys go round), or a "
-                "divisor between (both)"
-            )
-        if each > 1 and self.backend == "local":
-            raise ValueError(
-                f"parallel.gpus_per_stage={each} would be ignored, as parallel.backend=local runs "
-                "every stage in this process; set parallel.backend=ray, or leave it out"
-            )
-
-    def _check_devices(self) -> None:
-        each = self.num_branches * self.gpus_per_stage
-        asked, most = f"parallel.devices={self.devices}", self.num_stages * each
-        check_range("parallel.devices", self.devices, 0, math.inf, "counts nothing")
-        if self.devices > most:
-            idle = self.devices - most
-            shares = f" of {self.gpus_per_stage} devices" * (self.gpus_per_stage > 1)
-            raise ValueError(
-                f"{asked} leaves {idle} device{'s' * (idle > 1)} without a stage, as "
-                f"parallel.num_stages={self.num_stages}{shares} with parallel.cfg={self.cfg} makes "
-                f"{most}; set it to at most {most}, or to 0 for devices of its own for every stage"
-            )
-        if self.devices % each:
-            split = self.num_branches > 1
-            who = ["the two branches of parallel.cfg=split"] * split
-            who += ["stages of several devices"] * (self.gpus_per_stage > 1)
-            raise ValueError(
-                f"{asked} cannot be shared evenly by {' and '.join(who)}, so one would keep the "
-                f"other waiting; set it to {-(-self.devices // each) * each}, or "
-                f"{'parallel.cfg=batch' if split else 'parallel.gpus_per_stage=1'}"
-            )
-        if self.devices > 1 and self.backend == "local":
-            raise ValueError(
-                f"{asked} would be ignored, as parallel.backend=local runs every stage in this "
-                "process, on one device; set parallel.backend=ray, or leave it out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

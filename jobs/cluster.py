@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..configs.schema import ParallelConfig
+from ..configs.parallel import ParallelConfig
 from ..pipeline.backend import Backend, LocalBackend, RayBackend
 from ..pipeline.plan import Plan
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..configs.load import load_config
-from ..configs.schema import POLICIES, BlocksConfig, Config, ParallelConfig
+from ..configs.parallel import ParallelConfig
+from ..configs.schema import POLICIES, BlocksConfig, Config
 from ..configs.suggest import did_you_mean
 from ..models.arch import ARCHS, ModelArch
 from ..pipeline.branches import check_branches

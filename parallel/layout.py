@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..configs.schema import ParallelConfig
+from ..configs.parallel import ParallelConfig
 from .mesh import Mesh
 from .split import split_evenly
 

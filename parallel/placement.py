@@ -10,7 +10,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.placement_group import placement_group_table as _table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ..configs.schema import ParallelConfig
+from ..configs.parallel import ParallelConfig
 from .errors import ChainBroken
 from .layout import Layout
 

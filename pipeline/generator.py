@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..models.vae_state import DecoderState
-from ..parallel.chain import Chain
+from ..parallel.chain import Chain, never
 from ..parallel.errors import ChainBroken
 from ..parallel.snapshot import Snapshot
 from ..parallel.stage import Moved
@@ -156,6 +156,8 @@ class Generator:
         if start:
             yield from out.resume(start.decoded, start.clean)
         chain, wants = start.chain if start else None, self._keeper.wants_chain
+        if self._plan.config.attention.keeps_state:  # which is in no snapshot
+            wants = never
         with closing(self._chain.run(schedule, chain, self._limit, wants)) as done:
             for one in done:
                 if backend.given_up.is_set():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import DeviceMesh
 
-from longreel.configs.schema import ParallelConfig
+from longreel.configs.parallel import ParallelConfig
 from longreel.parallel.edges import wire
 from longreel.parallel.layout import make_layout
 from longreel.parallel.link import LinkSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_blocks import ARCHS, overrides
 
-from longreel.configs.schema import ParallelConfig
+from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.cluster import connect, open_backend
 from longreel.jobs.render import plan_render
 from longreel.models import arch as archs

@@ -14,7 +14,7 @@ from poison import make_poisoned_stage
 from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
 from tiny_blocks import ARCHS, POLICIES, overrides
 
-from longreel.configs.schema import ParallelConfig
+from longreel.configs.parallel import ParallelConfig
 from longreel.jobs import cluster as connecting
 from longreel.jobs.render import plan_render, stream_chunks
 from longreel.models import arch as archs

@@ -11,7 +11,7 @@ import torch
 from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
 from tiny_blocks import ARCHS, POLICIES, overrides
 
-from longreel.configs.schema import ParallelConfig
+from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.render import plan_render, stream_chunks
 from longreel.models import arch as archs
 from longreel.parallel.crew import Crew
