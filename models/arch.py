@@ -92,7 +92,7 @@ _SHAPES = ModelArch(
     mixed_levels=True,
     window=24,
     text_parameters=193_120,
-    vae_parameters=1_846_740,
+    vae_parameters=2_539_544,
 )
 
 ARCHS: dict[str, ModelArch] = {

@@ -44,7 +44,8 @@ def calibrate(
     with torch.device("meta"):
         model = WanDiT(dit, range(1))
     fill_random(model, seed=0, device=device, dtype=dtype, keep_float32=keep_float32)
-    cache = _Context(torch.zeros(1, context * per_latent, dit.dim, dtype=dtype, device=device))
+    shape = 1, context * per_latent, dit.num_heads, dit.head_dim
+    cache = _Context(torch.zeros(shape, dtype=dtype, device=device))
     images = dit.image_positions or 257
     embed = partial(
         model.embed,
@@ -75,13 +76,13 @@ def calibrate(
 class _Context:
     """As many keys and values as a window reads besides its own."""
 
-    def __init__(self, tokens_BLD: Tensor) -> None:
-        self._tokens_BLD = tokens_BLD
+    def __init__(self, tokens_BLHD: Tensor) -> None:
+        self._tokens_BLHD = tokens_BLHD
 
     def read(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        return (self._tokens_BLD, self._tokens_BLD) if self._tokens_BLD.shape[1] else None
+        return (self._tokens_BLHD, self._tokens_BLHD) if self._tokens_BLHD.shape[1] else None
 
-    def write(self, layer: int, k_BLD: Tensor, v_BLD: Tensor) -> None:
+    def write(self, layer: int, k_BLHD: Tensor, v_BLHD: Tensor) -> None:
         pass
 
 

@@ -125,6 +125,10 @@ def test_what_to_yaml_writes_holds_every_field_and_loads_again(tmp_path, preset)
             **dataclasses.asdict(config.sampling),
             "timesteps": list(config.sampling.timesteps),
         },
+        "attention": {
+            **dataclasses.asdict(config.attention),
+            "window": list(config.attention.window),
+        },
     }
     assert load_config(write(tmp_path, text)) == config
 

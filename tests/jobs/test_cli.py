@@ -18,7 +18,7 @@ from PIL import Image
 import longreel as package
 from longreel.configs import load
 from longreel.jobs.home import record
-from longreel.jobs.home.record import RenderRun
+from longreel.jobs.home.attempt import Attempt
 from longreel.jobs.progress import progress
 
 I2V = ("--preset", "wan2.1-i2v-14b")
@@ -88,7 +88,7 @@ def folder(tmp_path, monkeypatch):
         ),
         (
             ["parallel.num_stages=2", "parallel.devices=3"],
-            ["parallel.devices=3 leaves 1 device without", "at most 2", "0 for a device per"],
+            ["parallel.devices=3 leaves 1 device without", "at most 2", "0 for devices of its own"],
         ),
         (["parallel.num_stages=9"], ["parallel.num_stages=9 leaves 5 stages", "at most 4"]),
         (
@@ -281,17 +281,17 @@ def test_without_arguments_help_is_shown(arguments):
 
 
 def test_a_second_stop_does_not_cut_the_clean_up_short(folder, monkeypatch):
-    before, end = files_in(folder), RenderRun._end
+    before, end = files_in(folder), Attempt.end
 
-    def stopped_again(run, *words):
+    def stopped_again(attempt, *words):
         os.kill(os.getpid(), signal.SIGTERM)
-        end(run, *words)
+        end(attempt, *words)
 
     def denoise(what, done, total, note=""):
         if (what, done) == ("denoise", 2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(RenderRun, "_end", stopped_again)
+    monkeypatch.setattr(Attempt, "end", stopped_again)
     monkeypatch.setattr("longreel.jobs.progress._lines", lambda: denoise)
     handler = signal.getsignal(signal.SIGINT)
     done = longreel("render", "a cat", *SMALL)
@@ -403,5 +403,5 @@ def test_refusals_and_dry_runs_load_no_library_of_models_and_any_locale_will_do(
     preset = tmp_path / "printed.yaml"
     preset.write_bytes(done.stdout)
     assert load.load_config(str(preset)) == load.load_config("wan2.1-t2v-14b")
-    assert "# window   75600 tokens" in done.stdout.decode().splitlines()
+    assert "# window   75600 tokens, attention dense" in done.stdout.decode().splitlines()
     assert files_in(tmp_path).keys() == {"printed.yaml"}

@@ -220,7 +220,7 @@ def test_the_description_tells_size_steps_weights_and_device():
     lines = dict(line.split(maxsplit=1) for line in described.splitlines())
     assert lines["video"] == "81 frames of 1280 x 720 at 16 a second"
     assert lines["latents"] == "16 x 21 x 90 x 160, 18.5 MiB"
-    assert lines["window"] == "75600 tokens"
+    assert lines["window"] == "75600 tokens, attention dense"
     assert lines["steps"].startswith("50 (unipc2, shift 5), guidance 5")
     # 14.29e9, 5.68e9 and 0.127e9 weights
     assert lines["weights"] == "transformer 27.0 GiB, text encoder 10.6 GiB, VAE 484.1 MiB"

@@ -6,7 +6,8 @@ from longreel.parallel.stage import Stage
 from longreel.pipeline.backend import make_stage
 
 
-def make_poisoned_stage(plan, layers: range, device: str) -> Stage:
+def make_poisoned_stage(plan, layers: range, device: str, *shelf: object) -> Stage:
+    """With weights of its own, whatever shelf there is."""
     stage = make_stage(plan, layers, device)
     last = plan.arch.dit.num_layers - 1
     if last in layers:
