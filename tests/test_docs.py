@@ -282,6 +282,6 @@ def test_the_table_of_weights_is_what_a_dry_run_says(workplace):
         image = "first.png" if name.startswith("wan2.1-i2v") else None
         said = describe(plan_render("a cat", preset=name, image=image))
         weights = re.search(r"^weights +(.*)$", said, re.MULTILINE)[1]
-        assert f"\nwindow   {tokens} tokens\n" in said
+        assert f"\nwindow   {tokens} tokens, attention dense\n" in said
         shown = [f"{part} {size}" for part, size in zip(parts, sizes, strict=True) if size != "-"]
         assert ", ".join(shown) == weights

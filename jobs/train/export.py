@@ -18,11 +18,16 @@ def save_transformer(dit: WanDiT, folder: Path, dtype: torch.dtype = torch.bfloa
     """transformer/: the weights in `dtype` but for those that stay in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: tensor.to(torch.float32 if keep_float32(name) else dtype).contiguous()
+        name: tensor.to(torch.float32 if _stays_float32(name) else dtype).contiguous()
         for name, tensor in dit.state_dict().items()
     }
     save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(transformer_config(dit.arch), indent=2) + "\n")
+
+
+def _stays_float32(name: str) -> bool:
+    """In the file: `time_proj` is a tenth of a small model, and is only computed in float32."""
+    return keep_float32(name) and "time_proj" not in name
 
 
 def save_vae(source: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 N prompts, S tokens, D channels.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,5 +76,6 @@ class TextSide(nn.Module):
 
     def export(self, folder: Path) -> None:
         """As the diffusers layout has them: text_encoder/ and tokenizer/."""
-        self.encoder.save_pretrained(folder / "text_encoder")
+        small = copy.deepcopy(self.encoder).to(torch.bfloat16)  # as the transformer's file
+        small.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")

@@ -36,7 +36,7 @@ class StandIn:
             tokens_BLD=latents, modulation=level, text_BSD=text, image_BND=None, window=shape
         )
 
-    def run_layers(self, state, layers, cache=None):
+    def run_layers(self, state, layers, cache=None, attend_tokens=None):
         assert layers == range(self.num_layers)
         return state
 
