@@ -13,7 +13,7 @@ video: .venv/installed
 	@$(BIN)/longreel render "$(PROMPT)" -o videos/first.mp4
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m "not gpu and not slow"
+	$(BIN)/pytest -m "not gpu and not slow" -n 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
