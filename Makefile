@@ -13,7 +13,8 @@ video: .venv/installed
 	@$(BIN)/longreel render "$(PROMPT)" -o videos/first.mp4
 
 test: .venv/installed-dev
-	$(BIN)/pytest -m "not gpu and not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not gpu and not slow and not ray" -n 2 --dist loadfile
+	$(BIN)/pytest -m "ray and not gpu and not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
