@@ -91,8 +91,8 @@ class Client:
         )
 
     def close(self) -> None:
-        self._loop.call(self._client.close())
-        self._loop.close()
+        """What other threads wait for ends too, and so does every iterator."""
+        self._loop.close(self._client.close)
 
     def __enter__(self) -> "Client":
         return self

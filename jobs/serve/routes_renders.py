@@ -52,7 +52,10 @@ async def _own(here: Here, client: Client, id: RenderId) -> Record:
 Own = Annotated[Record, Depends(_own)]
 
 
-@router.post("", status_code=201, responses=failures(409, 429))
+_AGAIN = {"model": RenderView, "description": "The render of the same key and request before."}
+
+
+@router.post("", status_code=201, responses=failures(409, 429) | {200: _AGAIN})
 async def create(asked: CreateRender, here: Here, sender: Asker, response: Response) -> RenderView:
     """A render, in the queue."""
     record, made = await here.intake.accept(asked, sender)
