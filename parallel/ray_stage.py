@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..models.shelf import Shelf
 from .chain import Schedule, Stepper, Windows
 from .edges import Edges
 from .front import Admitted, Front
@@ -54,6 +55,7 @@ class Counters:
 
     task: int  # that it has the input of, or had last; -1: none yet
     cache_bytes: int
+    busy_s: tuple[float, ...]  # of each of its stages
     admitted: Admitted | None  # at the first stage
 
 
@@ -66,6 +68,7 @@ class StageActor:
 
     def __init__(self) -> None:
         settle()
+        self._shelf = Shelf()
         self._stages: list[Stage] = []
         self._device = torch.device("cpu")
         self._links: list[Sender | Receiver] = []
@@ -81,12 +84,12 @@ class StageActor:
         gpus = context.get_accelerator_ids().get("GPU", [])
         return context.get_node_id(), ",".join(gpus), os.getpid()
 
-    def load(self, builds: Sequence[Callable[[], Stage]], device: str) -> None:
-        """Weights are read here, in the process that keeps them."""
+    def load(self, builds: Sequence[Callable[[Shelf], Stage]], device: str) -> None:
+        """Weights are read here, in the process that keeps them, and not twice for two renders."""
         settle()
         self._stages = []  # before the next ones take their memory
         self._device = torch.device(device)
-        self._stages = [build() for build in builds]
+        self._stages = [build(self._shelf) for build in builds]
 
     def join(
         self,
@@ -183,6 +186,7 @@ class StageActor:
         return Counters(
             task=self._task,
             cache_bytes=sum(stage.cache_bytes() for stage in self._stages),
+            busy_s=tuple(stage.busy_s for stage in self._stages),
             admitted=None if self._front is None else self._front.admitted(),
         )
 

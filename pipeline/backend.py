@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from ..models.shelf import Shelf
 from ..models.vae_state import DecoderState
 from ..parallel.chain import Chain, LocalChain
 from ..parallel.stage import Stage
@@ -23,7 +24,6 @@ from .parts import Experts
 from .plan import Plan, find_device
 from .plan_attention import make_sparse
 from .shares import tile_shares
-from .shelf import Shelf
 from .slices import find_measured, slices
 from .solver import make_solver
 from .stepper import Stepper
@@ -32,7 +32,7 @@ from .windows import Sampling, Windows
 if TYPE_CHECKING:
     from ..parallel.crew import Crew
     from ..parallel.placement import Placement
-    from ..parallel.ray_chain import Devices
+    from ..parallel.ray_chain import Devices, RayChain
     from ..parallel.ray_tiles import RayTiles
     from ..parallel.ray_worker import RayWorker
 
@@ -56,6 +56,9 @@ class Backend(Protocol):
 
     def restore(self, state: DecoderState, num_frames: int) -> None:
         """Decode on from this state, after so many frames."""
+
+    def busy_s(self) -> list[float]:
+        """Of each stage, since the chain began; empty before, or where it is not known yet."""
 
     def close(self) -> None: ...
 
@@ -94,6 +97,9 @@ class LocalBackend:
             *others,
         )
 
+    def busy_s(self) -> list[float]:
+        return [stage.busy_s for stage in self.stages]
+
     def close(self) -> None:
         pass
 
@@ -106,30 +112,52 @@ class RayBackend:
         plan: Plan,
         at_end: Callable[[], None] = lambda: None,
         hear: Callable[[str], None] = _log.warning,
+        stays: bool = False,
     ) -> None:
         """In a process that is connected to the cluster; `at_end` is called when all is over, and
-        `hear` is told of failures that the render survives."""
-        from ..parallel.ray_worker import WorkerLost
-
-        self._plan = plan
+        `hear` is told of failures that the render survives. `stays`: a render that ends well
+        leaves everything for `renew`, and somebody calls `end`."""
         self._at_end = at_end
-        self._hear = hear
-        self._failures = 0  # of the worker, since the last block
-        self.given_up = threading.Event()
+        self._stays = stays
+        self._ended = False
         self._tiles: RayTiles | None = None
+        self._slices: list[range] | None = None
+        self._take_on(plan, hear)
         self._placement = self._place()
         try:
             self._crew = self._begin_crew()
             self._worker = self._begin_worker()
             self._tiles = self._begin_tiles()
-            self._decoder = SteadyDecoder(
-                lambda: self._tiles or self._worker, self._revive, WorkerLost
-            )
-            if plan.config.parallel.address != "local":  # the files are there, not here
-                self._ask("check")
+            self._check_files()
         except BaseException:
-            self.close()
+            self.end()
             raise
+
+    def renew(self, plan: Plan, hear: Callable[[str], None]) -> bool:
+        """Ready for another render of the same model and layout; not if what it ran on is gone."""
+        from ..parallel.errors import ChainBroken
+
+        if not (self._stays and self._is_well):
+            return False
+        self._take_on(plan, hear)
+        try:
+            if not self._placement.is_whole():
+                return False
+            self._crew.mend()
+            self._renew_worker()
+            self._check_files()
+        except ChainBroken:
+            return False
+        return True
+
+    def _take_on(self, plan: Plan, hear: Callable[[str], None]) -> None:
+        from ..parallel.ray_worker import WorkerLost
+
+        self._plan, self._hear = plan, hear
+        self._failures = 0  # of the worker, since the last block
+        self._chain: RayChain | None = None
+        self.given_up = threading.Event()
+        self._decoder = SteadyDecoder(lambda: self._tiles or self._worker, self._revive, WorkerLost)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         texts_NSD: Tensor = self._ask("texts", prompts)
@@ -143,7 +171,7 @@ class RayBackend:
         from ..parallel.ray_chain import ChainParts, RayChain
 
         parallel = self._plan.config.parallel
-        return RayChain(
+        self._chain = RayChain(
             self._devices(),
             ChainParts(
                 stage=partial(make_stage, self._plan),
@@ -158,6 +186,7 @@ class RayBackend:
             regroup=self._regroup,
             hear=self._hear,
         )
+        return self._chain
 
     def measured(self) -> Seconds | None:
         """Where the stages are: their device may be none of this machine's."""
@@ -171,8 +200,23 @@ class RayBackend:
     def restore(self, state: DecoderState, num_frames: int) -> None:
         self._decoder.restore(state, num_frames)
 
+    def busy_s(self) -> list[float]:
+        return [] if self._chain is None else self._chain.busy_s
+
     def close(self) -> None:
-        """Every process of this render ends."""
+        if not (self._stays and self._is_well):
+            self.end()
+
+    @property
+    def _is_well(self) -> bool:
+        """Everything was made and taken, so that nobody is at anything."""
+        return self._chain is not None and self._chain.is_well and self._decoder.is_idle
+
+    def end(self) -> None:
+        """Every process of it ends."""
+        if self._ended:
+            return
+        self._ended = True
         if hasattr(self, "_worker"):
             self._worker.close()
         if self._tiles is not None:
@@ -202,28 +246,47 @@ class RayBackend:
     def _begin_worker(self) -> "RayWorker":
         from ..parallel.ray_worker import RayWorker
 
-        build = partial(make_codec, self._plan, self._placement.device)
         timeout_s = self._plan.config.parallel.transfer_timeout_s
-        return RayWorker(self._placement, build, self._check, timeout_s)
+        return RayWorker(self._placement, self._build_codec(), self._check, timeout_s)
 
-    def _begin_tiles(self) -> "RayTiles | None":
+    def _renew_worker(self) -> None:
+        from ..parallel.ray_worker import WorkerLost
+
+        others = self._tiles.leave() if self._tiles else []
+        self._tiles = None
+        try:
+            self._worker.renew(self._build_codec())
+            self._tiles = self._begin_tiles(others)
+        except WorkerLost as error:
+            for other in others:
+                other.close()
+            self._revive(error)
+
+    def _begin_tiles(self, others: "Sequence[RayWorker]" = ()) -> "RayTiles | None":
         """Workers beside the first, where several decode the VAE's tiles."""
         from ..parallel.ray_tiles import RayTiles
 
         if len(shares := tile_shares(self._plan)) < 2:
+            for other in others:
+                other.close()
             return None
-        build = partial(make_codec, self._plan, self._placement.device)
         timeout_s = self._plan.config.parallel.transfer_timeout_s
-        return RayTiles(self._placement, build, self._check, self._worker, shares, timeout_s)
+        build, check = self._build_codec(), self._check
+        return RayTiles(self._placement, build, check, self._worker, shares, timeout_s, others)
+
+    def _build_codec(self) -> Callable[[Shelf], object]:
+        return partial(make_codec, self._plan, self._placement.device)
 
     def _devices(self) -> "Devices":
         from ..parallel.ray_chain import Devices
 
-        return Devices(
-            crew=self._crew,
-            slices=slices(self._plan, self.measured()),
-            device=self._placement.device,
-        )
+        if self._slices is None:  # as they were loaded, for one render after the other
+            self._slices = slices(self._plan, self.measured())
+        return Devices(crew=self._crew, slices=self._slices, device=self._placement.device)
+
+    def _check_files(self) -> None:
+        if self._plan.config.parallel.address != "local":  # they are there, not here
+            self._ask("check")
 
     def _regroup(self) -> "Devices":
         """All anew on the devices that are left: any number of stages makes the same bits."""
@@ -238,6 +301,7 @@ class RayBackend:
         )
         config = replace(self._plan.config, parallel=parallel)
         self._plan = replace(self._plan, request=replace(self._plan.request, config=config))
+        self._stays, self._slices = False, None  # fewer than another render asks for
         self._placement = self._place()
         self._crew = self._begin_crew()
         return self._devices()

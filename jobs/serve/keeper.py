@@ -195,13 +195,16 @@ class Keeper:
         return await Worker.start(self._settings)
 
     def _choose(self, record: Record) -> Worker | None:
-        """An idle worker that holds the model, else any."""
+        """An idle worker that holds the model, else any; then no other keeps its devices."""
         self._idle = [worker for worker in self._idle if worker.alive]
         for worker in self._idle:
             if worker.model == record.model:
                 self._idle.remove(worker)
                 return worker
-        return self._idle.pop(0) if self._idle else None
+        chosen = self._idle.pop(0) if self._idle else None
+        for worker in self._idle:
+            worker.tell("release")
+        return chosen
 
     async def _work(self, live: Live, worker: Worker) -> News | None:
         record = live.record

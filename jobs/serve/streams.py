@@ -14,7 +14,6 @@ from ..home.segments import Segment
 from .context import Context
 from .files import RenderFiles, told
 from .record import Record
-from .view import view
 
 _LOOK_S = 0.05
 _PROGRESS_S = 0.5  # between two accounts of it to one reader
@@ -99,14 +98,14 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
             state = "cancelled" if current is None else current.state
             yield _event(state, {"render": record.render, "error": error}, number)
             return
-        progress = view(context, current)
-        in_flight = progress.progress.in_flight.keys()
+        status = context.status(current)
+        in_flight = status.view.progress.in_flight.keys()
         for block in sorted(moving - in_flight, key=int):
             yield f"event: block\ndata: {json.dumps({'block': int(block)})}\n\n"
         moving = set(in_flight)
-        if (now := progress.model_dump_json(include={"status", "progress"})) != shown:
-            yield f"event: progress\ndata: {now}\n\n"
-            shown, beat = now, 0.0
+        if status.progress != shown:
+            yield f"event: progress\ndata: {status.progress}\n\n"
+            shown, beat = status.progress, 0.0
         for _ in range(round(_PROGRESS_S / _LOOK_S)):
             await asyncio.sleep(_LOOK_S)
             beat += _LOOK_S
