@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..configs.parallel import ParallelConfig
-from ..pipeline.backend import Backend, LocalBackend, RayBackend
+from ..pipeline.backend import Backend, LocalBackend
 from ..pipeline.plan import Plan
+from ..pipeline.ray_backend import RayBackend
 
 _log = logging.getLogger("longreel")
 _PROBE_S = 3.0  # for a head to accept a connection

@@ -7,7 +7,6 @@ others and only count, take, or close. On the first stage a third thread brings 
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..models.shelf import Shelf
 from .chain import Schedule, Stepper, Windows
 from .edges import Edges
-from .front import Admitted, Front
+from .front import Counters, Front
 from .link import LinkClosed, LinkSpec, Receiver, Sender, open_receiver, open_sender
 from .marks import Marked, Marks, Part
 from .messages import (
@@ -47,16 +46,6 @@ from .stage import Activation, Inputs, Moved, Stage, split_passes
 from .tasks import Task, WalkState
 
 _End = TypeVar("_End", Sender, Receiver)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counters:
-    """How far an actor is, for whoever watches it."""
-
-    task: int  # that it has the input of, or had last; -1: none yet
-    cache_bytes: int
-    busy_s: tuple[float, ...]  # of each of its stages
-    admitted: Admitted | None  # at the first stage
 
 
 class StageActor:

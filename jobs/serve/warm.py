@@ -3,8 +3,9 @@
 from collections.abc import Callable, Hashable
 
 from ...models.shelf import Shelf
-from ...pipeline.backend import Backend, LocalBackend, RayBackend
+from ...pipeline.backend import Backend, LocalBackend
 from ...pipeline.plan import Plan
+from ...pipeline.ray_backend import RayBackend
 from ..cluster import open_ray
 
 

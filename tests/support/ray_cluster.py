@@ -14,8 +14,9 @@ from longreel.configs.parallel import ParallelConfig
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
-from longreel.pipeline.backend import LocalBackend, RayBackend
+from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.codec import Codec
+from longreel.pipeline.ray_backend import RayBackend
 
 _QUIET = {
     "RAY_worker_niceness": "0",  # else they starve beside anything that works
