@@ -20,7 +20,8 @@ def build_wheel(tree: Path) -> Path:
             ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
         )
     build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    subprocess.run([sys.executable, "-P", "-c", build], cwd=tree, check=True, timeout=120)
+    command = [sys.executable, "-P", "-c", build]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True, timeout=120)
     (built,) = (tree / "dist").glob("*.whl")
     return built
 

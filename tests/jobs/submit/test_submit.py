@@ -102,7 +102,9 @@ def test_a_cancelled_job_keeps_what_is_final_and_can_be_gone_on_with(longreel, t
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_cluster_that_has_no_longreel_runs_the_wheel_that_comes_with_the_job(tmp_path):
+def test_a_cluster_that_has_no_longreel_runs_the_wheel_that_comes_with_the_job(
+    tmp_path, tmp_path_factory
+):
     (tmp_path / "tree").mkdir()
     wheel = build_wheel(tmp_path / "tree")
     bin_folder = environment_without_us(tmp_path / "environment")
@@ -110,8 +112,8 @@ def test_a_cluster_that_has_no_longreel_runs_the_wheel_that_comes_with_the_job(t
         [bin_folder / "python", "-P", "-c", "import longreel"], capture_output=True
     )
     assert b"No module named 'longreel'" in found.stderr
-    (tmp_path / "r").mkdir()
-    with ray_head(tmp_path / "r", bin_folder=bin_folder) as (url, environment):
+    short = tmp_path_factory.mktemp("r")  # names of sockets are
+    with ray_head(short, bin_folder=bin_folder) as (url, environment):
         longreel = runner(url, environment)
         sent = ("--home", tmp_path / "home", "--frames", 9, "model.text_cache=", *SETTINGS)
         render, _ = longreel("submit", "a red circle", "--gpus", 2, *sent, "--wait", code=1)
