@@ -16,9 +16,10 @@ from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
-from longreel.pipeline.backend import LocalBackend, RayBackend
+from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
+from longreel.pipeline.ray_backend import RayBackend
 from longreel.pipeline.shares import tile_shares
 
 pytestmark = pytest.mark.ray
@@ -91,6 +92,7 @@ def pids_of_others(backend):
 )
 def test_a_device_of_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
     short = ("sampling.steps=2", "sampling.guidance_mode=none", "parallel.transfer_timeout_s=6")
+    short += ("parallel.repairs=0",)
     plan = make_plan("dualparal", *short, frames=241, **PAIRS)
     generator = Generator(plan)
     blocks = generator.blocks()

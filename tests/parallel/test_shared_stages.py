@@ -86,7 +86,7 @@ def test_the_same_request_makes_the_same_bits(layout):
 def test_a_device_that_breaks_ends_the_others_with_its_error():
     built = []
 
-    def fail_on_one(plan, layers, device):
+    def fail_on_one(plan, layers, device, *shelf):
         stage = backends.make_stage(plan, layers, device)
         built.append(stage)
         if len(built) == 4:  # the last stage's second
