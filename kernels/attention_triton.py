@@ -248,7 +248,7 @@ def attend_lists_triton(
     )
     block_n, descriptors = options["BLOCK_N"], options["DESCRIPTORS"]
     descriptors = bool(descriptors) and in_boxes(k) and in_boxes(v)
-    split = -(-blocks.k_tile // block_n)
+    split = max(1, -(-blocks.k_tile // block_n))
     tile = blocks.k_tile if len(blocks.k_starts) > 2 else split * block_n  # a single one is last
     if options["DESCRIPTORS"]:
         options = options | {"DESCRIPTORS": in_boxes(k) and in_boxes(v)}
