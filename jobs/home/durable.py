@@ -2,20 +2,29 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PART = ".part"  # how names of what is being written end
 
 
+def anyone() -> None:
+    """May write."""
+
+
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` once it is on the disk; nothing is left if not."""
+def written_aside(path: Path, may: Callable[[], None] = anyone) -> Iterator[Path]:
+    """A name to write to, which becomes `path` once it is on the disk; nothing is left if not.
+
+    `may` raises if that is for another process by now. It is asked last, when all is on the disk:
+    one that takes over after that removes what has no name yet.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         yield part
         sync(part)
+        may()
         part.replace(path)
         sync(path.parent)
     except BaseException:
@@ -23,8 +32,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    with written_aside(path) as part:
+def write_whole(path: Path, data: bytes, may: Callable[[], None] = anyone) -> None:
+    with written_aside(path, may) as part:
         part.write_bytes(data)
 
 

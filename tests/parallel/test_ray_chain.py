@@ -4,20 +4,19 @@ import os
 import signal
 import time
 from contextlib import closing
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import pytest
 import ray
 import torch
 from poison import make_poisoned_stage
-from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
-from tiny_blocks import ARCHS, POLICIES, overrides
+from ray_cluster import Warm, all_gone, free_cpus, latents_of, make_plan, pids_of
+from tiny_blocks import POLICIES, overrides
 
 from longreel.configs.parallel import ParallelConfig
 from longreel.jobs import cluster as connecting
 from longreel.jobs.render import plan_render, stream_chunks
-from longreel.models import arch as archs
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
@@ -27,29 +26,7 @@ from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 from longreel.pipeline.measured import keep, make_case
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster():
-    with two_nodes():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
-
-
-def make_plan(policy, *more, frames=33, num_stages=1):
-    settings = overrides(policy, "model.device=cpu", *more, f"parallel.num_stages={num_stages}")
-    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
-
-
-@cache
-def expected(policy, *more):
-    return Generator(make_plan(policy, *more)).latents()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs", "two_nodes")]
 
 
 def layout(num_stages, **more):
@@ -63,7 +40,7 @@ def test_actors_give_the_bits_of_one_process(num_stages, monkeypatch):
     wanted += [(policy, "model.dtype=bfloat16") for policy in ("dualparal", "causal")]
     wanted += [("dualparal", "model.dtype=float32")]  # once more
     for one in wanted:
-        expected(*one)
+        latents_of(*one)
 
     def loaded(*_: object) -> None:
         raise AssertionError("weights were loaded in the driver")
@@ -76,7 +53,7 @@ def test_actors_give_the_bits_of_one_process(num_stages, monkeypatch):
         for policy, dtype in wanted:
             plan = make_plan(policy, dtype, num_stages=num_stages)
             ours = Generator(plan, open_backend=warm.backend).latents()
-            assert torch.equal(ours, expected(policy, dtype)), (policy, dtype)
+            assert torch.equal(ours, latents_of(policy, dtype)), (policy, dtype)
     assert free_cpus() == 6
 
 

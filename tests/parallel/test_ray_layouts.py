@@ -3,51 +3,26 @@
 import os
 import signal
 import time
-from functools import cache
 
 import pytest
 import ray
 import torch
-from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
-from tiny_blocks import ARCHS, POLICIES, overrides
+from ray_cluster import Warm, all_gone, free_cpus, latents_of, make_plan, pids_of
+from tiny_blocks import POLICIES
 
 from longreel.configs.parallel import ParallelConfig
-from longreel.jobs.render import plan_render, stream_chunks
-from longreel.models import arch as archs
+from longreel.jobs.render import stream_chunks
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs", "two_nodes")]
 GUIDED = "sampling.guidance_mode=sequential"  # the few-step policies have none of their own
-SPLIT = {"num_stages": 2, "cfg": "split"}
-SHARED = {"num_stages": 4, "devices": 2}
-BOTH = {"num_stages": 4, "cfg": "split", "devices": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster():
-    with two_nodes():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
-
-
-def make_plan(policy, *more, frames=33, **layout):
-    settings = [f"parallel.{name}={value}" for name, value in layout.items()]
-    settings = overrides(policy, "model.device=cpu", "parallel.backend=ray", *more, *settings)
-    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
-
-
-@cache
-def expected(policy, *more):
-    return Generator(make_plan(policy, *more, backend="local")).latents()
+SPLIT = {"num_stages": 2, "cfg": "split", "backend": "ray"}
+SHARED = {"num_stages": 4, "devices": 2, "backend": "ray"}
+BOTH = {"num_stages": 4, "cfg": "split", "devices": 4, "backend": "ray"}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +45,7 @@ def test_every_layout_gives_the_bits_of_one_process(layout, num_actors, policies
         for policy, *more in wanted:
             plan = make_plan(policy, *more, **layout)
             ours = Generator(plan, open_backend=warm.backend).latents()
-            assert torch.equal(ours, expected(policy, *more)), (policy, more)
+            assert torch.equal(ours, latents_of(policy, *more)), (policy, more)
     assert all_gone(pids, within_s=2.0)
     assert free_cpus() == 6
 

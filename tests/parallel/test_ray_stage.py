@@ -8,19 +8,14 @@ import pytest
 import torch
 from poison import make_poisoned_stage
 from thread_chain import ThreadBackend
-from tiny_blocks import ARCHS, POLICIES, overrides
+from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.pipeline import backend as backends
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def make_plan(policy, *more, frames=33, num_stages=1):

@@ -1,21 +1,25 @@
-"""What tests over a Ray cluster share: the cluster, and actors kept from render to render."""
+"""What tests over Ray share: the cluster, plans, and actors kept from render to render."""
 
 import os
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import poison
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from tiny_blocks import overrides
 
 from longreel.configs.parallel import ParallelConfig
+from longreel.jobs.render import plan_render
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline.backend import LocalBackend, RayBackend
 from longreel.pipeline.codec import Codec
+from longreel.pipeline.generator import Generator
 
 _QUIET = {
     "RAY_worker_niceness": "0",  # else they starve beside anything that works
@@ -51,6 +55,19 @@ def two_nodes():
         yield
         ray.shutdown()
         nodes.shutdown()
+
+
+def make_plan(policy, *more, frames=33, **parallel):
+    """In this process, unless `backend` or `more` says otherwise."""
+    layout = [f"parallel.{name}={value}" for name, value in parallel.items()]
+    settings = overrides(policy, "model.device=cpu", *more, *layout)
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
+
+
+@cache
+def latents_of(policy, *more):
+    """Made by one stage in this process."""
+    return Generator(make_plan(policy, *more)).latents()
 
 
 def free_cpus(want=6.0):
