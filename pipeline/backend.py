@@ -115,6 +115,7 @@ class RayBackend:
         self._at_end = at_end
         self._hear = hear
         self._failures = 0  # of the worker, since the last block
+        self._moving = threading.RLock()  # held while devices change: a new worker waits for them
         self.given_up = threading.Event()
         self._tiles: RayTiles | None = None
         self._placement = self._place()
@@ -229,17 +230,19 @@ class RayBackend:
         """All anew on the devices that are left: any number of stages makes the same bits."""
         from ..parallel.placement import find_fewer
 
-        self._placement.remove()
-        parallel = find_fewer(
-            self._plan.config.parallel,
-            self._placement.device,
-            timeout_s=_SETTLE_S,
-            check=self._check,
-        )
-        config = replace(self._plan.config, parallel=parallel)
-        self._plan = replace(self._plan, request=replace(self._plan.request, config=config))
-        self._placement = self._place()
-        self._crew = self._begin_crew()
+        with self._moving:
+            self._placement.remove()
+            parallel = find_fewer(
+                self._plan.config.parallel,
+                self._placement.device,
+                timeout_s=_SETTLE_S,
+                check=self._check,
+            )
+            config = replace(self._plan.config, parallel=parallel)
+            self._plan = replace(self._plan, request=replace(self._plan.request, config=config))
+            self._placement = self._place()
+            self._crew = self._begin_crew()
+            self._renew_worker()  # its device is given back as well
         return self._devices()
 
     def _ask(self, method: str, *args: object) -> Any:
@@ -254,10 +257,14 @@ class RayBackend:
 
     def _revive(self, error: Exception) -> None:
         """Another worker in the place of one that is lost, if that has not happened too often."""
-        self._failures += 1
-        if self._failures > self._plan.config.parallel.repairs:
-            raise error
-        self._hear(f"{error}; another one goes on")
+        with self._moving:
+            self._failures += 1
+            if self._failures > self._plan.config.parallel.repairs:
+                raise error
+            self._hear(f"{error}; another one goes on")
+            self._renew_worker()
+
+    def _renew_worker(self) -> None:
         if self._tiles is not None:
             self._tiles.close()
         self._worker.close()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import poison
 import pytest
 import ray
@@ -13,7 +14,7 @@ from ray.cluster_utils import Cluster
 from tiny_blocks import overrides
 
 from longreel.configs.parallel import ParallelConfig
-from longreel.jobs.render import plan_render
+from longreel.jobs.render import plan_render, stream_chunks
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
@@ -28,6 +29,8 @@ _QUIET = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "OMP_NUM_THREADS": "1",
 }
+# by processes that wait for an actor: importing torch is most of what its start takes
+_PRELOADED = ["torch", "longreel.parallel.ray_stage", "longreel.pipeline.backend"]
 
 
 @contextmanager
@@ -40,21 +43,26 @@ def quiet():
 
 
 @contextmanager
-def two_nodes():
-    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+def cluster_of(*nodes, **system):
+    """A cluster with these nodes, the head first; `system`: Ray's own settings."""
+    memory = {"object_store_memory": 100 * 2**20}
+    settings = {"_system_config": {"preload_python_modules": _PRELOADED, **system}}
     with quiet():
-        nodes = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 3, "object_store_memory": 100 * 2**20},
-        )
-        nodes.add_node(num_cpus=3, num_gpus=2, object_store_memory=100 * 2**20)
+        cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **memory, **settings})
+        for node in nodes[1:]:
+            cluster.add_node(**node, **memory)
         ray.init(
-            address=nodes.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
+            address=cluster.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
         )
         ray.cloudpickle.register_pickle_by_value(poison)  # actors do not see this folder
-        yield
+        yield cluster
         ray.shutdown()
-        nodes.shutdown()
+        cluster.shutdown()
+
+
+def two_nodes():
+    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+    return cluster_of({"num_cpus": 3}, {"num_cpus": 3, "num_gpus": 2})
 
 
 def make_plan(policy, *more, frames=33, **parallel):
@@ -68,6 +76,25 @@ def make_plan(policy, *more, frames=33, **parallel):
 def latents_of(policy, *more):
     """Made by one stage in this process."""
     return Generator(make_plan(policy, *more)).latents()
+
+
+def frames_of(plan, hurt, what="denoise", after=20):
+    """All frames; `hurt` is called with the backend when so many tasks are done, or frames
+    decoded."""
+    hurts = []
+
+    def report(now, done, total, note=""):
+        if now == what and done >= after and not hurts:
+            hurts.append(done)
+            hurt(stream._generator._backend)
+
+    frames = []
+    with stream_chunks(plan, report) as stream:
+        for chunk in stream:
+            assert chunk.start == sum(map(len, frames))
+            frames.append(chunk.frames)
+    assert hurts
+    return np.concatenate(frames)
 
 
 def free_cpus(want=6.0):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import victim
-from victim import DONE, FULL, STALE_S, TAKEN, Hurt, Order, wait_until
+from victim import DONE, FULL, KILLED, STALE_S, TAKEN, Hurt, Order, wait_until
 
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
+from longreel.jobs.home.journal import JournalReader
 
 LIMIT_S = 120.0  # for any process to end, on a machine that has other work
-KILLED = -signal.SIGKILL
 _FOLDER = {".lock-guard", "manifest.json", "journal", "init.mp4", "segments", "inputs"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(  # what every victim would import for itself
@@ -71,8 +71,16 @@ class Trial:
         self._goes += 1
         log = self._log.with_name(f"log{self._goes}.txt")
         return Order(
-            folder=self.render.path, hurts=tuple(hurts), changes=dict(changes or {}), log=log
+            folder=self.render.path,
+            hurts=tuple(hurts),
+            changes=dict(changes or {}),
+            log=log,
+            environment={name: os.environ[name] for name in os.environ if name.startswith("RAY_")},
         )
+
+    def events(self):
+        """Of its journal."""
+        return JournalReader(self.render.path / "journal").poll()
 
     def seen(self) -> Mapping[str, int]:
         """What the last go came by, if it came to its end."""
@@ -95,7 +103,7 @@ class Trial:
         other was done."""
         with self.going(act) as process:
             pid = process.pid
-            stops = [hurt for hurt in act.hurts if hurt.what in ("stop", "wake")]
+            stops = [h for h in act.hurts if h.what in ("stop", "wake") and h.whom == "driver"]
             if stops:
                 assert wait_until(lambda: state(pid) in "TZX", LIMIT_S), self.log
             if stops and state(pid) == "T":
@@ -189,6 +197,32 @@ def draw(seed: int, seen: Mapping[str, int], *, places: Sequence[str] = ()) -> l
         corrupt = rng.choice(["", "", "truncate", "flip", "cut"]) if what == "kill" else ""
         changes = {"parallel.num_stages": rng.choice([1, 2, 3])}
         acts.append(Act(hurts=(hurt,), changes=changes, corrupt=corrupt))
+    return acts
+
+
+_STATES = ("PLACE", "LOAD", "JOIN", "RUN", "FENCE", "REPAIR", "DRAIN")
+
+
+def draw_over_ray(seed: int, changes: Mapping[str, object]) -> list[Act]:
+    """One or two goes: an actor is lost, or the driver in any state of its chain, or both."""
+    rng = random.Random(seed)
+    acts = []
+    for _ in range(rng.choice([1, 1, 2])):
+        hurts = []
+        state = rng.choice([*_STATES, "", ""])
+        if state in ("FENCE", "REPAIR", "") or rng.random() < 0.3:
+            place, nth = rng.choice(
+                [("denoise", rng.randrange(2, 12)), ("decode", rng.randrange(4))]
+            )
+            whom, what = rng.choice(["stage", "stage", "decoder"]), rng.choice(["kill", "stop"])
+            if state in ("FENCE", "REPAIR"):
+                whom = "stage"
+            hurts.append(Hurt(what=what, place=place, nth=nth, whom=whom))
+        if state:
+            what = rng.choice(["kill", "kill", "wake"])
+            hurts.append(Hurt(what=what, place=f"chain {state}"))
+        stages = {"parallel.num_stages": rng.choice([1, 2, 3])}
+        acts.append(Act(hurts=tuple(hurts), changes={**changes, **stages}))
     return acts
 
 

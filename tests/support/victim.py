@@ -24,7 +24,7 @@ from longreel.models import arch as archs
 
 # of every process of a trial: one begins when the one before it is dead, or stands still
 BEAT_S, STALE_S = 0.1, 0.6
-DONE, TAKEN, FULL = 0, 3, 4  # how a victim ends that is not killed
+DONE, TAKEN, FULL, KILLED = 0, 3, 4, -signal.SIGKILL  # how a victim ends
 _KINDS = (
     (r"lock", "lock"),
     (r"journal", "journal"),
@@ -60,6 +60,7 @@ class Order:
     hurts: tuple[Hurt, ...] = ()
     changes: dict = field(default_factory=dict)
     log: Path  # what it says, and at its end what it came by
+    environment: dict = field(default_factory=dict)
 
 
 def go(order: Order) -> None:
@@ -68,6 +69,7 @@ def go(order: Order) -> None:
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.environ.update(order.environment)
     archs.ARCHS.update(ARCHS)
     lock.BEAT_S, lock.STALE_S = BEAT_S, STALE_S
     record._FULL_POLL_S = 0.05
@@ -114,7 +116,7 @@ class Fate:
             fsync(file)
 
         journal._write_all, os.fsync = write_all, checked_fsync
-        if any("chain" in hurt.place for hurt in self._order.hurts) or "ray" in sys.modules:
+        if self._order.changes.get("parallel.backend") == "ray":
             self._watch_chain()
 
     def report(self, what, done, total, note=""):
