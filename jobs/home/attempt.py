@@ -111,6 +111,7 @@ class Attempt:
     def finish(self) -> None:
         """It is whole: nobody goes on from a checkpoint any more."""
         self.note("done", reason="")
+        self._held.check()  # it may have stood still since
         self._checkpoints.clear()
 
     def end(self, state: str, reason: str = "") -> None:

@@ -23,7 +23,8 @@ HEALTH = {
     "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 3,
 }
-FRAMES = {"dualparal-grouped": 45, "forcing": 33, "causal": 33}
+POLICIES = ("dualparal-grouped", "forcing", "causal")
+FRAMES = 81
 DRAWN = 30
 
 
@@ -43,7 +44,7 @@ def truth(tmp_path_factory):
 
 
 def plan(policy, *more):
-    return make_plan(policy, "checkpoint.every_s=0.01", *more, frames=FRAMES[policy])
+    return make_plan(policy, "checkpoint.every_s=0.01", *more, frames=FRAMES)
 
 
 def over_ray(cluster, num_stages=2):
@@ -74,9 +75,7 @@ def test_a_driver_that_is_killed_takes_its_actors_along_and_another_goes_on(
     cluster, truth, tmp_path
 ):
     trial = Trial(tmp_path, plan("causal"))
-    act = Act(
-        hurts=(Hurt(what="kill", place="rename checkpoint", nth=1),), changes=over_ray(cluster)
-    )
+    act = Act(hurts=(Hurt(what="kill", place="rename segment", nth=4),), changes=over_ray(cluster))
     assert trial.go(act) == KILLED
     assert wait_until(lambda: not actors_of(cluster), 20)
     assert free_cpus(CPUS) == CPUS
@@ -127,8 +126,8 @@ def test_a_render_outlives_a_node(cluster, comes_back, caplog):
 
     more = ["checkpoint.every_s=0.1", "parallel.transfer_timeout_s=4"]
     more += [f"parallel.place_timeout_s={120 if comes_back else 3}", "parallel.backend=ray"]
-    ours = frames_of(make_plan("causal", *more, frames=81, num_stages=3), lose)
-    with stream_chunks(make_plan("causal", frames=81)) as chunks:
+    ours = frames_of(make_plan("causal", *more, frames=FRAMES, num_stages=3), lose)
+    with stream_chunks(make_plan("causal", frames=FRAMES)) as chunks:
         assert np.array_equal(ours, np.concatenate([chunk.frames for chunk in chunks]))
     assert ("layers are split anew over the devices that are left" in caplog.text) != comes_back
     left = CPUS if comes_back else CPUS - 2
@@ -141,7 +140,7 @@ def test_a_render_outlives_a_node(cluster, comes_back, caplog):
 def test_nothing_is_lost_wherever_a_render_over_ray_is_hurt(seed, cluster, truth, tmp_path):
     if len(cluster.list_all_nodes()) < 2:
         cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
-    policy = [*FRAMES][seed % len(FRAMES)]
+    policy = POLICIES[seed % len(POLICIES)]
     acts = draw_over_ray(seed, over_ray(cluster))
     run_trial(Trial(tmp_path, plan(policy)), acts, truth(policy))
     assert wait_until(lambda: not actors_of(cluster), 20)

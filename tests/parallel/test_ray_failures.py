@@ -25,11 +25,11 @@ FRAMES = 81
 
 @cache
 def expected(policy, **layout):
-    """Made without actors: by one stage, or where devices share stages by threads."""
-    plan = make_plan(policy, GUIDED, frames=FRAMES, **layout)
-    with closing(
-        Generator(plan, open_backend=ThreadBackend if layout else LocalBackend).chunks()
-    ) as chunks:
+    """Made without actors: by one stage, or by threads where devices share stages."""
+    over = ["parallel.backend=ray"] * bool(layout)
+    plan = make_plan(policy, GUIDED, *over, frames=FRAMES, **layout)
+    generator = Generator(plan, open_backend=ThreadBackend if layout else LocalBackend)
+    with closing(generator.chunks()) as chunks:
         return np.concatenate([chunk.frames for chunk in chunks])
 
 

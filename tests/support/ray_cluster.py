@@ -29,8 +29,6 @@ _QUIET = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "OMP_NUM_THREADS": "1",
 }
-# by processes that wait for an actor: importing torch is most of what its start takes
-_PRELOADED = ["torch", "longreel.parallel.ray_stage", "longreel.pipeline.backend"]
 
 
 @contextmanager
@@ -46,9 +44,10 @@ def quiet():
 def cluster_of(*nodes, **system):
     """A cluster with these nodes, the head first; `system`: Ray's own settings."""
     memory = {"object_store_memory": 100 * 2**20}
-    settings = {"_system_config": {"preload_python_modules": _PRELOADED, **system}}
     with quiet():
-        cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **memory, **settings})
+        cluster = Cluster(
+            initialize_head=True, head_node_args={**nodes[0], **memory, "_system_config": system}
+        )
         for node in nodes[1:]:
             cluster.add_node(**node, **memory)
         ray.init(

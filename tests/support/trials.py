@@ -229,6 +229,8 @@ def draw_over_ray(seed: int, changes: Mapping[str, object]) -> list[Act]:
 def run_trial(trial: Trial, acts: Sequence[Act], truth: Truth) -> int:
     """How many of its goes were hurt."""
     for act in acts:
+        if trial.render.status().state == "done":
+            break  # nothing is left to be hurt
         code = trial.go(act)
         assert code in (DONE, FULL, KILLED), f"{act} ended with {code}\n{trial.log}"
         status = RenderFolder(trial.render.path).status()
