@@ -35,7 +35,8 @@ TIMEOUT_S = 4.0  # parallel.transfer_timeout_s of `hang`
 
 
 def plan(frames, *more):
-    settings = ["blocks.policy=causal", "model.device=cpu", "model.text_cache=", *more]
+    size = ["video.height=32", "video.width=48", "sampling.steps=8"]
+    settings = ["blocks.policy=dualparal", "model.device=cpu", "model.text_cache=", *size, *more]
     return plan_render("a cat", frames=frames, overrides=settings)
 
 

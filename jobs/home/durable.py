@@ -27,6 +27,9 @@ def written_aside(path: Path, may: Callable[[], None] = anyone) -> Iterator[Path
         may()
         part.replace(path)
         sync(path.parent)
+    except FileNotFoundError:
+        may()  # whoever has taken over has removed it
+        raise
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -45,7 +48,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_parts(folder: Path) -> None:
-    """What a process that was killed had begun to write."""
-    for part in folder.glob(f"**/.*{PART}"):
+def remove_parts(folder: Path, may: Callable[[], None]) -> None:
+    """What processes before this one had begun to write; `may` as above."""
+    parts = [*folder.glob(f"**/.*{PART}")]
+    may()  # none of these is of one that takes over from here on
+    for part in parts:
         part.unlink(missing_ok=True)

@@ -9,11 +9,11 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .durable import write_whole
+from .durable import anyone, write_whole
 
 Event = Mapping[str, Any]
 
@@ -50,9 +50,12 @@ class JournalReader:
 class JournalWriter:
     """One attempt's: the folder's lock is held as long as it is used."""
 
-    def __init__(self, path: Path, attempt: int, size: int) -> None:
-        """`size`: bytes of whole lines, after which everything is left out."""
-        write_whole(path, path.read_bytes()[:size] if size else b"")
+    def __init__(
+        self, path: Path, attempt: int, size: int, may: Callable[[], None] = anyone
+    ) -> None:
+        """`size`: bytes of whole lines, after which everything is left out. `may` raises if
+        another process writes here by now."""
+        write_whole(path, path.read_bytes()[:size] if size else b"", may)
         self._file = os.open(path, os.O_RDWR | os.O_APPEND)
         self.attempt = attempt
 

@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from ray_cluster import all_gone, frames_of, free_cpus, make_plan, pids_of
+from processes import all_gone
+from ray_cluster import frames_of, free_cpus, make_plan, pids_of
 from thread_chain import ThreadBackend
 
 from longreel.pipeline.backend import LocalBackend
@@ -76,10 +77,15 @@ def test_an_actor_that_is_lost_is_named_and_replaced(policy, layout, actor, sent
     assert free_cpus() == 6
 
 
-def test_a_decoder_that_is_lost_is_replaced_where_it_stood(caplog):
-    def kill(backend):
-        os.kill(pids_of(backend)[-1], signal.SIGKILL)
+@pytest.mark.parametrize("sent", [KILL, pytest.param(STOP, marks=pytest.mark.slow)])
+def test_a_decoder_that_is_lost_is_replaced_where_it_stood(sent, caplog):
+    hurt = []
+
+    def lose(backend):
+        hurt.extend(pids_of(backend))
+        os.kill(hurt[-1], sent)
 
     plan = make_plan("dualparal", GUIDED, *BORNE, frames=FRAMES, num_stages=2)
-    assert np.array_equal(frames_of(plan, kill, "decode", 30), expected("dualparal"))
+    assert np.array_equal(frames_of(plan, lose, "decode", 30), expected("dualparal"))
     assert "the worker that reads prompts and decodes was lost" in caplog.text
+    assert all_gone(hurt, within_s=5.0)

@@ -5,7 +5,8 @@ import time
 import pytest
 import ray
 import torch
-from ray_cluster import Warm, all_gone, free_cpus, latents_of, make_plan, pids_of
+from processes import all_gone
+from ray_cluster import Warm, free_cpus, latents_of, make_plan, pids_of
 from tiny_blocks import POLICIES
 
 from longreel.configs.parallel import ParallelConfig

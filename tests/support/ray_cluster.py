@@ -45,9 +45,8 @@ def cluster_of(*nodes, **system):
     """A cluster with these nodes, the head first; `system`: Ray's own settings."""
     memory = {"object_store_memory": 100 * 2**20}
     with quiet():
-        cluster = Cluster(
-            initialize_head=True, head_node_args={**nodes[0], **memory, "_system_config": system}
-        )
+        head = {"include_dashboard": False, "_system_config": system}
+        cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **memory, **head})
         for node in nodes[1:]:
             cluster.add_node(**node, **memory)
         ray.init(
@@ -165,21 +164,3 @@ class Warm:
 
     def backend(self, plan, make_stage=None):
         return WarmBackend(plan, self.placement, self.crew, make_stage)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
-
-
-def all_gone(pids, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while any(map(alive, pids)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import victim
-from victim import DONE, FULL, KILLED, STALE_S, TAKEN, Hurt, Order, wait_until
+from processes import kill, session, state, wait_until
+from victim import DONE, FULL, KILLED, STALE_S, TAKEN, Hurt, Order
 
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
@@ -94,8 +95,8 @@ class Trial:
         try:
             yield process
         finally:
-            for pid in [*_session(process.pid), process.pid]:
-                _kill(pid)
+            for pid in {*session(process.pid), process.pid}:
+                kill(pid)
             process.join(LIMIT_S)
 
     def go(self, act: Act = UNHURT) -> int:
@@ -116,7 +117,7 @@ class Trial:
     def _end_of(self, process) -> int:
         process.join(LIMIT_S)
         assert process.exitcode is not None, f"no end within {LIMIT_S} s\n{self.log}"
-        assert not _session(process.pid), f"an orphan\n{self.log}"
+        assert not session(process.pid), f"an orphan\n{self.log}"
         return process.exitcode
 
     def _take_over(self, stopped, *, while_it_runs: bool) -> int:
@@ -161,15 +162,7 @@ class Trial:
         assert render.status().state == "done", self.log
         assert [s.digest for s in render.segments()] == list(truth.digests), self.log
         assert np.array_equal(np.stack(list(render.frames())), truth.frames), self.log
-        names = {path.name for path in render.path.iterdir()}
-        assert names == {
-            ".lock-guard",
-            "manifest.json",
-            "journal",
-            "init.mp4",
-            "segments",
-            "inputs",
-        }
+        assert {path.name for path in render.path.iterdir()} == _FOLDER
         segments = [segment.path.name for segment in render.segments()]
         assert sorted(path.name for path in (render.path / "segments").iterdir()) == segments
 
@@ -185,12 +178,12 @@ def make_truth(folder: Path, plan) -> Truth:
     )
 
 
-def draw(seed: int, seen: Mapping[str, int], *, places: Sequence[str] = ()) -> list[Act]:
+def draw(seed: int, seen: Mapping[str, int]) -> list[Act]:
     """One to three goes that are hurt; the first at any place, later ones sooner than that."""
     rng = random.Random(seed)
     acts = []
     for i in range(rng.choice([1, 1, 2, 3])):
-        place = rng.choice(places or sorted(seen))
+        place = rng.choice(sorted(seen))
         nth = rng.randrange(max(1, int(seen[place] * 0.8 / 2**i)))
         what = rng.choice(["kill", "kill", "kill", "stop", "wake", "full"])
         hurt = Hurt(what=what, place=place, nth=nth, lasts=rng.choice([1, 3, 10**6]))
@@ -209,18 +202,18 @@ def draw_over_ray(seed: int, changes: Mapping[str, object]) -> list[Act]:
     acts = []
     for _ in range(rng.choice([1, 1, 2])):
         hurts = []
-        state = rng.choice([*_STATES, "", ""])
-        if state in ("FENCE", "REPAIR", "") or rng.random() < 0.3:
+        where = rng.choice([*_STATES, "", ""])
+        if where in ("FENCE", "REPAIR", "") or rng.random() < 0.3:
             place, nth = rng.choice(
                 [("denoise", rng.randrange(2, 12)), ("decode", rng.randrange(4))]
             )
             whom, what = rng.choice(["stage", "stage", "decoder"]), rng.choice(["kill", "stop"])
-            if state in ("FENCE", "REPAIR"):
+            if where in ("FENCE", "REPAIR"):
                 whom = "stage"
             hurts.append(Hurt(what=what, place=place, nth=nth, whom=whom))
-        if state:
+        if where:
             what = rng.choice(["kill", "kill", "wake"])
-            hurts.append(Hurt(what=what, place=f"chain {state}"))
+            hurts.append(Hurt(what=what, place=f"chain {where}"))
         stages = {"parallel.num_stages": rng.choice([1, 2, 3])}
         acts.append(Act(hurts=tuple(hurts), changes={**changes, **stages}))
     return acts
@@ -248,32 +241,6 @@ def _files(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock-guard"
     }
-
-
-def state(pid: int) -> str:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return "Z"
-    return stat.rpartition(")")[2].split()[0]
-
-
-def _session(pid: int) -> list[int]:
-    """Living processes of the session that it led."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[3]) == pid and fields[0] not in "ZX":
-            found.append(int(path.parent.name))
-    return found
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def _age(path: Path) -> float:

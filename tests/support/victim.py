@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,12 +177,3 @@ class Fate:
             return None
         name = _PART.sub(r"\1", path.name)
         return next((kind for known, kind in _KINDS if re.fullmatch(known, name)), None)
-
-
-def wait_until(condition, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
