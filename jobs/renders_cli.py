@@ -51,6 +51,9 @@ def resume(
     address: Annotated[
         str | None, typer.Option(help="Dashboard of the cluster that it was sent to (--submit).")
     ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="The wheel that it was sent with, if it was (--submit).")
+    ] = None,
 ) -> None:
     """Go on with a render whose process is gone."""
     from .home.home import Home
@@ -59,7 +62,7 @@ def resume(
     if submit:
         from .submit.submit_cli import submit_again
 
-        submit_again(render, address, overrides or ())
+        submit_again(render, address, wheel, overrides or ())
         return
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())

@@ -5,6 +5,7 @@ columns of the longest list. Plain pointers: block pointers are gone from Triton
 """
 
 import math
+from functools import cache
 
 import torch
 import triton
@@ -15,6 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .blocks import Blocks
 
 MAX_TILE = 128
+HOPPER = 227 * 1024  # bytes of shared memory for a program
 
 _LOG2E = math.log2(math.e)
 
@@ -235,13 +237,22 @@ def attend_lists_triton(
     if not out.numel():
         return out, lse
     order = None if blocks.alike else counts.flatten().argsort(descending=True, stable=True)
-    options = options or launch_options(blocks.q_tile, blocks.k_tile, channels)
-    block_n = options["BLOCK_N"]
-    split = -(-blocks.k_tile // block_n)
+    options = options or launch_options(
+        blocks.q_tile,
+        blocks.k_tile,
+        channels,
+        item=q.element_size(),
+        shared=_shared_bytes(q.device),
+        descriptors=_has_descriptors(q.device),
+        even=blocks.even,
+    )
+    block_n, descriptors = options["BLOCK_N"], options["DESCRIPTORS"]
+    descriptors = bool(descriptors) and in_boxes(k) and in_boxes(v)
+    split = max(1, -(-blocks.k_tile // block_n))
     tile = blocks.k_tile if len(blocks.k_starts) > 2 else split * block_n  # a single one is last
     if options["DESCRIPTORS"]:
         options = options | {"DESCRIPTORS": in_boxes(k) and in_boxes(v)}
-    boxes = [_boxes(x, block_n) if options["DESCRIPTORS"] else x for x in (k, v)]
+    boxes = [_boxes(x, block_n) if descriptors else x for x in (k, v)]
     _attend_kernel[(batch * heads * rows,)](
         q,
         *boxes,
@@ -274,27 +285,60 @@ def attend_lists_triton(
         WIDEN=INTERPRETED,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         enable_fp_fusion=True,  # 3.9 warns where it is left to a default
-        **options,
+        **options | {"DESCRIPTORS": descriptors},
     )
     return out, lse
 
 
-def launch_options(q_tile: int, k_tile: int, channels: int) -> dict[str, int]:
-    """By table: autotuning needs a device, and there is little to choose from.
+def launch_options(
+    q_tile: int,
+    k_tile: int,
+    channels: int,
+    *,
+    item: int = 2,
+    shared: int = HOPPER,
+    descriptors: bool = False,
+    even: bool = True,
+) -> dict[str, int]:
+    """By table, as autotuning needs a device: what benchmarks/attention.py --tune found on an H200.
 
-    A stage of keys and values of 128 tokens and channels takes 64 KiB of the 227 that Hopper has.
+    `item` bytes each, in `shared` bytes of an SM: queries, and keys and values of every stage, of
+    which three hide that a list is read before what it names.
     """
-    block_m = max(16, triton.next_power_of_2(q_tile))
-    block_n = max(16, triton.next_power_of_2(k_tile))
-    block_d = max(16, triton.next_power_of_2(channels))
+    block_m, block_n, block_d = (
+        max(16, triton.next_power_of_2(size)) for size in (q_tile, k_tile, channels)
+    )
+    warps = 8 if block_m == MAX_TILE else 4
+    if item > 2:  # float32 is for tests: it multiplies without tensor cores, from registers
+        block_n = min(block_n, 32)
+    for_keys = (shared // item - block_m * block_d) // block_d  # in tokens
+    while block_n > 16 and for_keys < 2 * 2 * block_n:
+        block_n //= 2
+    stages = min(3, max(1, for_keys // (2 * block_n)))
+    if descriptors and even and block_m == k_tile == MAX_TILE and item == 2:
+        # without masks two programs fit an SM: one multiplies while the other exponentiates
+        block_n, warps, stages = 64, 4, 2
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "BLOCK_D": block_d,
-        "DESCRIPTORS": False,
-        "num_warps": 8 if block_m == MAX_TILE else 4,
-        "num_stages": 2 if block_n * block_d >= 128 * 128 else 3,
+        "DESCRIPTORS": descriptors,
+        "num_warps": warps,
+        "num_stages": stages,
     }
+
+
+@cache
+def _shared_bytes(device: torch.device) -> int:
+    """What a program may have."""
+    if device.type != "cuda":
+        return HOPPER
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+def _has_descriptors(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def in_boxes(x_BSHD: Tensor) -> bool:

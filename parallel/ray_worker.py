@@ -8,6 +8,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from ..models.shelf import Shelf
 from .crew import SLICE_S, Check, wait_all
 from .errors import ChainBroken
 from .packed import Packed
@@ -24,13 +25,23 @@ class WorkerLost(ChainBroken):
     """Its process is gone, or does not answer."""
 
 
-class Host:
-    """The actor: builds the object with the first call."""
+Build = Callable[[Shelf], object]
 
-    def __init__(self, build: Callable[[], object]) -> None:
+
+class Host:
+    """The actor: builds the object with the first call, out of what is loaded already."""
+
+    def __init__(self, build: Build) -> None:
         settle()
+        self._shelf = Shelf()
         self._build = build
         self._object: Any = None
+
+    def renew(self, build: Build) -> None:
+        """Another object in the place of this one."""
+        if self._object is not None:
+            self._object.close()
+        self._build, self._object = build, None
 
     def call(self, method: str, args: tuple[object, ...]) -> object:
         return getattr(self._made(), method)(*args)
@@ -43,7 +54,7 @@ class Host:
 
     def _made(self) -> Any:
         if self._object is None:
-            self._object = self._build()
+            self._object = self._build(self._shelf)
         return self._object
 
 
@@ -53,7 +64,7 @@ class RayWorker:
     def __init__(
         self,
         placement: Placement,
-        build: Callable[[], object],
+        build: Build,
         check: Check,
         timeout_s: float,
         beside: int = 0,
@@ -79,6 +90,14 @@ class RayWorker:
             return wait_all([ref], _CALL_S, method, self._watch)[0]
         except RayActorError as error:
             raise _lost(method, "its process ended") from error
+
+    def renew(self, build: Build) -> None:
+        """For another render, when nothing of the last one is under way. WorkerLost: it is gone."""
+        try:
+            ref = self._actor.renew.options(concurrency_group="work").remote(build)
+            wait_all([ref], self._timeout_s, "renew", self._watch)
+        except (RayActorError, TimeoutError) as error:
+            raise _lost("renew", "its process ended, or does not answer") from error
 
     def start(self, method: str, *args: object) -> "ray.ObjectRef[Any]":
         """Behind the calls before it; nobody waits for the answer."""

@@ -85,7 +85,9 @@ class Attempt:
         self._saved = [*self._saved, saved][-KEPT:]
         self._checkpoints.prune(self._saved)
 
-    def commit(self, frames: Sequence[Frames], blocks: tuple[int, int]) -> None:
+    def commit(
+        self, frames: Sequence[Frames], blocks: tuple[int, int], busy_s: Sequence[float] = ()
+    ) -> None:
         """The next segment. OSError: it is not there, and may be committed again."""
         count = sum(map(len, frames))
         init, media = encode_segment(
@@ -104,6 +106,7 @@ class Attempt:
             file=name,
             bytes=len(media),
             digest=digest(media),
+            busy_s=[round(seconds, 3) for seconds in busy_s],
         )
         self.frames_done += count
         self._segments += 1

@@ -188,7 +188,8 @@ class RenderRun:
             pass
         if gathered.start >= attempt.frames_done:  # else it is final already
             assert gathered.start == attempt.frames_done, "segments are the same each time"
-            self._patiently(lambda: attempt.commit(gathered.frames, gathered.blocks))
+            busy_s = self._generator.busy_s() if self._generator else []
+            self._patiently(lambda: attempt.commit(gathered.frames, gathered.blocks, busy_s))
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """A full disk is waited for: somebody may clear it."""

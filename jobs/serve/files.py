@@ -77,9 +77,9 @@ class RenderFiles:
             now = time.monotonic()
             if now - self._looked < _FRESH_S:
                 return
-            new = self._reader.poll()
-            self._segments = self.folder.segments()
-            self._events.extend(new)
+            if new := self._reader.poll():
+                self._segments = self.folder.segments()
+                self._events.extend(new)
             self._looked = now
 
 

@@ -12,8 +12,9 @@ from ray_cluster import Warm, free_cpus, latents_of, make_plan, pids_of
 from longreel.configs.parallel import ParallelConfig
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
-from longreel.pipeline.backend import LocalBackend, RayBackend
+from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.generator import Generator
+from longreel.pipeline.ray_backend import RayBackend
 from longreel.pipeline.shares import tile_shares
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs", "two_nodes")]

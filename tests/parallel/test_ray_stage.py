@@ -64,7 +64,7 @@ def test_a_branch_without_work_is_told_so_and_waits_on():
     assert torch.equal(Generator(plan, open_backend=lambda plan: slow).latents(), expected)
 
 
-def make_slow_stage(plan, layers, device):
+def make_slow_stage(plan, layers, device, *shelf):
     """Ten tasks of it take longer than the timeout of the test that asks for it."""
     stage = backends.make_stage(plan, layers, device)
     run = stage.run
@@ -75,7 +75,7 @@ def make_slow_stage(plan, layers, device):
 def test_a_branch_that_breaks_ends_the_other_with_its_error(monkeypatch):
     built = []
 
-    def fail_in_the_other_branch(plan, layers, device):
+    def fail_in_the_other_branch(plan, layers, device, *shelf):
         stage = backends.make_stage(plan, layers, device)
         built.append(stage)
         if len(built) == 3:  # the unconditional branch's first

@@ -18,9 +18,10 @@ from longreel.jobs.render import plan_render, stream_chunks
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
-from longreel.pipeline.backend import LocalBackend, RayBackend
+from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.codec import Codec
 from longreel.pipeline.generator import Generator
+from longreel.pipeline.ray_backend import RayBackend
 
 _QUIET = {
     "RAY_worker_niceness": "0",  # else they starve beside anything that works
@@ -129,7 +130,7 @@ class WarmBackend(RayBackend):
         self.given_up = local.given_up
         self.texts, self.condition = local.texts, local.condition
         self.decode, self.restore = local.decode, local.restore
-        self._hear = [].append
+        self._hear, self._slices = [].append, None
         self.measured = Codec(plan).measured
         self._make_stage = make_stage
 
