@@ -161,8 +161,8 @@ def test_a_stage_that_wakes_after_it_was_replaced_reaches_nobody():
     plan = make_plan("dualparal", frames=49, num_stages=3)
     stands, wakes, ends = Event(), Event(), []
 
-    def make_still_stage(plan, layers, device):
-        stage = backends.make_stage(plan, layers, device)
+    def make_still_stage(plan, layers, device, *rest):
+        stage = backends.make_stage(plan, layers, device, *rest)
         run = stage.run
 
         def run_or_stand(task, x):
