@@ -1,7 +1,6 @@
 """`longreel resume` and `longreel renders`: what is in the home, and going on with it."""
 
 import json
-import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +67,7 @@ def resume(
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
     wanted = output or Path(folder.manifest.output or f"{folder.id}.mp4")
-    run_and_export(folder, wanted, changes, progress(), home)
+    run_and_export(folder, wanted, changes, progress())
 
 
 def renders(
@@ -98,9 +97,9 @@ def run_and_export(
     output: Path,
     changes: dict[str, Any],
     bars: "AbstractContextManager[Report]",
-    home: Path | None,
 ) -> None:
     """To its end, and its file to where it is wanted."""
+    from .home.home import way_on
     from .home.lock import Taken
     from .home.record import RenderRun
     from .render import check_file
@@ -114,15 +113,9 @@ def run_and_export(
     except Taken:
         raise
     except BaseException as error:
-        frame = folder.status().frames_done
-        error.add_note(f"`longreel resume {folder.id}{_home(home)}` goes on from frame {frame}")
+        error.add_note(way_on(folder))
         raise
     typer.echo(output)
-
-
-def _home(home: Path | None) -> str:
-    """As it is typed once more."""
-    return f" --home {shlex.quote(str(home))}" if home else ""
 
 
 def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:

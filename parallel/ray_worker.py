@@ -70,8 +70,9 @@ class RayWorker:
         beside: int = 0,
     ) -> None:
         """`timeout_s`: how long it may leave a ping without an answer; `beside`: on the device so
-        many before the last."""
-        options = placement.worker_options(placement.layout.num_devices - 1 - beside)
+        many before the last, if that is there, or on the last that is."""
+        self._placement, self._device = placement, _choose(placement, beside)
+        options = placement.worker_options(self._device)
         groups: dict[str, Any] = {"concurrency_groups": {"work": 1, "ping": 1}}
         actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **groups)(Host)
         self._actor = actor.options(**options).remote(build)
@@ -80,6 +81,8 @@ class RayWorker:
         self._ping: Any = None
         self._pinged_s = time.monotonic()
         self._patience_s = max(timeout_s, _START_S)  # until it has answered once
+        self._has_answered = False
+        self._looked_s = time.monotonic()
 
     def call(self, method: str, *args: object) -> Any:
         try:
@@ -140,6 +143,10 @@ class RayWorker:
             self._answer()
         elif now - self._pinged_s > self._patience_s:
             raise _lost("ping", "it does not answer")
+        elif not self._has_answered and now - self._looked_s > _PING_EVERY_S:
+            self._looked_s = now
+            if not self._placement.is_there(self._device):  # Ray would wait for one in its place
+                raise _lost("start", "its node is gone")
 
     def _answer(self) -> None:
         try:
@@ -147,7 +154,14 @@ class RayWorker:
         except (RayActorError, GetTimeoutError) as error:
             raise _lost("ping", "its process ended") from error
         self._ping, self._pinged_s = None, time.monotonic()
-        self._patience_s = self._timeout_s
+        self._patience_s, self._has_answered = self._timeout_s, True
+
+
+def _choose(placement: Placement, beside: int) -> int:
+    """A device. Those that are gone may come back, but a reader waits for frames meanwhile."""
+    last = placement.layout.num_devices - 1
+    wanted = [last - beside, *range(last, -1, -1)]
+    return next((device for device in wanted if placement.is_there(device)), last - beside)
 
 
 def _own(item: Any) -> Any:

@@ -54,6 +54,7 @@ class RayBackend:
         self._ended = False
         self._tiles: RayTiles | None = None
         self._slices: list[range] | None = None
+        self._moving = threading.RLock()  # held while devices change: a new worker waits for them
         self._take_on(plan, hear)
         self._placement = self._place()
         try:
@@ -224,18 +225,20 @@ class RayBackend:
         """All anew on the devices that are left: any number of stages makes the same bits."""
         from ..parallel.placement import find_fewer
 
-        self._placement.remove()
-        parallel = find_fewer(
-            self._plan.config.parallel,
-            self._placement.device,
-            timeout_s=_SETTLE_S,
-            check=self._check,
-        )
-        config = replace(self._plan.config, parallel=parallel)
-        self._plan = replace(self._plan, request=replace(self._plan.request, config=config))
-        self._stays, self._slices = False, None  # fewer than another render asks for
-        self._placement = self._place()
-        self._crew = self._begin_crew()
+        with self._moving:
+            self._placement.remove()
+            parallel = find_fewer(
+                self._plan.config.parallel,
+                self._placement.device,
+                timeout_s=_SETTLE_S,
+                check=self._check,
+            )
+            config = replace(self._plan.config, parallel=parallel)
+            self._plan = replace(self._plan, request=replace(self._plan.request, config=config))
+            self._stays, self._slices = False, None  # fewer than another render asks for
+            self._placement = self._place()
+            self._crew = self._begin_crew()
+            self._replace_worker()  # its device was given back as well
         return self._devices()
 
     def _ask(self, method: str, *args: object) -> Any:
@@ -250,10 +253,14 @@ class RayBackend:
 
     def _revive(self, error: Exception) -> None:
         """Another worker in the place of one that is lost, if that has not happened too often."""
-        self._failures += 1
-        if self._failures > self._plan.config.parallel.repairs:
-            raise error
-        self._hear(f"{error}; another one goes on")
+        with self._moving:
+            self._failures += 1
+            if self._failures > self._plan.config.parallel.repairs:
+                raise error
+            self._hear(f"{error}; another one goes on")
+            self._replace_worker()
+
+    def _replace_worker(self) -> None:
         if self._tiles is not None:
             self._tiles.close()
         self._worker.close()

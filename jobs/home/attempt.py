@@ -38,7 +38,7 @@ class Attempt:
         self.limit: int | None = None
         self._segments = 0
         self._saved: list[Saved] = []
-        self._checkpoints = CheckpointFolder(folder / "checkpoints")
+        self._checkpoints = CheckpointFolder(folder / "checkpoints", held.check)
         self._writing = threading.Lock()
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class Attempt:
         self._held.check()
         self._keep_init(init)
         name = f"{self._segments:06d}.m4s"
-        write_whole(self._folder / "segments" / name, media)
+        write_whole(self._folder / "segments" / name, media, self._held.check)
         self.note(
             "segment",
             number=self._segments,
@@ -114,6 +114,7 @@ class Attempt:
     def finish(self) -> None:
         """It is whole: nobody goes on from a checkpoint any more."""
         self.note("done", reason="")
+        self._held.check()  # it may have stood still since
         self._checkpoints.clear()
 
     def end(self, state: str, reason: str = "") -> None:
@@ -133,7 +134,7 @@ class Attempt:
     def _keep_init(self, init: bytes) -> None:
         path = self._folder / "init.mp4"
         if not path.exists():
-            write_whole(path, init)
+            write_whole(path, init, self._held.check)
         elif path.read_bytes() != init:
             raise ValueError(
                 f"the H.264 encoder here begins a file otherwise than {path}, so its segments "

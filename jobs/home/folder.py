@@ -134,9 +134,10 @@ class RenderFolder:
     def attempt(self) -> Iterator[Attempt]:
         """The right to go on with it, for one process at a time; Taken says who has it."""
         with self._lock.held(self.id) as held:
-            remove_parts(self.path)
+            remove_parts(self.path, held.check)
             ledger = self._read()
-            writer = JournalWriter(self.path / "journal", ledger.attempt + 1, self._reader.size)
+            journal, size = self.path / "journal", self._reader.size
+            writer = JournalWriter(journal, ledger.attempt + 1, size, held.check)
             try:
                 attempt = Attempt(self.path, writer, held, self.manifest.config)
                 attempt.start()

@@ -18,6 +18,7 @@ from ...pipeline.plan import Plan, make_plan
 from ..cluster import open_backend
 from .attempt import Attempt
 from .folder import RenderFolder
+from .home import way_on
 from .ledger import Status
 from .lock import Taken
 from .measures import Changes, in_words, is_memory, next_measure
@@ -68,7 +69,8 @@ class RenderRun:
             except Taken:
                 raise
             except Exception as error:
-                attempt.end("failed", str(error) or type(error).__name__)
+                reason = str(error) or type(error).__name__
+                attempt.end("failed", f"{reason}; {way_on(self._folder)}")
                 raise
             except BaseException:
                 attempt.end("paused", "it was interrupted")
@@ -108,6 +110,8 @@ class RenderRun:
         self._attempt = attempt
         while True:
             plan = make_plan(self._folder.manifest.request(self._folder.path, self._all_changes))
+            if 0 < plan.config.video.frames == attempt.frames_done:
+                return True  # its process ended before it could say so
             try:
                 return self._render_as(plan, attempt)
             except Exception as error:

@@ -7,25 +7,19 @@ from functools import cache, partial
 import pytest
 import torch
 from thread_chain import ThreadBackend
-from tiny_blocks import ARCHS, overrides
+from tiny_blocks import overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.parallel.link import LinkClosed
 from longreel.pipeline import backend as backends
 from longreel.pipeline.generator import Generator
 
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 GUIDED = ("sampling.guidance_mode=sequential", "video.height=32")
 PAIRS = {"num_stages": 2, "gpus_per_stage": 2}
 SQUARE = {"num_stages": 1, "gpus_per_stage": 4, "ring": 2}
 BRANCHES = {"num_stages": 3, "gpus_per_stage": 2, "ring": 2, "cfg": "split"}
 TOGETHER = {"num_stages": 3, "gpus_per_stage": 2, "devices": 2}
-
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
 
 
 def make_plan(policy, *more, frames=29, **layout):

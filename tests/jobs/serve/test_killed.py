@@ -11,7 +11,7 @@ import time
 import httpx
 import numpy as np
 import pytest
-from ray_cluster import alive, all_gone
+from processes import alive, all_gone
 from server import SMALL, Server, asked, ended, until
 
 import longreel
