@@ -5,7 +5,6 @@ columns of the longest list. Plain pointers: block pointers are gone from Triton
 """
 
 import math
-from functools import cache
 
 import torch
 import triton
@@ -13,10 +12,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .attention_layout import (
+    MAX_TILE,
+    has_descriptors,
+    in_boxes,
+    launch_options,
+    shared_bytes,
+)
 from .blocks import Blocks
-
-MAX_TILE = 128
-HOPPER = 227 * 1024  # bytes of shared memory for a program
 
 _LOG2E = math.log2(math.e)
 
@@ -242,8 +245,8 @@ def attend_lists_triton(
         blocks.k_tile,
         channels,
         item=q.element_size(),
-        shared=_shared_bytes(q.device),
-        descriptors=_has_descriptors(q.device),
+        shared=shared_bytes(q.device),
+        descriptors=has_descriptors(q.device),
         even=blocks.even,
     )
     block_n, descriptors = options["BLOCK_N"], options["DESCRIPTORS"]
@@ -288,71 +291,6 @@ def attend_lists_triton(
         **options | {"DESCRIPTORS": descriptors},
     )
     return out, lse
-
-
-def launch_options(
-    q_tile: int,
-    k_tile: int,
-    channels: int,
-    *,
-    item: int = 2,
-    shared: int = HOPPER,
-    descriptors: bool = False,
-    even: bool = True,
-) -> dict[str, int]:
-    """By table, as autotuning needs a device: what benchmarks/attention.py --tune found on an H200.
-
-    `item` bytes each, in `shared` bytes of an SM: queries, and keys and values of every stage, of
-    which three hide that a list is read before what it names.
-    """
-    block_m, block_n, block_d = (
-        max(16, triton.next_power_of_2(size)) for size in (q_tile, k_tile, channels)
-    )
-    warps = 8 if block_m == MAX_TILE else 4
-    if item > 2:  # float32 is for tests: it multiplies without tensor cores, from registers
-        block_n = min(block_n, 32)
-    for_keys = (shared // item - block_m * block_d) // block_d  # in tokens
-    while block_n > 16 and for_keys < 2 * 2 * block_n:
-        block_n //= 2
-    stages = min(3, max(1, for_keys // (2 * block_n)))
-    if descriptors and even and block_m == k_tile == MAX_TILE and item == 2:
-        # without masks two programs fit an SM: one multiplies while the other exponentiates
-        block_n, warps, stages = 64, 4, 2
-    return {
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_D": block_d,
-        "DESCRIPTORS": descriptors,
-        "num_warps": warps,
-        "num_stages": stages,
-    }
-
-
-@cache
-def _shared_bytes(device: torch.device) -> int:
-    """What a program may have."""
-    if device.type != "cuda":
-        return HOPPER
-    properties = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
-
-
-def _has_descriptors(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def in_boxes(x_BSHD: Tensor) -> bool:
-    """Whether tensor descriptors take it: tokens of all samples in one row, heads side by side."""
-    batch, tokens, _, channels = x_BSHD.shape
-    b, s, h, _ = x_BSHD.stride()
-    bytes_each = x_BSHD.element_size()
-    return (
-        x_BSHD.numel() > 0
-        and (batch == 1 or b == tokens * s)
-        and h == channels == triton.next_power_of_2(channels)
-        and s * bytes_each % 16 == x_BSHD.data_ptr() % 16 == 0
-        and channels * bytes_each >= 16
-    )
 
 
 def _boxes(x_BSHD: Tensor, rows: int) -> TensorDescriptor:

@@ -11,11 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import longreel
 from longreel.kernels.attention import attend, attend_dense, attend_reference
-from longreel.kernels.attention_triton import (
-    INTERPRETED,
-    attend_lists_triton,
-    launch_options,
-)
+from longreel.kernels.attention_layout import launch_options
+from longreel.kernels.attention_triton import INTERPRETED, attend_lists_triton
 from longreel.kernels.blocks import Blocks, even_starts
 from longreel.kernels.norm import (
     affine_norm,

@@ -14,12 +14,8 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from longreel.kernels import attention_triton
 from longreel.kernels.attention import attend, attend_reference, empty_state
-from longreel.kernels.attention_triton import (
-    HOPPER,
-    attend_lists_triton,
-    in_boxes,
-    launch_options,
-)
+from longreel.kernels.attention_layout import HOPPER, in_boxes, launch_options
+from longreel.kernels.attention_triton import attend_lists_triton
 from longreel.kernels.blocks import Blocks, even_starts
 
 SUPPORT = Path(__file__).parent.parent / "support"

@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from longreel.kernels import attention_triton, norm_triton
+from longreel.kernels.attention_layout import launch_options
 
 HOPPER = GPUTarget("cuda", 90, 32)
 STRIDES = {f"{x}_{axis}" for x in ("q", "k", "v", "out", "previous") for axis in "blsh"}
@@ -52,7 +53,7 @@ def compile_kernel(kernel, pointers: dict, constants: dict, options: dict) -> di
 def attention(
     tile: int, channels: int, *, previous=False, even=True, descriptors=True, kind="bf16"
 ) -> dict:
-    options = attention_triton.launch_options(
+    options = launch_options(
         tile,
         tile,
         channels,
