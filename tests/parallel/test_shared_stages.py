@@ -77,6 +77,18 @@ def test_shared_stages_make_the_latents_of_one_device(policy, layout):
     torch.testing.assert_close(latents, expected(policy, "video.height=64"), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "builder",
+    ["pooled", "stale", pytest.param("spatiotemporal", marks=pytest.mark.slow)],
+)
+def test_lists_of_what_each_device_reads_make_the_latents_of_one_device(builder):
+    settings = [f"attention.builder={builder}", "attention.tile=16", "attention.dense_steps=0"]
+    settings += ["video.height=64", "attention.radius=1"]
+    latents = render(make_plan("dualparal-grouped", *settings, **PAIRS))
+    alone = expected("dualparal-grouped", *settings)
+    torch.testing.assert_close(latents, alone, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", [PAIRS, pytest.param(SQUARE, marks=pytest.mark.slow)])
 def test_the_same_request_makes_the_same_bits(layout):
     plan = make_plan("causal", "model.dtype=bfloat16", **layout, frames=13)
