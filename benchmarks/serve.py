@@ -1,6 +1,6 @@
 """What a server adds: to the first frame, to a render while many look on, to a job's start.
 
-.venv/bin/python -P benchmarks/serve.py first      # first frame on a warm chain: in process, HTTP, Ray, in turn
+.venv/bin/python -P benchmarks/serve.py first      # first frame, warm: in process, HTTP, Ray
 .venv/bin/python -P benchmarks/serve.py load       # 200 clients poll and 20 stream for 60 s
 .venv/bin/python -P benchmarks/serve.py job        # from `submit` to a running job
 """
@@ -19,7 +19,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
-from server import Server, serving, until
+from server import serving, until
 
 import longreel
 

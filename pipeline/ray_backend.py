@@ -6,6 +6,7 @@ B batch, C channels, T latents, H height, W width, S text tokens, D channels of 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -150,14 +151,15 @@ class RayBackend:
         if self._ended:
             return
         self._ended = True
-        if hasattr(self, "_worker"):
-            self._worker.close()
-        if self._tiles is not None:
-            self._tiles.close()
-        if hasattr(self, "_crew"):
-            self._crew.close()
-        self._placement.remove()
-        self._at_end()
+        with ExitStack() as rest:  # all of it, also where the cluster is gone in between
+            rest.callback(self._at_end)
+            rest.callback(self._placement.remove)
+            if hasattr(self, "_crew"):
+                rest.callback(self._crew.close)
+            if self._tiles is not None:
+                rest.callback(self._tiles.close)
+            if hasattr(self, "_worker"):
+                rest.callback(self._worker.close)
 
     def _place(self) -> "Placement":
         from ..parallel.placement import place

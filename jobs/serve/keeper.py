@@ -235,7 +235,7 @@ class Keeper:
         record = self._queue.get(render)
         if record is None:
             return
-        self._count(live)
+        self._count(live, at_end=True)
         how = "lost" if news is None else news["how"]
         if how == "done":
             self._end(record, "done")
@@ -275,9 +275,9 @@ class Keeper:
             self._queue.put_back(now.render, lost=lost)
             self._changed(now, "queued")
 
-    def _count(self, live: Live) -> None:
+    def _count(self, live: Live, at_end: bool = False) -> None:
         """What has become final since the last look."""
-        segments = self._files.segments(live.record.render)
+        segments = self._files.segments(live.record.render, at_end)
         for segment in segments[live.seen :]:
             if segment.number == 0:
                 self._metrics.first_frame.observe(time.monotonic() - live.since)

@@ -1,5 +1,6 @@
 """The parts of a model that stay loaded from one render to the next, here or on a cluster."""
 
+import logging
 from collections.abc import Callable, Hashable
 
 from ...models.shelf import Shelf
@@ -7,6 +8,8 @@ from ...pipeline.backend import Backend, LocalBackend
 from ...pipeline.plan import Plan
 from ...pipeline.ray_backend import RayBackend
 from ..cluster import open_ray
+
+_log = logging.getLogger("longreel")
 
 
 class WarmBackends:
@@ -25,8 +28,11 @@ class WarmBackends:
     def release(self) -> None:
         """Devices of a cluster, which others may wait for."""
         ray, self._ray = self._ray, None
-        if ray is not None:
-            ray.end()
+        try:
+            if ray is not None:
+                ray.end()
+        except Exception as error:  # a cluster that is gone has let go of them already
+            _log.warning("devices could not be given back (%s)", error)
 
     def busy_s(self) -> list[float]:
         """Of each stage, since its chain began."""
@@ -38,9 +44,16 @@ class WarmBackends:
             return LocalBackend(plan, self._shelf)
         config = plan.config
         fits = config.model, config.parallel, plan.policy == "whole"
-        if self._ray is not None and self._fits == fits and self._ray.renew(plan, hear):
+        if self._ray is not None and self._fits == fits and self._renewed(self._ray, plan, hear):
             return self._ray
         self.release()
         self._shelf = Shelf()
         self._ray, self._fits = open_ray(plan, hear, stays=True), fits
         return self._ray
+
+    def _renewed(self, ray: RayBackend, plan: Plan, hear: Callable[[str], None]) -> bool:
+        try:
+            return ray.renew(plan, hear)
+        except Exception as error:  # whatever it is, to begin anew finds out or goes well
+            _log.warning("the last render's actors cannot be used again (%s)", error)
+            return False

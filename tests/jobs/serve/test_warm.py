@@ -5,6 +5,7 @@ import signal
 import time
 from functools import partial
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from command import SMALL
 from ray_cluster import all_gone, free_cpus, pids_of, two_nodes
 
 from longreel.jobs.render import plan_render, stream_chunks
+from longreel.jobs.serve.keeper import Keeper
+from longreel.jobs.serve.limits import Limits
 from longreel.jobs.serve.warm import WarmBackends
 from longreel.jobs.serve.worker import _next
 from longreel.pipeline.generator import Generator
@@ -90,3 +93,26 @@ def test_a_worker_with_nothing_to_do_lets_go_of_its_devices():
     assert _next(runs, 60.0) == {"do": "run"}
     runs.put(None)
     assert _next(runs, 60.0) is None
+
+
+class IdleWorker:
+    def __init__(self, model):
+        self.model, self.alive, self.told = model, True, []
+
+    def tell(self, do):
+        self.told.append(do)
+
+
+def test_the_worker_that_holds_the_model_is_chosen_and_others_make_room_for_one_that_does_not():
+    nothing = SimpleNamespace()
+    keeper = Keeper(
+        nothing, workers=3, settings={}, limits=Limits(), files=nothing, metrics=nothing
+    )
+    one, two, three = workers = [IdleWorker(model) for model in ("a", "b", "c")]
+    keeper._idle = [*workers]
+    assert keeper._choose(SimpleNamespace(model="b")) is two
+    assert [worker.told for worker in workers] == [[], [], []]
+    assert keeper._choose(SimpleNamespace(model="d")) is one
+    assert [worker.told for worker in workers] == [[], [], ["release"]]
+    three.alive = False
+    assert keeper._choose(SimpleNamespace(model="c")) is None
