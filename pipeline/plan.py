@@ -25,6 +25,7 @@ from .plan_blocks import find_policy, plan_schedule, widest_window
 from .policies import default_noise
 from .prompts import prompts_by_block
 from .schedule import BlockSchedule
+from .section import Section, revision_seed, section_prompts
 from .shares import check_shares, describe_shares
 from .slices import describe_slices, find_measured
 
@@ -46,6 +47,7 @@ class Request:
     image: Path | None = None
     prompt_at: tuple[tuple[float, str], ...] = ()  # seconds, and the prompt from then on
     max_inflight: int | None = None  # blocks, where memory was not enough for the policy's number
+    section: Section | None = None  # of a video that is there: what is to be made; none: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,14 @@ class Plan:
     @property
     def policy(self) -> str:
         """The queue, where the configuration leaves it to the model and the length."""
-        return find_policy(self.config, self.arch, self.latents_shape[1] or None)
+        num_latents = self.latents_shape[1] or None
+        return find_policy(self.config, self.arch, num_latents, self.request.section)
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        section = self.request.section
+        return revision_seed(self.request.seed, section.revision if section else 0)
 
     @property
     def causal_latents(self) -> int:
@@ -119,26 +128,30 @@ def make_plan(request: Request) -> Plan:
     dtype = DTYPES[config.model.dtype]
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
     check_branches(config, plan_guidance(sampling, levels, config.model.boundary).guided)
-    schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
+    section = request.section
+    schedule = plan_schedule(config, arch, levels.steps, shape[1] or None, section)
     if request.max_inflight is not None:
         most = max(1, schedule.burst, request.max_inflight)
         schedule = replace(schedule, max_inflight=min(schedule.max_inflight, most))
     _, patch_height, patch_width = arch.dit.patch
     rows, columns = shape[2] // patch_height, shape[3] // patch_width
     check_shares(config, arch, schedule, rows)
-    policy = find_policy(config, arch, shape[1] or None)
+    policy = find_policy(config, arch, shape[1] or None, section)
     causal = arch.causal_latents if policy == "whole" else schedule.causal
     check_attention(config, arch, schedule, rows, columns, causal)
     device = _driver_device(config)
     if _find_backend(config) == "local":
         check_backend(config, arch, device, dtype)
-    prompts = prompts_by_block(
-        request.prompt,
-        request.prompt_at,
-        schedule,
-        fps=config.video.fps,
-        frames_per_latent=arch.vae.time_stride,
-    )
+    if section:
+        prompts = section_prompts(section, schedule)
+    else:
+        prompts = prompts_by_block(
+            request.prompt,
+            request.prompt_at,
+            schedule,
+            fps=config.video.fps,
+            frames_per_latent=arch.vae.time_stride,
+        )
     return Plan(
         request=request,
         arch=arch,

@@ -9,15 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...configs.schema import Config
 from ...pipeline.checkpoint import Checkpoint
 from .checkpoints import KEPT, CheckpointFolder, Saved
 from .durable import write_whole
+from .edits import Edit
 from .journal import JournalWriter
+from .latents import save_latents
 from .ledger import Ledger
 from .lock import Held
 from .measures import Changes
-from .segments import Frames, digest, encode_segment
+from .segments import Frames, Segment, digest, encode_segment
 
 _log = logging.getLogger("longreel")
 
@@ -36,7 +40,9 @@ class Attempt:
         self.prompts: dict[int, str] = {}
         self.changes: dict[str, Any] = {}
         self.limit: int | None = None
-        self._segments = 0
+        self.edit: Edit | None = None
+        self.segments: list[Segment] = []  # that were there when it began
+        self._next_number = 0  # of a segment
         self._saved: list[Saved] = []
         self._checkpoints = CheckpointFolder(folder / "checkpoints")
         self._writing = threading.Lock()
@@ -46,7 +52,8 @@ class Attempt:
         self._journal.append(event="started", host=socket.gethostname(), pid=os.getpid())
 
     def resume(self, ledger: Ledger) -> None:
-        self.frames_done, self._segments = ledger.frames_done, len(ledger.segments)
+        self.frames_done, self._next_number = ledger.position, ledger.next_number
+        self.edit, self.segments = ledger.edit, list(ledger.segments)
         self.prompts, self.limit = dict(ledger.prompts), ledger.limit
         self.changes = dict(ledger.changes)
         self._saved = list(ledger.checkpoints)
@@ -85,7 +92,9 @@ class Attempt:
         self._saved = [*self._saved, saved][-KEPT:]
         self._checkpoints.prune(self._saved)
 
-    def commit(self, frames: Sequence[Frames], blocks: tuple[int, int]) -> None:
+    def commit(
+        self, frames: Sequence[Frames], blocks: tuple[int, int], latents_BCTHW: Tensor
+    ) -> None:
         """The next segment. OSError: it is not there, and may be committed again."""
         count = sum(map(len, frames))
         init, media = encode_segment(
@@ -93,20 +102,24 @@ class Attempt:
         )
         self._held.check()
         self._keep_init(init)
-        name = f"{self._segments:06d}.m4s"
+        revision = f"r{self.edit.section.revision}-" if self.edit else ""  # else a name comes twice
+        name = f"{revision}{self._next_number:06d}"
+        latents = save_latents(self._folder / "latents" / f"{name}.safetensors", latents_BCTHW)
+        name += ".m4s"
         write_whole(self._folder / "segments" / name, media)
         self.note(
             "segment",
-            number=self._segments,
+            number=self._next_number,
             first=self.frames_done,
             frames=count,
             blocks=blocks,
             file=name,
             bytes=len(media),
             digest=digest(media),
+            latents=latents,
         )
         self.frames_done += count
-        self._segments += 1
+        self._next_number += 1
 
     def finish(self) -> None:
         """It is whole: nobody goes on from a checkpoint any more."""

@@ -55,20 +55,20 @@ class CheckpointFolder:
             "frames": str(checkpoint.frames),
             "pages": json.dumps(list(pages.values())),
         }
-        digest = _save(path, _tensors(checkpoint), metadata)
+        digest = save_tensors(path, _tensors(checkpoint), metadata)
         sizes = [path.stat().st_size, *(self._size(file) for file, _ in pages.values())]
         return Saved(file=path.name, digest=digest, frames=checkpoint.frames, bytes=sum(sizes))
 
     def load(self, saved: Saved) -> Checkpoint:
         """ValueError: it cannot be used, and why."""
         path = self._folder / saved.file
-        metadata, tensors = _load(path, saved.digest)
+        metadata, tensors = load_tensors(path, saved.digest)
         if metadata.get("format") != str(FORMAT):
             raise ValueError(f"{path} is of format {metadata.get('format')}, not {FORMAT}")
         caches: dict[CacheKey, tuple[Tensor, Tensor]] = {}
         pages = json.loads(metadata["pages"])
         for file, digest in pages:
-            _, page = _load(self._folder / file, digest)
+            _, page = load_tensors(self._folder / file, digest)
             caches |= _unpack_page(page)
         checkpoint = _checkpoint(metadata, tensors, caches)
         for entry, (file, digest) in zip(checkpoint.chain.walk.entries, pages, strict=True):
@@ -96,7 +96,7 @@ class CheckpointFolder:
             if entry.key not in self._pages:
                 name = f"keys-{entry.block:06d}-{entry.step}-{entry.take}.safetensors"
                 tensors = _pack_page(entry, snapshot.caches)
-                self._pages[entry.key] = name, _save(self._folder / name, tensors, {})
+                self._pages[entry.key] = name, save_tensors(self._folder / name, tensors, {})
             pages[entry.key] = self._pages[entry.key]
         return pages
 
@@ -174,7 +174,7 @@ def _unpack_page(page: dict[str, Tensor]) -> dict[CacheKey, tuple[Tensor, Tensor
     return caches
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """The digest of the file, which is on the disk."""
     with written_aside(path) as part:
         save_file(_own(tensors), part, metadata)
@@ -194,7 +194,7 @@ def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
-def _load(path: Path, digest: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def load_tensors(path: Path, digest: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         if _digest(path) != digest:
             raise ValueError(f"{path} is damaged: its digest is not the one in the journal")

@@ -10,6 +10,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...pipeline.backend import Backend
 from ...pipeline.checkpoint import apart
 from ...pipeline.generator import Chunk, Generator, Report, quiet
@@ -23,6 +26,7 @@ from .lock import Taken
 from .measures import Changes, in_words, is_memory, next_measure
 from .saver import Saver
 from .segments import Frames
+from .splice import Splice
 
 _log = logging.getLogger("longreel")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -86,6 +90,11 @@ class RenderRun:
     def finish(self) -> None:
         """Begin no more blocks: those in flight are the last. From any thread, once it runs."""
         generator, attempt = self._running()
+        if attempt.edit and attempt.edit.stop < attempt.edit.frames:
+            raise ValueError(
+                f"render {self._folder.id} is being redone up to frame {attempt.edit.stop}, and "
+                "without its last blocks it would have a hole; stop it, or wait"
+            )
         with self._telling:
             attempt.limit = generator.stop()
             attempt.note("finishing", blocks=attempt.limit)
@@ -107,7 +116,7 @@ class RenderRun:
         """Whether it is whole; with less memory, if there is not enough."""
         self._attempt = attempt
         while True:
-            plan = make_plan(self._folder.manifest.request(self._folder.path, self._all_changes))
+            plan = make_plan(self._folder.request_with(self._all_changes))
             try:
                 return self._render_as(plan, attempt)
             except Exception as error:
@@ -131,7 +140,11 @@ class RenderRun:
 
     def _render_as(self, plan: Plan, attempt: Attempt) -> bool:
         self._check_weights(plan, attempt)
-        start = attempt.start_point()
+        start, end, around = attempt.start_point(), plan.config.video.frames, None
+        splice: Splice | None = None
+        if edit := attempt.edit:
+            splice = Splice(plan, edit, self._folder.init, attempt.segments)
+            start, end, around = start or splice.opening(), edit.stop, splice.around()
         if start and not plan.batched:
             start = apart(start)
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
@@ -144,18 +157,19 @@ class RenderRun:
                 keep=saver.keep,
                 prompts=attempt.prompts,
                 limit=attempt.limit,
+                around=around,
             )
             if self._asked.is_set():
                 self._generator.give_up()
             with closing(self._generator.chunks()) as chunks:
                 for chunk in chunks:
-                    gathered.add(chunk)
+                    gathered.add(chunk, splice)
                     if gathered.stop == cuts.stop_frame(chunk.block) and cuts.ends(chunk.block):
                         self._commit(attempt, gathered)
                         saver.committed()
                         gathered = _Gathered(gathered.stop)
             if self._asked.is_set():
-                return attempt.frames_done == plan.config.video.frames
+                return attempt.frames_done == end
             if gathered.frames:
                 self._commit(attempt, gathered)
         return True
@@ -184,7 +198,7 @@ class RenderRun:
             pass
         if gathered.start >= attempt.frames_done:  # else it is final already
             assert gathered.start == attempt.frames_done, "segments are the same each time"
-            self._patiently(lambda: attempt.commit(gathered.frames, gathered.blocks))
+            self._patiently(lambda: gathered.commit(attempt))
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """A full disk is waited for: somebody may clear it."""
@@ -209,13 +223,16 @@ class _Gathered:
     def __init__(self, start: int) -> None:
         self.start = start
         self.frames: list[Frames] = []
-        self.blocks = (0, 0)
+        self._latents: dict[int, Tensor] = {}  # latents_BCTHW by block
 
     @property
     def stop(self) -> int:
         return self.start + sum(map(len, self.frames))
 
-    def add(self, chunk: Chunk) -> None:
-        first = self.blocks[0] if self.frames else chunk.block
-        self.blocks = (first, chunk.block + 1)
-        self.frames.append(chunk.frames)
+    def add(self, chunk: Chunk, splice: Splice | None) -> None:
+        self._latents[chunk.block] = chunk.latents_BCTHW
+        self.frames.append(splice.blend(chunk.start, chunk.frames) if splice else chunk.frames)
+
+    def commit(self, attempt: Attempt) -> None:
+        blocks = min(self._latents), max(self._latents) + 1
+        attempt.commit(self.frames, blocks, torch.cat([*self._latents.values()], dim=2))
