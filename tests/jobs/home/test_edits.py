@@ -1,9 +1,6 @@
 """A finished render goes on, or is made anew in its midst: the rest stays, byte for byte."""
 
-import io
-from dataclasses import replace
 
-import av
 import numpy as np
 import pytest
 from tiny_blocks import ARCHS, POLICIES, overrides
