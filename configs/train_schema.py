@@ -26,6 +26,7 @@ class RunConfig:
     dtype: str = "bfloat16"  # of the arithmetic where autocast lowers it; weights stay float32
     num_processes: int = 1  # on this machine; each draws batches of its own
     threads: int = 1  # of each process, on a CPU
+    workers: int = 0  # processes beside each, that make its batches and clips; 0: it makes them
     sequence_ranks: int = 1  # consecutive processes that share every window's tokens
     zero_stage: int = 0  # 0: everything whole on each process; 1 to 3: spread by DeepSpeed
 
@@ -35,6 +36,7 @@ class RunConfig:
         for name in ("num_processes", "threads", "sequence_ranks"):
             value = getattr(self, name)
             check_range(f"run.{name}", value, 1, 1024, "leaves nothing to compute with")
+        check_range("run.workers", self.workers, 0, 1024, "makes no batches")
         check_range("run.zero_stage", self.zero_stage, 0, 3, "is no stage of ZeRO")
         if self.num_processes % self.sequence_ranks:
             raise ValueError(

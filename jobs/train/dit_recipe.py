@@ -18,6 +18,7 @@ from ...models.weights import Weights, load_module
 from ..world.captions import caption, vocabulary
 from ..world.scene import random_scene
 from .export import save_transformer, save_vae
+from .feed import made_ahead
 from .latents import LatentClips
 from .patterns import draw_levels
 from .recipe import Batch
@@ -27,22 +28,25 @@ from .text_side import TextSide
 _SHEET_ROWS = 6
 _SHEET_LATENTS = 11
 _TELLING = 0.5  # noise through which a latent shows what it is
+_CAPTIONS = 6  # of a clip
 _EMPTY = 0.1  # of the prompts, so that guidance has something to be guided away from
 
 
 class DitLoss(nn.Module):
     """Squared error of the velocity, over the latents that are to be learnt."""
 
-    def __init__(self, dit: WanDiT, text: TextSide) -> None:
+    def __init__(self, dit: WanDiT, text: TextSide, clips: LatentClips) -> None:
         super().__init__()
-        self.dit, self.text = dit, text
+        self.dit, self.text, self.clips = dit, text, clips
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
-        clean, sigma_BT = batch["clean_BCTHW"], batch["sigma_BT"]
+        sigma_BT, starts_B = batch["sigma_BT"], batch["starts_B"]
+        clean = self.clips.windows(batch["numbers_B"], starts_B, sigma_BT.shape[1])
+        noise_BCTHW = torch.randn_like(clean)
         sigma = sigma_BT[:, None, :, None, None]
-        noisy_BCTHW = (1 - sigma) * clean + sigma * batch["noise_BCTHW"]
+        noisy_BCTHW = (1 - sigma) * clean + sigma * noise_BCTHW
         text_BSD = self.text(batch["ids_BS"], batch["mask_BS"])
-        first = int(batch["first_position"])
+        first = int(starts_B[0] > 0)
         state = self.dit.embed(
             noisy_BCTHW,
             1000 * batch["told_BT"].double(),
@@ -50,7 +54,7 @@ class DitLoss(nn.Module):
             positions=range(first, first + clean.shape[2]),
         )
         state = self.dit.run_layers(state, range(self.dit.num_layers))
-        off_BCTHW = self.dit.head(state).float() - (batch["noise_BCTHW"] - clean)
+        off_BCTHW = self.dit.head(state).float() - (noise_BCTHW - clean)
         off_BT = off_BCTHW.square().mean(dim=(1, 3, 4))
         learnt_BT = batch["learnt_BT"]
         return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
@@ -69,6 +73,7 @@ class DitRecipe:
         vae: Any,
         vae_folder: Path,
         start: Path | None = None,
+        workers: int = 0,
     ) -> None:
         torch.manual_seed(seed)
         self.dit = WanDiT(arch.dit)
@@ -81,8 +86,9 @@ class DitRecipe:
         if mix.compiled:  # once for all layers, which differ in their weights alone
             for layer in self.dit.blocks.values():
                 layer.compile()
-        self.model = DitLoss(self.dit, self.text)
+        self.model = DitLoss(self.dit, self.text, clips)
         self._clips, self._seed, self._mix = clips, seed, mix
+        self._ids_NKS, self._empty_S = self._read_captions(workers)
         self._vae, self._vae_folder = vae, vae_folder
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
@@ -92,32 +98,24 @@ class DitRecipe:
         latents = int(rng.integers(mix.shortest, mix.longest + 1, size=2).min())
         at_start = rng.random() < mix.first
         rows = max(1, mix.latents // latents)
-        numbers = [int(n) for n in rng.integers(len(self._clips), size=rows)]
-        starts = [
-            0 if at_start else int(rng.integers(1, self._clips.latents - latents + 1))
-            for _ in numbers
-        ]
-        levels = [draw_levels(rng, latents, mix.shift, mix.pattern) for _ in numbers]
+        numbers = rng.integers(len(self._clips), size=rows)
+        starts = rng.integers(1, self._clips.latents - latents + 1, size=rows) * (not at_start)
+        levels = [draw_levels(rng, latents, mix.shift, mix.pattern) for _ in range(rows)]
         learnt_BT = _stack([level.learnt_T for level in levels])
         if not at_start:
             # Nothing in noise tells a video's first latent, which is one frame, from another, as
             # rotary positions are relative. A window's first is taken for the video's.
             learnt_BT[:, 0] *= _stack([level.actual_T < _TELLING for level in levels])[:, 0]
-        ids_BS, mask_BS = self.text.tokens([self._prompt(rng, number) for number in numbers])
-        clean = [
-            self._clips.window(n, s, s + latents) for n, s in zip(numbers, starts, strict=True)
-        ]
-        clean_BCTHW = torch.stack(clean)
-        noise = rng.standard_normal(clean_BCTHW.shape, np.float32)
+        ids_BS = self._ids_NKS[numbers, rng.integers(_CAPTIONS, size=rows)].long()
+        ids_BS[torch.from_numpy(rng.random(rows) < _EMPTY)] = self._empty_S
         return {
-            "clean_BCTHW": clean_BCTHW,
-            "noise_BCTHW": torch.from_numpy(noise),
+            "numbers_B": torch.from_numpy(numbers),
+            "starts_B": torch.from_numpy(starts),
             "sigma_BT": _stack([level.actual_T for level in levels]),
             "told_BT": _stack([level.told_T for level in levels]),
             "learnt_BT": learnt_BT,
             "ids_BS": ids_BS,
-            "mask_BS": mask_BS,
-            "first_position": torch.tensor(0 if at_start else 1),
+            "mask_BS": self.text.mask(ids_BS),
         }
 
     @torch.no_grad()
@@ -139,10 +137,16 @@ class DitRecipe:
         self.text.export(folder)
         save_vae(self._vae_folder, folder / "vae")
 
-    def _prompt(self, rng: np.random.Generator, number: int) -> str:
-        if rng.random() < _EMPTY:
-            return ""
-        return caption(random_scene(self._clips.seeds[number]), int(rng.integers(2**31)))
+    def _read_captions(self, workers: int) -> tuple[Tensor, Tensor]:
+        """Ids of some captions of every clip, (N, K, S), and those of no prompt, (S,)."""
+
+        def ids(number: int) -> Tensor:
+            scene = random_scene(self._clips.seeds[number])
+            captions = [caption(scene, number * _CAPTIONS + k) for k in range(_CAPTIONS)]
+            return self.text.tokens(captions)[0].to(torch.int16)
+
+        each_KS = made_ahead(ids, range(len(self._clips)), workers)
+        return torch.stack([ids_KS.clone() for ids_KS in each_KS]), self.text.tokens([""])[0][0]
 
 
 def start_from_identity(dit: WanDiT) -> None:

@@ -18,8 +18,9 @@ class Ema:
     def update(self, weights: Sequence[Tensor], steps_done: int) -> None:
         """Early averages forget faster, so that the random start is soon out of them."""
         decay = min(self._decay, (1 + steps_done) / (10 + steps_done))
-        for share, weight in zip(self.shares, weights, strict=True):
-            share.lerp_(weight.detach().float(), 1 - decay)
+        if self.shares:
+            now = [weight.detach().float() for weight in weights]
+            torch._foreach_lerp_(self.shares, now, 1 - decay)
 
     def load(self, shares: Sequence[Tensor]) -> None:
         for share, saved in zip(self.shares, shares, strict=True):

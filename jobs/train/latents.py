@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..world.draw import draw
 from ..world.scene import random_scene
+from .feed import made_ahead
 from .store import written_aside
 from .vae_whole import encode_whole
 
@@ -22,44 +23,56 @@ _FRAMES_AT_ONCE = 400
 _SHARD = 512
 
 
-class LatentClips:
-    """Normalised latents of the scenes `seeds`, in bfloat16's precision."""
+class LatentClips(nn.Module):
+    """Normalised latents of the scenes `seeds`, in bfloat16's precision, on the model's device."""
+
+    clips_NCTHW: Tensor
 
     def __init__(self, clips_NCTHW: Tensor, seeds: Sequence[int]) -> None:
+        super().__init__()
         assert len(clips_NCTHW) == len(seeds)
-        self._clips_NCTHW, self.seeds = clips_NCTHW, tuple(seeds)
+        self.register_buffer("clips_NCTHW", clips_NCTHW, persistent=False)
+        self.seeds = tuple(seeds)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     @property
     def latents(self) -> int:
-        return self._clips_NCTHW.shape[2]
+        return self.clips_NCTHW.shape[2]
 
     def shape(self, latents: int) -> tuple[int, int, int, int]:
         """Of a video of so many: C T H W."""
-        _, channels, _, height, width = self._clips_NCTHW.shape
+        _, channels, _, height, width = self.clips_NCTHW.shape
         return channels, latents, height, width
 
-    def window(self, number: int, start: int, stop: int) -> Tensor:
-        return self._clips_NCTHW[number, :, start:stop].float()
+    def windows(self, numbers_B: Tensor, starts_B: Tensor, latents: int) -> Tensor:
+        """B C T H W: of each clip, so many from its start on."""
+        times_BT = starts_B[:, None] + torch.arange(latents, device=starts_B.device)
+        return self.clips_NCTHW.movedim(2, 1)[numbers_B[:, None], times_BT].movedim(1, 2).float()
 
 
 @torch.no_grad()
-def encode_clips(vae: Any, seeds: Sequence[int], latents: int, compiled: bool = False) -> Tensor:
+def encode_clips(
+    vae: Any, seeds: Sequence[int], latents: int, compiled: bool = False, workers: int = 0
+) -> Tensor:
     """(N, C, T, H, W) of the scenes, each from a moment of its own."""
     encode = torch.compile(encode_whole, dynamic=False) if compiled else encode_whole
     mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1)
+        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     parts, at_once = [], max(1, _FRAMES_AT_ONCE // (4 * latents - 3))
-    for begin in range(0, len(seeds), at_once):
-        frames = np.stack([_clip(seed, latents) for seed in seeds[begin : begin + at_once]])
-        frames_NCTHW = torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1
+
+    def frames(begin: int) -> Tensor:
+        clips = [_clip(seed, latents) for seed in seeds[begin : begin + at_once]]
+        return torch.from_numpy(np.stack(clips))
+
+    for frames_NTHWC in made_ahead(frames, range(0, len(seeds), at_once), workers):
+        frames_NCTHW = frames_NTHWC.to(vae.device).movedim(-1, 1).float() / 127.5 - 1
         with torch.autocast(frames_NCTHW.device.type, torch.bfloat16):
             z_NCTHW = encode(vae, frames_NCTHW).float()
-        parts.append(((z_NCTHW - mean) / std).bfloat16().contiguous())
+        parts.append(((z_NCTHW - mean) / std).bfloat16().contiguous().cpu())
     return torch.cat(parts)
 
 
@@ -69,7 +82,7 @@ def _clip(seed: int, latents: int) -> np.ndarray[Any, Any]:
 
 
 def load_or_encode(
-    path: Path, vae: Any, count: int, latents: int, compiled: bool = False
+    path: Path, vae: Any, count: int, latents: int, compiled: bool = False, workers: int = 0
 ) -> LatentClips:
     """The file's clips; clips that are missing are made, and written in shards as they are."""
     shards = []
@@ -79,6 +92,7 @@ def load_or_encode(
         if not shard.exists():
             path.mkdir(parents=True, exist_ok=True)
             with written_aside(shard) as part:
-                save_file({"latents": encode_clips(vae, seeds, latents, compiled)}, part)
+                clips = encode_clips(vae, seeds, latents, compiled, workers)
+                save_file({"latents": clips}, part)
         shards.append(load_file(shard)["latents"])
     return LatentClips(torch.cat(shards), range(count))

@@ -16,7 +16,7 @@ from typing import Any
 from ...configs.train_schema import TrainConfig
 from .errors import TrainingError
 from .recipe import Recipe
-from .recipes import build_recipe, prepare_recipe
+from .recipes import build_recipe, device_type, prepare_recipe
 from .store import RunFolder
 
 Build = Callable[[TrainConfig], Recipe]
@@ -35,7 +35,7 @@ def train(config: TrainConfig, build: Build = build_recipe) -> bool:
     _check(config)
     folder = RunFolder(output_folder(config))
     folder.check(config)
-    prepare_recipe(config, _device_type(config))  # what is wrong with it leaves no folder behind
+    prepare_recipe(config)  # what is wrong with it leaves no folder behind
     folder.claim(config)
     if config.run.num_processes == 1:
         return _rank(config, build, 0, None)
@@ -53,24 +53,16 @@ def _check(config: TrainConfig) -> None:
     gpus = torch.cuda.device_count()
     if config.run.device == "cuda" and not gpus:
         raise ValueError("run.device=cuda finds no GPU here; set it to auto or cpu")
-    if _device_type(config) == "cuda" and config.run.num_processes > gpus:
+    if device_type(config) == "cuda" and config.run.num_processes > gpus:
         raise ValueError(
             f"run.num_processes={config.run.num_processes} wants a GPU each, and there are {gpus}; "
             "set it to that, or run.device=cpu"
         )
 
 
-def _device_type(config: TrainConfig) -> str:
-    import torch
-
-    if config.run.device != "auto":
-        return config.run.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _rank(config: TrainConfig, build: Build, rank: int, meeting: Path | None) -> bool:
     """One rank's whole life; `meeting` is where it finds the others, if there are any."""
-    kind = _device_type(config)
+    kind = device_type(config)
     os.environ["DS_ACCELERATOR"], os.environ["LOCAL_RANK"] = kind, str(rank)  # read by DeepSpeed
     import torch
 
@@ -78,6 +70,7 @@ def _rank(config: TrainConfig, build: Build, rank: int, meeting: Path | None) ->
     from .trainer import Trainer
 
     torch.set_num_threads(config.run.threads)
+    torch.backends.cudnn.benchmark = True  # shapes come again and again
     device = torch.device(kind, rank) if kind == "cuda" else torch.device("cpu")
     num = config.run.num_processes
     ranks = (
@@ -121,7 +114,7 @@ def _asked_to_stop() -> Iterator[list[float]]:
 def _child(
     config: TrainConfig, build: Build, rank: int, meeting: Path, results: Connection
 ) -> None:
-    if _device_type(config) == "cpu":
+    if device_type(config) == "cpu":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # wherever this host is
     try:
         done = _rank(config, build, rank, meeting)

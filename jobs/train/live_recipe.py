@@ -39,20 +39,44 @@ _AT_LEVELS = 0.7  # of the chunks have one of the few levels, the others any
 class LiveLoss(nn.Module):
     """Squared error of the velocity of the chunks that are not clean."""
 
-    def __init__(self, dit: WanDiT, teacher: WanDiT, chunk: int, guidance: float) -> None:
+    texts_NSD: Tensor
+    empty_SD: Tensor
+
+    def __init__(
+        self,
+        dit: WanDiT,
+        teacher: WanDiT,
+        clips: LatentClips,
+        texts_NSD: Tensor,
+        empty_SD: Tensor,
+        *,
+        chunk: int,
+        guidance: float,
+    ) -> None:
         super().__init__()
-        self.dit = dit
-        self._teacher = [teacher.requires_grad_(False)]  # in a list: none of its weights are ours
+        self.dit, self.teacher, self.clips = dit, teacher.requires_grad_(False), clips
+        self.register_buffer("texts_NSD", texts_NSD, persistent=False)
+        self.register_buffer("empty_SD", empty_SD, persistent=False)
         self._chunk, self._guidance = chunk, guidance
 
+    def windows(self, numbers_B: Tensor, starts_B: Tensor, latents: int) -> Tensor:
+        """B C T H W: the sink, and after it a run of the same clip."""
+        chunk = self._chunk
+        sinks = self.clips.windows(numbers_B, torch.zeros_like(starts_B), chunk)
+        runs = self.clips.windows(numbers_B, starts_B, latents - chunk)
+        return torch.cat([sinks, runs], dim=2)
+
     def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
-        clean, noise = batch["clean_BCTHW"], batch["noise_BCTHW"]
-        sigma = batch["sigma_BT"][:, None, :, None, None]
+        numbers_B, sigma_BT, told_BT = (batch[k] for k in ("numbers_B", "sigma_BT", "told_BT"))
+        clean = self.windows(numbers_B, batch["starts_B"], sigma_BT.shape[1])
+        noise = torch.randn_like(clean)
+        sigma = sigma_BT[:, None, :, None, None]
         noisy_BCTHW = (1 - sigma) * clean + sigma * noise
-        told_BT, text_BSD, empty_BSD = (batch[k] for k in ("told_BT", "text_BSD", "empty_BSD"))
+        text_BSD = self.texts_NSD[numbers_B]
+        empty_BSD = repeat(self.empty_SD, "s d -> b s d", b=len(numbers_B))
         with torch.no_grad():
             pair = velocity(
-                self._teacher[0],
+                self.teacher,
                 repeat(noisy_BCTHW, "b ... -> (two b) ...", two=2),
                 repeat(told_BT, "b t -> (two b) t", two=2),
                 torch.cat([text_BSD, empty_BSD]),
@@ -87,38 +111,39 @@ class LiveRecipe:
             for _ in range(2)
         )
         self.dit.requires_grad_(True)
-        self.model = LiveLoss(self.dit, teacher, arch.causal_latents, mix.guidance)
         self._arch, self._start, self._clips, self._vae = arch, start, clips, vae
         self._seed, self._mix = seed, mix
-        self._empty_SD = self._embed([""])[0]
-        # one embedding a clip: the student learns levels and chunks, not words
-        self._texts_NSD = self._embed([self._caption(n) for n in range(len(clips))])
+        self.model = LiveLoss(
+            self.dit,
+            teacher,
+            clips,
+            # one embedding a clip: the student learns levels and chunks, not words
+            self._embed([self._caption(n) for n in range(len(clips))]),
+            self._embed([""])[0],
+            chunk=arch.causal_latents,
+            guidance=mix.guidance,
+        )
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
         chunk, mix = self._arch.causal_latents, self._mix
         chunks = int(rng.integers(1, mix.chunks + 1))
-        numbers = [int(n) for n in rng.integers(len(self._clips), size=mix.rows)]
-        clean_BCTHW = torch.stack([self._window(rng, n, chunks) for n in numbers])
-        levels = [self._levels(rng, chunks) for _ in numbers]
+        levels = [self._levels(rng, chunks) for _ in range(mix.rows)]
         actual_BT, told_BT = (
             torch.from_numpy(np.repeat(np.stack(rows), chunk, axis=1).astype(np.float32))
             for rows in zip(*levels, strict=True)
         )
-        noise = rng.standard_normal(clean_BCTHW.shape, np.float32)
         return {
-            "clean_BCTHW": clean_BCTHW,
-            "noise_BCTHW": torch.from_numpy(noise),
+            "numbers_B": torch.from_numpy(rng.integers(len(self._clips), size=mix.rows)),
+            "starts_B": torch.from_numpy(self._starts(rng, chunks)),
             "sigma_BT": actual_BT,
             "told_BT": told_BT,
-            "text_BSD": self._texts_NSD[numbers],
-            "empty_BSD": repeat(self._empty_SD, "s d -> b s d", b=len(numbers)),
         }
 
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out prompts, chunk after chunk: a row each."""
-        text_BSD = self._embed(held_out_prompts(_SHEET_ROWS))
+        text_BSD = self._embed(held_out_prompts(_SHEET_ROWS)).to(self.model.empty_SD.device)
         return strips(self._vae, self._roll_out(text_BSD, _SHEET_CHUNKS))
 
     def export(self, folder: Path) -> None:
@@ -132,13 +157,13 @@ class LiveRecipe:
         chunk, mix = self._arch.causal_latents, self._mix
         generator = torch.Generator().manual_seed(0)
         channels, _, height, width = self._clips.shape(1)
-        shape = (len(text_BSD), channels, chunk, height, width)
-        done_BCTHW = torch.zeros(len(text_BSD), channels, 0, height, width)
+        shape, device = (len(text_BSD), channels, chunk, height, width), text_BSD.device
+        done_BCTHW = torch.zeros(len(text_BSD), channels, 0, height, width, device=device)
         sigmas = [float(shifted(timestep / 1000, mix.shift)) for timestep in mix.timesteps]
         for _ in range(chunks):
-            clean_BCTHW = torch.zeros(shape)
+            clean_BCTHW = torch.zeros(shape, device=device)
             for sigma in sigmas:
-                noise_BCTHW = torch.randn(shape, generator=generator)
+                noise_BCTHW = torch.randn(shape, generator=generator).to(device)
                 noisy_BCTHW = (1 - sigma) * clean_BCTHW + sigma * noise_BCTHW
                 window_BCTHW = torch.cat([done_BCTHW, noisy_BCTHW], dim=2)
                 told_BT = torch.zeros(len(text_BSD), window_BCTHW.shape[2])
@@ -148,14 +173,12 @@ class LiveRecipe:
             done_BCTHW = torch.cat([done_BCTHW, clean_BCTHW], dim=2)
         return done_BCTHW
 
-    def _window(self, rng: np.random.Generator, number: int, chunks: int) -> Tensor:
-        """The sink, and after it a run that ends anywhere: next to it, or with a gap."""
-        chunk = self._arch.causal_latents
-        run = chunk * (chunks - 1)
-        latest = self._clips.latents - run
-        start = chunk if rng.random() < 0.3 else int(rng.integers(chunk, latest + 1))
-        sink_CTHW = self._clips.window(number, 0, chunk)
-        return torch.cat([sink_CTHW, self._clips.window(number, start, start + run)], dim=1)
+    def _starts(self, rng: np.random.Generator, chunks: int) -> np.ndarray[Any, Any]:
+        """Of the runs after the sinks: next to it, or with a gap."""
+        chunk, rows = self._arch.causal_latents, self._mix.rows
+        latest = self._clips.latents - chunk * (chunks - 1)
+        anywhere = rng.integers(chunk, latest + 1, size=rows)
+        return np.where(rng.random(rows) < 0.3, chunk, anywhere)
 
     def _levels(self, rng: np.random.Generator, chunks: int) -> tuple[Any, Any]:
         """Of each chunk: the noise it has, and what it is told; a clean past, then any levels."""

@@ -18,8 +18,17 @@ def build_recipe(config: TrainConfig) -> Recipe:
     return _RECIPES[config.recipe](config)
 
 
-def prepare_recipe(config: TrainConfig, device: str) -> None:
+def device_type(config: TrainConfig) -> str:
+    import torch
+
+    if config.run.device != "auto":
+        return config.run.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def prepare_recipe(config: TrainConfig) -> None:
     """What is done once, before any process of the run starts."""
+    device = device_type(config)
     _check_compiler(config, device)
     if config.recipe in ("dit", "live"):
         _clips(config)  # by one process, for all
@@ -83,7 +92,14 @@ def _dit(config: TrainConfig) -> Recipe:
     clips, vae = _clips(config)
     start, seed = _dit_start(config), config.run.seed
     return DitRecipe(
-        arch, clips, seed=seed, mix=config.dit, vae=vae, vae_folder=folder, start=start
+        arch,
+        clips,
+        seed=seed,
+        mix=config.dit,
+        vae=vae,
+        vae_folder=folder,
+        start=start,
+        workers=config.run.workers,
     )
 
 
@@ -124,9 +140,10 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
 
     arch, folder = _source(config)
     group = config.dit if config.recipe == "dit" else config.live
-    vae = load_vae(folder, arch.vae, device="cpu", dtype=torch.float32)
-    cache = Path(group.cache).expanduser()
-    clips = load_or_encode(cache, vae, group.clips, group.clip_latents, group.compiled)
+    device = torch.device(device_type(config))
+    vae = load_vae(folder, arch.vae, device=device, dtype=torch.float32)
+    cache, workers = Path(group.cache).expanduser(), config.run.workers
+    clips = load_or_encode(cache, vae, group.clips, group.clip_latents, group.compiled, workers)
     return clips, vae
 
 

@@ -61,6 +61,6 @@ def strips(vae: Any, latents_BCTHW: Tensor) -> np.ndarray[Any, Any]:
     """Every eighth frame side by side, a row for each video: H W C bytes."""
     rows = []
     for row_CTHW in latents_BCTHW:
-        frames_THWC = to_uint8(StreamingDecoder(vae).decode(row_CTHW[None]))
-        rows.append(rearrange(frames_THWC[::8], "T H W C -> H (T W) C"))
+        frames_THWC = to_uint8(StreamingDecoder(vae).decode(row_CTHW[None].to(vae.device)))
+        rows.append(rearrange(frames_THWC[::8].cpu(), "T H W C -> H (T W) C"))
     return torch.cat(rows).numpy()

@@ -66,7 +66,11 @@ class TextSide(nn.Module):
             truncation=True,
             return_tensors="pt",
         )
-        return batch.input_ids, batch.attention_mask
+        return batch.input_ids, self.mask(batch.input_ids)
+
+    def mask(self, ids_NS: Tensor) -> Tensor:
+        """1 where there is a word or an end."""
+        return (ids_NS != self.tokenizer.pad_token_id).long()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from ...parallel.training import AdamW, Engine, Stepped, WholeEngine, trained
 from .curves import draw_curves
 from .ema import Ema, wearing
 from .errors import TrainingError
+from .feed import made_ahead
 from .rates import learning_rate
-from .recipe import Recipe
+from .recipe import Batch, Recipe
 from .store import RunFolder, written_aside
 
 _STATE = "state.json"
@@ -46,30 +47,38 @@ class Trainer:
     def run(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """To the last step and the export; False when `stopped` ended it, with a checkpoint."""
         self._resume()
-        while self.step < self._config.steps:
-            if self._take_step(stopped()):
+        for batch in self._batches():
+            if self._take_step(batch, stopped()):
                 self._save()
                 return False
         self._save()
         self._show(lambda: self._shown.export(self.folder.path / "model"))
         return True
 
-    def _take_step(self, stopped: bool) -> bool:
+    def _batches(self) -> Iterator[Batch]:
+        """Of all steps that are left."""
+        rank, num = self._shared_rank()
+        steps = range(self.step, self._config.steps)
+        make = self._recipe.batch
+        return made_ahead(lambda step: make(step, rank, num), steps, self._config.run.workers)
+
+    def _shared_rank(self) -> tuple[int, int]:
+        """Among those that see batches of their own, and how many these are."""
+        together = self._config.run.sequence_ranks  # these see one batch
+        return self._ranks.rank // together, self._ranks.num // together
+
+    def _take_step(self, batch: Batch, stopped: bool) -> bool:
         """One step and what is due after it; whether any rank was asked to stop."""
         config, report = self._config, self._config.report
-        started = time.monotonic()
-        together = config.run.sequence_ranks  # these see one batch
-        rank, num = self._ranks.rank // together, self._ranks.num // together
-        seed_step(config.run.seed, self.step, rank)
         rate = learning_rate(config.optimizer, self.step, config.steps)
-        batch = self._recipe.batch(self.step, rank, num)
         device = self._ranks.device
         here = {name: tensor.to(device) for name, tensor in batch.items()}
+        seed_step(config.run.seed, self.step, self._shared_rank()[0])
         stepped = self._engine.step(here, rate)
         self._ema.update(self._engine.weights(), self.step)
         self.step += 1
         stop, save = self._share(stepped, stopped)
-        self._tally.add(stepped, rate, time.monotonic() - started)
+        self._tally.add(stepped, rate)
         last = self.step == config.steps
         if self.step % report.log_every == 0 or last:
             self._log()
@@ -163,10 +172,15 @@ class _Tally:
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._count: dict[str, int] = {}
+        self._last = time.monotonic()
 
-    def add(self, stepped: Stepped, rate: float, time_s: float) -> None:
+    def add(self, stepped: Stepped, rate: float) -> None:
+        """The time is that since the step before it."""
+        now = time.monotonic()
         values = {"loss": stepped.loss, **stepped.figures, "grad_norm": stepped.grad_norm}
-        for name, value in {**values, "learning_rate": rate, "time_s": time_s}.items():
+        values |= {"learning_rate": rate, "time_s": now - self._last}
+        self._last = now
+        for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._count[name] = self._count.get(name, 0) + 1
 

@@ -191,12 +191,14 @@ class VaeRecipe:
         whole.save_pretrained(folder)
 
     def _encode(self, frames_TCHW: Tensor) -> Tensor:
-        z_BCTHW: Tensor = self.vae.encode(_clip_batch(frames_TCHW)).latent_dist.mode()
+        z_BCTHW: Tensor = self.vae.encode(
+            _clip_batch(frames_TCHW).to(self.vae.device)
+        ).latent_dist.mode()
         return z_BCTHW[0]
 
     def _reconstruct(self, frames_TCHW: Tensor) -> Tensor:
         frames_BCTHW: Tensor = self.vae.decode(self._encode(frames_TCHW)[None]).sample
-        return rearrange(frames_BCTHW[0].float(), "C T H W -> T C H W")
+        return rearrange(frames_BCTHW[0].float().cpu(), "C T H W -> T C H W")
 
     def _clip(self, rng: np.random.Generator, frames: int, crop: int) -> tuple[Tensor, Tensor]:
         scene = random_scene(int(rng.integers(2**40)))

@@ -93,8 +93,8 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, caplog
 def test_less_memory_is_tried_before_a_render_is_given_up(home, monkeypatch, caplog):
     build = backends.make_stage
 
-    def short_of_memory(plan, layers, device):
-        stage = build(plan, layers, device)
+    def short_of_memory(*asked):
+        stage = build(*asked)
         run = stage.run
 
         def checked(task, x):
@@ -115,7 +115,7 @@ def test_less_memory_is_tried_before_a_render_is_given_up(home, monkeypatch, cap
 
 
 def test_a_render_without_memory_ends_with_the_reason_and_the_way_on(home, monkeypatch):
-    def none(plan, layers, device):
+    def none(*asked):
         raise torch.OutOfMemoryError("CUDA out of memory: tried 1 GiB")
 
     monkeypatch.setattr(backends, "make_stage", none)

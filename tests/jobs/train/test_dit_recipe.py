@@ -8,6 +8,8 @@ from tiny_shapes import DIT, VAE, dit_recipe, random_clips
 
 from longreel.jobs.train.export import save_transformer
 from longreel.jobs.train.latents import encode_clips, load_or_encode
+from longreel.jobs.world.captions import caption
+from longreel.jobs.world.scene import random_scene
 from longreel.models.checkpoint import check_transformer, locate
 from longreel.models.text_encoder import check_encoder, load_tokenizer
 from longreel.models.vae import StreamingEncoder
@@ -35,37 +37,58 @@ def test_a_batch_depends_on_seed_step_and_rank_alone(recipe, clips, vae):
     other = dit_recipe(clips, vae, None)
     first, again, rank = recipe.batch(3, 0, 2), other.batch(3, 0, 2), recipe.batch(3, 1, 2)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["noise_BCTHW"].ravel()[:9], rank["noise_BCTHW"].ravel()[:9])
+    assert not torch.equal(first["sigma_BT"].ravel()[:2], rank["sigma_BT"].ravel()[:2])
 
 
-def test_windows_that_begin_a_video_stand_at_its_first_position(recipe, clips):
+def test_windows_begin_their_video_all_or_none(recipe):
     seen = set()
     for step in range(60):
-        batch = recipe.batch(step, 0, 1)
-        length = batch["clean_BCTHW"].shape[2]
-        begins = any(
-            torch.equal(batch["clean_BCTHW"][0], clips.window(n, 0, length)) for n in range(8)
-        )
-        position = int(batch["first_position"])
-        assert not (begins and position)
-        seen.add((begins, position))
-    assert seen == {(True, 0), (False, 1)}
+        starts_B = recipe.batch(step, 0, 1)["starts_B"]
+        assert (starts_B == 0).all() or (starts_B > 0).all()
+        seen.add(bool(starts_B[0]))
+    assert seen == {False, True}
+
+
+def test_windows_are_cut_from_their_clips(clips):
+    numbers_B, starts_B = torch.tensor([5, 0, 5]), torch.tensor([2, 0, 4])
+    windows_BCTHW = clips.windows(numbers_B, starts_B, 3)
+    for window_CTHW, number, start in zip(windows_BCTHW, numbers_B, starts_B, strict=True):
+        expected = clips.clips_NCTHW[number, :, start : start + 3].float()
+        assert torch.equal(window_CTHW, expected)
+
+
+def test_prompts_are_captions_of_their_scenes_or_nothing(recipe, clips):
+    batch = recipe.batch(0, 0, 1)
+    words = [
+        recipe.text.tokenizer.decode(ids_S, skip_special_tokens=True) for ids_S in batch["ids_BS"]
+    ]
+    for number, prompt in zip(batch["numbers_B"], words, strict=True):
+        scene = random_scene(clips.seeds[number])
+        captions = (caption(scene, int(number) * 6 + k) for k in range(6))
+        known = [
+            recipe.text.tokenizer.decode(recipe.text.tokens([one])[0][0], skip_special_tokens=True)
+            for one in captions
+        ]
+        assert prompt in ["", *known]
 
 
 def test_a_first_latent_in_noise_is_learnt_as_the_video_s_first_alone(recipe):
     for step in range(100):
         batch = recipe.batch(step, 0, 1)
-        if batch["first_position"]:
+        if batch["starts_B"][0]:
             learnt = batch["learnt_BT"][:, 0] > 0
             assert (batch["sigma_BT"][:, 0][learnt] < 0.5).all()
 
 
-def test_before_training_the_velocity_is_zero_and_the_loss_that_of_noise(recipe):
+def test_before_training_the_velocity_is_zero_and_the_loss_that_of_noise(recipe, clips):
     for step in range(5):
         batch = recipe.batch(step, 0, 1)
-        loss, _ = recipe.model(**batch)
-        off_BT = (batch["noise_BCTHW"] - batch["clean_BCTHW"]).square().mean(dim=(1, 3, 4))
         learnt_BT = batch["learnt_BT"]
+        clean_BCTHW = clips.windows(batch["numbers_B"], batch["starts_B"], learnt_BT.shape[1])
+        torch.manual_seed(step)
+        loss, _ = recipe.model(**batch)
+        torch.manual_seed(step)
+        off_BT = (torch.randn_like(clean_BCTHW) - clean_BCTHW).square().mean(dim=(1, 3, 4))
         torch.testing.assert_close(loss, (off_BT * learnt_BT).sum() / learnt_BT.sum())
 
 
@@ -74,6 +97,7 @@ def test_steps_lower_the_loss_of_their_batch(recipe):
     optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
+        torch.manual_seed(0)
         loss, _ = recipe.model(**batch)
         optimizer.zero_grad()
         loss.backward()
@@ -110,11 +134,11 @@ def test_an_export_is_a_whole_checkpoint(recipe, tmp_path):
 def test_clips_are_made_once_and_equal_what_the_encoder_makes(vae, tmp_path, monkeypatch):
     made = encode_clips(vae, range(3), 2)
     assert made.shape == (3, 4, 2, 12, 12)
-    kept = load_or_encode(tmp_path, vae, 3, 2)
+    kept = load_or_encode(tmp_path, vae, 3, 2, workers=2)
     monkeypatch.setattr(StreamingEncoder, "encode", None)  # a second time, nothing is encoded
     again = load_or_encode(tmp_path, vae, 3, 2)
     for clips in (kept, again):
-        assert torch.equal(clips.window(1, 0, 2), made[1].float())
+        assert torch.equal(clips.clips_NCTHW, made)
 
 
 def test_a_sheet_shows_the_held_out_prompts(recipe):

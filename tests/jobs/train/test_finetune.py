@@ -115,7 +115,7 @@ def test_full_fine_tuning_moves_every_weight(place, tmp_path):
 
 def test_the_loss_is_flow_matching_by_diffusers_transformer(place):
     settings = config(place, place / "unused")
-    prepare_recipe(settings, "cpu")
+    prepare_recipe(settings)
     recipe = FinetuneRecipe(settings)
     batch = recipe.batch(0, 0, 1)
     theirs = diffusers_model(ARCH.dit)
@@ -135,24 +135,24 @@ def test_the_loss_is_flow_matching_by_diffusers_transformer(place):
 
 def test_clips_are_encoded_once_and_again_when_they_change(place, monkeypatch, tmp_path):
     settings = config(place, place / "unused")
-    prepare_recipe(settings, "cpu")
+    prepare_recipe(settings)
 
     def encoded(*_, **__):
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(clips, "_encode", encoded)
-    prepare_recipe(settings, "cpu")
+    prepare_recipe(settings)
     caption = place / "clips/a.txt"
     before = caption.read_text()
     caption.write_text("a blue dog")
     with pytest.raises(AssertionError, match="encoded again"):
-        prepare_recipe(settings, "cpu")
+        prepare_recipe(settings)
     caption.write_text(before)
 
 
 def test_batches_follow_from_seed_step_and_rank(place):
     settings = config(place, place / "unused")
-    prepare_recipe(settings, "cpu")
+    prepare_recipe(settings)
     one, other = FinetuneRecipe(settings), FinetuneRecipe(settings)
     one.batch(5, 0, 2)
     for step, rank in ((0, 0), (3, 1)):

@@ -52,13 +52,19 @@ def test_a_batch_depends_on_seed_step_and_rank_alone(recipe, teacher, clips, vae
 def test_a_window_is_the_sink_and_a_run_of_the_same_clip(recipe, clips):
     lengths = set()
     for step in range(40):
-        for row_CTHW in recipe.batch(step, 0, 1)["clean_BCTHW"]:
-            sink, run = row_CTHW[:, :CHUNK], row_CTHW[:, CHUNK:]
-            number = next(n for n in range(6) if torch.equal(clips.window(n, 0, CHUNK), sink))
-            length = run.shape[1]
-            starts = range(CHUNK, 9 - length + 1)
-            assert any(torch.equal(clips.window(number, s, s + length), run) for s in starts)
-            lengths.add(length)
+        batch = recipe.batch(step, 0, 1)
+        numbers_B, starts_B, length = (
+            batch["numbers_B"],
+            batch["starts_B"],
+            batch["told_BT"].shape[1],
+        )
+        windows_BCTHW = recipe.model.windows(numbers_B, starts_B, length)
+        for number, start, window_CTHW in zip(numbers_B, starts_B, windows_BCTHW, strict=True):
+            clip_CTHW, run = clips.clips_NCTHW[number].float(), length - CHUNK
+            assert CHUNK <= start <= 9 - run
+            assert torch.equal(window_CTHW[:, :CHUNK], clip_CTHW[:, :CHUNK])
+            assert torch.equal(window_CTHW[:, CHUNK:], clip_CTHW[:, start : start + run])
+        lengths.add(length - CHUNK)
     assert lengths == {0, CHUNK, 2 * CHUNK}
 
 
@@ -76,33 +82,36 @@ def test_chunks_have_one_level_each_and_a_clean_past_bears_little_noise(recipe):
 
 def test_the_target_is_the_data_moved_along_what_the_prompt_changes_in_the_teacher(recipe):
     batch = recipe.batch(3, 0, 1)
+    torch.manual_seed(0)
     loss, _ = recipe.model(**batch)
-    clean, noise, told = (batch[k] for k in ("clean_BCTHW", "noise_BCTHW", "told_BT"))
+    told, numbers = batch["told_BT"], batch["numbers_B"]
+    clean = recipe.model.windows(numbers, batch["starts_B"], told.shape[1])
+    torch.manual_seed(0)
+    noise = torch.randn_like(clean)
+    texts = recipe.model.texts_NSD[numbers], recipe.model.empty_SD.expand(len(numbers), -1, -1)
     sigma = batch["sigma_BT"][:, None, :, None, None]
     noisy = (1 - sigma) * clean + sigma * noise
-    teacher = recipe.model._teacher[0]
-    wanted, empty = (
-        velocity(teacher, noisy, told, batch[name]).float() for name in ("text_BSD", "empty_BSD")
-    )
+    wanted, empty = (velocity(recipe.model.teacher, noisy, told, text).float() for text in texts)
     target = noise - clean + wanted - empty  # guidance 2
-    made = velocity(recipe.dit, noisy, told, batch["text_BSD"], causal=CHUNK).float()
+    made = velocity(recipe.dit, noisy, told, texts[0], causal=CHUNK).float()
     learnt = (told > 0)[:, None, :, None, None].expand_as(made)
     torch.testing.assert_close(loss, (made - target)[learnt].square().mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_steps_lower_the_loss_and_leave_the_teacher_alone(recipe):
     batch = recipe.batch(0, 0, 1)
-    before = [p.clone() for p in recipe.model._teacher[0].parameters()]
-    optimizer = torch.optim.AdamW(recipe.model.parameters(), lr=3e-3)
+    before = [p.clone() for p in recipe.model.teacher.parameters()]
+    optimizer = torch.optim.AdamW(recipe.dit.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
+        torch.manual_seed(0)
         loss, _ = recipe.model(**batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    after = recipe.model._teacher[0].parameters()
+    after = recipe.model.teacher.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
