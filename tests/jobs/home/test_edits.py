@@ -1,6 +1,5 @@
 """A finished render goes on, or is made anew in its midst: the rest stays, byte for byte."""
 
-
 import numpy as np
 import pytest
 from tiny_blocks import ARCHS, POLICIES, overrides
