@@ -107,7 +107,7 @@ class Generator:
 
     def chunks(self) -> Stream[Chunk]:
         """Frames in order, decoded while later blocks are still being made."""
-        total = self._plan.config.video.frames
+        total = self._last_frame()
         start = self._start.frames if self._start else 0
         with (
             _broken_ends_render(),
@@ -210,6 +210,15 @@ class Generator:
             assert schedule.num_blocks is not None
             tail = Moved(block=schedule.num_blocks, step=schedule.steps, latents_BCTHW=tail_BCTHW)
             yield tail, backend.decode(tail_BCTHW)
+
+    def _last_frame(self) -> int:
+        """The one after it, of what is made and what is decoded anew; 0: there is no end."""
+        schedule, stride = self._plan.schedule, self._plan.arch.vae.time_stride
+        if schedule.num_blocks is None:
+            return 0
+        tail_BCTHW = self._around.tail_BCTHW if self._around else None
+        behind = 0 if tail_BCTHW is None else tail_BCTHW.shape[2] * stride
+        return self._cuts.stop_frame(schedule.num_blocks - 1) + behind
 
     def sampling(self, backend: Backend) -> Sampling:
         plan, levels = self._plan, self._plan.levels

@@ -56,11 +56,25 @@ def section_prompts(section: Section, schedule: BlockSchedule) -> dict[int, str]
 
 
 def change_prompts(
-    prompts: Sequence[tuple[int, str]], first: int, stop: int, prompt: str
+    prompts: Sequence[tuple[int, str]], first: int, stop: int | None, prompt: str
 ) -> tuple[tuple[int, str], ...]:
-    """The same, with this one from `first` to before `stop`."""
-    kept = {latent: text for latent, text in prompts if not first <= latent < stop}
-    return tuple(sorted({stop: _prompt_at(prompts, stop), **kept, first: prompt}.items()))
+    """The same, with this one from `first` to before `stop`, or to the end."""
+    kept = {latent: text for latent, text in prompts if latent < first}
+    if stop is not None:
+        kept[stop] = _prompt_at(prompts, stop)
+        kept |= {latent: text for latent, text in prompts if latent >= stop}
+    return tuple(sorted({**kept, first: prompt}.items()))
+
+
+def prompt_times(
+    prompts: Sequence[tuple[int, str]], *, fps: int, frames_per_latent: int
+) -> tuple[tuple[float, str], ...]:
+    """Changes of the prompt, in seconds."""
+    return tuple(
+        ((1 + (latent - 1) * frames_per_latent) / fps, text)
+        for (_, before), (latent, text) in pairwise(prompts)
+        if text != before
+    )
 
 
 def opening(schedule: BlockSchedule, frames: int, latents: Latents) -> Checkpoint:

@@ -141,7 +141,7 @@ class _Desk:
         self._folder = folder
         self._changes = changes
         check_done(folder)
-        self.plan = make_plan(folder.request_with(changes))
+        self.plan = folder.plan_with(changes)
         self.segments: Sequence[Segment] = folder.segments()
         self.frames = self.segments[-1].stop
         self.latents = KeptLatents(self.segments, self.plan.arch.vae.time_stride)
@@ -160,7 +160,8 @@ class _Desk:
         """Of latents."""
         prompts = self._folder.prompts(self.plan)
         if prompt is not None:
-            prompts = change_prompts(prompts, first, stop, prompt)
+            to_end = stop >= self.latents.count(self.frames)
+            prompts = change_prompts(prompts, first, None if to_end else stop, prompt)
         past = self.plan.request.section
         revision = past.revision + 1 if past else 1
         return Section(revision=revision, first=first, stop=stop, prompts=prompts)
@@ -195,5 +196,5 @@ def _with_prompts(plan: Plan, section: Section, prompt_at: Sequence[tuple[float,
                 f"prompt_at holds a time before the extension, which stays as it is; choose times "
                 f"from {(1 + (section.first - 1) * plan.arch.vae.time_stride) / fps:g} s on"
             )
-        prompts = change_prompts(prompts, schedule.bounds(block)[0], section.stop, text)
+        prompts = change_prompts(prompts, schedule.bounds(block)[0], None, text)
     return replace(section, prompts=prompts)

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...models.arch import ARCHS
 from ...pipeline.plan import Plan, Request, make_plan
-from ...pipeline.section import change_prompts
+from ...pipeline.section import change_prompts, prompt_times
 from ..metadata import metadata
 from .attempt import Attempt
 from .durable import remove_parts
@@ -53,7 +54,7 @@ class RenderFolder:
         return self.request_with({})
 
     def request_with(self, changes: Mapping[str, Any]) -> Request:
-        """With other values of some fields."""
+        """As `plan_with`."""
         ledger = self._read()
         section = ledger.edit.section if ledger.edit else None
         return self.manifest.request(self.path, {**ledger.changes, **changes}, section)
@@ -61,7 +62,11 @@ class RenderFolder:
     @property
     def plan(self) -> Plan:
         """ValueError where this machine cannot make it."""
-        return make_plan(self.request)
+        return self.plan_with({})
+
+    def plan_with(self, changes: Mapping[str, Any]) -> Plan:
+        """With other values of some fields."""
+        return make_plan(self.request_with(changes))
 
     @property
     def init(self) -> Path:
@@ -135,6 +140,10 @@ class RenderFolder:
         config = self.manifest.config
         video = replace(config.video, frames=segments[-1].stop)
         request = replace(self.request, config=replace(config, video=video))
+        if section := request.section:
+            stride = ARCHS[config.model.arch].vae.time_stride
+            times = prompt_times(section.prompts, fps=video.fps, frames_per_latent=stride)
+            request = replace(request, prompt=section.prompts[0][1], prompt_at=times)
         export(self.init, segments, output, request.config, metadata(request))
 
     def prompts(self, plan: Plan) -> tuple[tuple[int, str], ...]:
@@ -143,10 +152,8 @@ class RenderFolder:
         found = {bounds(block)[0]: text for block, text in plan.prompts.items()}
         prompts = section.prompts if section else tuple(sorted(found.items()))
         for block, text in sorted(self._read().prompts.items()):
-            start, stop = bounds(block)[0], plan.schedule.num_latents
-            prompts = change_prompts(
-                prompts, start, plan.latents_shape[1] if stop is None else stop, text
-            )
+            stop = section.stop if section and section.stop < plan.latents_shape[1] else None
+            prompts = change_prompts(prompts, bounds(block)[0], stop, text)
         return prompts
 
     def edit(self, edit: Edit) -> None:

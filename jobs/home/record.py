@@ -17,7 +17,7 @@ from ...pipeline.backend import Backend
 from ...pipeline.checkpoint import apart
 from ...pipeline.generator import Chunk, Generator, Report, quiet
 from ...pipeline.parts import fingerprints
-from ...pipeline.plan import Plan, make_plan
+from ...pipeline.plan import Plan
 from ..cluster import open_backend
 from .attempt import Attempt
 from .folder import RenderFolder
@@ -116,7 +116,7 @@ class RenderRun:
         """Whether it is whole; with less memory, if there is not enough."""
         self._attempt = attempt
         while True:
-            plan = make_plan(self._folder.request_with(self._all_changes))
+            plan = self._folder.plan_with(self._all_changes)
             try:
                 return self._render_as(plan, attempt)
             except Exception as error:
