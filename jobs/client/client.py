@@ -156,6 +156,23 @@ class Render:
         """Of the blocks that are yet to begin, while it runs."""
         self._loop.call(self._render.set_prompt(prompt))
 
+    def extend(
+        self,
+        frames: int | None = None,
+        *,
+        seconds: float | None = None,
+        prompt: str | None = None,
+        prompt_at: Sequence[tuple[float, str]] = (),
+    ) -> None:
+        """More of it once it is done, by frames or by seconds; `wait` then waits for that."""
+        self._loop.call(
+            self._render.extend(frames, seconds=seconds, prompt=prompt, prompt_at=prompt_at)
+        )
+
+    def redo(self, first: int, stop: int, *, prompt: str | None = None) -> None:
+        """Frames from `first` to before `stop` anew, once it is done."""
+        self._loop.call(self._render.redo(first, stop, prompt=prompt))
+
     def cancel(self) -> None:
         self._loop.call(self._render.cancel())
 

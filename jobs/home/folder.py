@@ -92,6 +92,11 @@ class RenderFolder:
             updated_s=ledger.updated_s or manifest.created_s,
         )
 
+    @property
+    def frames_done(self) -> int:
+        """That are as they will be."""
+        return self._read().frames_done
+
     def segments(self) -> Sequence[Segment]:
         """Those that are final, in order."""
         return tuple(self._read().segments)
@@ -161,7 +166,7 @@ class RenderFolder:
         with self._lock.held(self.id):
             check_done(self)
             ledger = self._read()
-            kept = {path for s in ledger.segments for path in (s.path, s.latents_path)}
+            kept = {path for segment in ledger.segments for path in segment.files}
             for path in (*self.path.glob("segments/*"), *self.path.glob("latents/*")):
                 if path not in kept:  # what the edit before this one replaced
                     path.unlink()

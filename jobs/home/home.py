@@ -58,6 +58,25 @@ class Home:
             raise
         return RenderFolder(folder)
 
+    def copy(self, source: RenderFolder) -> RenderFolder:
+        """A render of its own that begins with all that is there of this one."""
+        name, journal = new_name(), (source.path / "journal").read_bytes()
+        folder = self._renders / name
+        kept = [source.init, *(path for s in source.segments() for path in s.files)]
+        try:
+            for path in (*kept, *(p for p in source.path.glob("inputs/*/*"))):
+                place = folder / path.relative_to(source.path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.hardlink_to(path)  # neither is ever written into
+            write_whole(folder / "journal", journal)
+            made = replace(source.manifest, render=name, created_s=round(time.time(), 3), output="")
+            write_manifest(folder, made)  # the last: without it, it is no render
+            sync(self._renders)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return RenderFolder(folder)
+
     def open(self, render: str) -> RenderFolder:
         """By its id, or the beginning of one."""
         found = [name for name in self.names() if name.startswith(render)]

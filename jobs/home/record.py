@@ -164,7 +164,10 @@ class RenderRun:
             with closing(self._generator.chunks()) as chunks:
                 for chunk in chunks:
                     gathered.add(chunk, splice)
-                    if gathered.stop == cuts.stop_frame(chunk.block) and cuts.ends(chunk.block):
+                    is_last = chunk.block + 1 == plan.schedule.num_blocks
+                    if gathered.stop == cuts.stop_frame(chunk.block) and (
+                        cuts.ends(chunk.block) or is_last
+                    ):
                         self._commit(attempt, gathered)
                         saver.committed()
                         gathered = _Gathered(gathered.stop)

@@ -43,6 +43,10 @@ class Segment:
         return self.first + self.frames
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path, self.latents_path) if self.latents else (self.path,)
+
+    @property
     def latents_path(self) -> Path:
         return self.path.parents[1] / "latents" / f"{self.path.stem}.safetensors"
 
