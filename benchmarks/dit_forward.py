@@ -1,7 +1,7 @@
 """Our DiT forward beside diffusers' on the same weights, inputs and threads, in turn.
 
     python benchmarks/dit_forward.py                        # CPU, fp32 and bf16, mid-size shape
-    python benchmarks/dit_forward.py --device cuda --shape 1.3b
+    python benchmarks/dit_forward.py --device cuda --shape 1.3b 1.3b-720p
 
     python benchmarks/dit_forward.py --builders radial pooled local   # and with lists of these
 
@@ -10,9 +10,6 @@ is not left dense, of stale one between two looks at everything.
 """
 
 import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +17,7 @@ from functools import partial
 import diffusers
 import torch
 from diffusers import WanTransformer3DModel
+from timing import in_turn, machine
 
 from longreel.configs.attention import BUILDERS, AttentionConfig
 from longreel.models.arch import ARCHS, WanArch
@@ -60,16 +58,6 @@ def build(arch: WanArch, dtype: torch.dtype, device: str) -> tuple[WanDiT, torch
     return cast(ours, dtype).eval(), theirs.eval()
 
 
-def timed(call: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def sparse_forward(
     model: WanDiT, builder: str, inputs: Sequence[torch.Tensor]
 ) -> Callable[[], torch.Tensor]:
@@ -91,7 +79,12 @@ def sparse_forward(
 
 @torch.inference_mode()
 def compare(
-    shape: Shape, dtype: torch.dtype, device: str, runs: int, builders: Sequence[str]
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    runs: int,
+    budget_s: float,
+    builders: Sequence[str],
 ) -> None:
     ours, theirs = build(shape.arch, dtype, device)
     latents = torch.randn(1, shape.arch.in_channels, *shape.grid, device=device, dtype=dtype)
@@ -110,12 +103,7 @@ def compare(
     difference = (our_forward() - their_forward()).abs().max().item()  # warms both up too
     calls = {"ours": our_forward, "theirs": their_forward}
     calls |= {name: sparse_forward(ours, name, (latents, t_host, text)) for name in builders}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(runs):
-        pairs = list(calls.items())
-        for name, call in pairs if i % 2 == 0 else pairs[::-1]:
-            seconds[name].append(timed(call, device))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians = in_turn(calls, device, runs, budget_s)
     print(
         f"{str(dtype).removeprefix('torch.'):9} ours {medians['ours']:.3f} s  "
         f"diffusers {medians['theirs']:.3f} s  ratio {medians['ours'] / medians['theirs']:.3f}  "
@@ -131,26 +119,24 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="mid")
+    parser.add_argument("--shape", choices=SHAPES, nargs="+", default=["mid"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), nargs="+")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--budget", type=float, default=600, help="seconds for a type's runs")
     parser.add_argument("--builders", choices=BUILDERS[1:], nargs="+", default=[])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     cuda = args.device == "cuda"
-    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU"
-    shape = SHAPES[args.shape]
-    tokens = shape.grid[0] * shape.grid[1] * shape.grid[2] // 4
-    print(
-        f"{machine}, {args.threads} threads, torch {torch.__version__}, "
-        f"diffusers {diffusers.__version__}; dim {shape.arch.dim}, "
-        f"{shape.arch.num_layers} layers, {tokens} tokens, {args.runs} runs in turn"
-    )
-    for name in args.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"]):
-        compare(shape, getattr(torch, name), args.device, args.runs, args.builders)
+    print(f"{machine(args.device, args.runs)}; diffusers {diffusers.__version__}")
+    for shape in (SHAPES[name] for name in args.shape):
+        tokens = shape.grid[0] * shape.grid[1] * shape.grid[2] // 4
+        print(f"dim {shape.arch.dim}, {shape.arch.num_layers} layers, {tokens} tokens", flush=True)
+        for name in args.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"]):
+            dtype = getattr(torch, name)
+            compare(shape, dtype, args.device, args.runs, args.budget, args.builders)
 
 
 if __name__ == "__main__":

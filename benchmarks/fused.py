@@ -5,12 +5,10 @@ python benchmarks/fused.py --device cuda    # the Triton kernels beside them
 """
 
 import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import in_turn, machine
 from torch import nn
 
 from longreel.kernels.norm import (
@@ -23,6 +21,7 @@ from longreel.kernels.norm import (
 from longreel.kernels.rope import rms_norm_rotate, rotary_table, rotate
 
 LEVELS = 21
+BUDGET_S = 10  # for the runs of a shape
 
 
 @torch.inference_mode()
@@ -47,21 +46,8 @@ def measure(tokens: int, width: int, dtype: torch.dtype, device: str, runs: int)
         "RMSNorm + rotary": (2, lambda: rms_norm_rotate(x, norm, table, heads)),
         "  definition  ": (2, turned),
     }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(runs + 1):
-        for name, (_, call) in calls.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if i:
-                times[name].append(time.perf_counter() - start)
-    rates = {
-        name: passes * x.nbytes / statistics.median(times[name]) / 1e9
-        for name, (passes, _) in calls.items()
-    }
+    took = in_turn({name: call for name, (_, call) in calls.items()}, device, runs, BUDGET_S)
+    rates = {name: passes * x.nbytes / took[name] / 1e9 for name, (passes, _) in calls.items()}
     print(f"{tokens} tokens of {width}, {str(dtype).removeprefix('torch.')}, {LEVELS} levels")
     for name, rate in rates.items():
         print(f"  {name:18} {rate:9.2f} GB/s  {rate / rates['copy']:.2f} of a copy")
@@ -76,8 +62,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     cuda = args.device == "cuda"
-    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU"
-    print(f"{machine}, {args.threads} threads, torch {torch.__version__}, {args.runs} runs in turn")
+    print(machine(args.device, args.runs))
     for tokens, width in [(32_760, 1536), (75_600, 5120)] if cuda else [(4_200, 1536)]:
         for dtype in (torch.bfloat16,) if cuda else (torch.float32, torch.bfloat16):
             measure(tokens, width, dtype, args.device, args.runs)

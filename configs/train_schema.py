@@ -174,6 +174,7 @@ class DitTraining:
     latents: int = 96  # of a batch, on each process: short windows make many rows
     shortest: int = 3  # latents of a window
     longest: int = 24
+    grow: int = 0  # steps over which windows grow from the shortest to the longest
     first: float = 0.5  # of the batches hold windows that begin their video
     shift: float = 6.0  # of the noise levels, as in sampling
     pattern: str = ""  # of the noise, for every window; empty: the mix
@@ -182,6 +183,7 @@ class DitTraining:
     def __post_init__(self) -> None:
         for name in ("clips", "latents", "shortest"):
             check_range(f"dit.{name}", getattr(self, name), 1, _MANY, "leaves nothing to learn")
+        check_range("dit.grow", self.grow, 0, _MANY, "is no number of steps")
         check_range("dit.first", self.first, 0, 1, "is no share")
         check_range("dit.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
         if not self.shortest <= self.longest < self.clip_latents:

@@ -21,6 +21,7 @@ class Blocks:
     q_tile: int  # longest tile of queries, known on the host
     k_tile: int
     alike: bool = False  # all lists are known to be equally long
+    even: bool = False  # all tiles of keys are known to be k_tile long, but a shorter last
 
     @staticmethod
     def from_mask(
@@ -41,6 +42,7 @@ class Blocks:
             q_tile=_longest_tile(q_starts),
             k_tile=_longest_tile(k_starts),
             alike=alike,
+            even=is_even(k_starts),
         )
 
     @property
@@ -132,6 +134,7 @@ def all_blocks(num_queries: int, num_keys: int, device: torch.device, tile: int 
         q_tile=min(tile, num_queries),
         k_tile=min(tile, num_keys),
         alike=True,
+        even=True,
     )
 
 

@@ -3,11 +3,13 @@
 B batch, L tokens, H heads, D channels of a head, R tiles of queries, C tiles of keys, K kept.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from .blocks import Blocks
-from .tiles import Window, tiles_of
+from .blocks import Blocks, is_even
+from .tiles import Tiles, Window, tiles_of
 
 
 def pooled(
@@ -18,9 +20,11 @@ def pooled(
     Nothing waits for the device: lists are as wide as they can get.
     """
     queries, keys = tiles_of(window)
-    q_starts, k_starts = (tiles.starts.to(q_BLHD.device) for tiles in (queries, keys))
-    q_BHRD = _means(q_BLHD, q_starts)
-    k_BHCD = _means(k_BSHD, k_starts)
+    (q_starts, q_tile, q_even), (k_starts, k_tile, k_even) = (
+        _on(tiles, q_BLHD.device) for tiles in (queries, keys)
+    )
+    q_BHRD = _means(q_BLHD, q_starts, q_tile if q_even else None)
+    k_BHCD = _means(k_BSHD, k_starts, k_tile if k_even else None)
     scores_BHRC = (q_BHRD @ k_BHCD.transpose(-1, -2) / q_BLHD.shape[-1] ** 0.5).softmax(-1)
     if mass is None:
         num = max(1, round(keep * keys.num))
@@ -39,14 +43,31 @@ def pooled(
         k_starts=k_starts,
         columns_BHRK=columns_BHRK,
         counts_BHR=counts_BHR,
-        q_tile=int(queries.starts.diff().max()),
-        k_tile=int(keys.starts.diff().max()),
+        q_tile=q_tile,
+        k_tile=k_tile,
         alike=mass is None,
+        even=k_even,
     )
 
 
-def _means(x_BLHD: Tensor, starts: Tensor) -> Tensor:
-    """(B, H, N, D) float32 of every tile."""
+@lru_cache(maxsize=32)
+def _on(tiles: Tiles, device: torch.device) -> tuple[Tensor, int, bool]:
+    """Their starts there, the longest, and whether all measure so much but a shorter last."""
+    starts = tiles.starts
+    return starts.to(device), int(starts.diff().max()), is_even(starts)
+
+
+def _means(x_BLHD: Tensor, starts: Tensor, tile: int | None) -> Tensor:
+    """(B, H, N, D) float32 of every tile; `tile`: what all measure but a shorter last."""
+    if tile is not None:  # one reading of x, where adding token by token takes several
+        batch, tokens, *head = x_BLHD.shape
+        whole = tokens // tile * tile
+        tiles = x_BLHD[:, :whole].reshape(batch, whole // tile, tile, *head)
+        means_BNHD = tiles.mean(2, dtype=torch.float32)
+        if whole < tokens:
+            rest = x_BLHD[:, whole:].mean(1, keepdim=True, dtype=torch.float32)
+            means_BNHD = torch.cat([means_BNHD, rest], dim=1)
+        return means_BNHD.transpose(1, 2)
     sizes = starts.diff().long()
     num, (batch, _, heads, channels) = len(sizes), x_BLHD.shape
     of_token = torch.repeat_interleave(

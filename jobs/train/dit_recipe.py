@@ -85,7 +85,7 @@ class DitRecipe:
             load_module(self.text.encoder, Weights(start / "text_encoder"), **here)
         if mix.compiled:  # once for all layers, which differ in their weights alone
             for layer in self.dit.blocks.values():
-                layer.compile()
+                layer.compile(dynamic=True)  # windows come in every length
         self.model = DitLoss(self.dit, self.text, clips)
         self._clips, self._seed, self._mix = clips, seed, mix
         self._ids_NKS, self._empty_S = self._read_captions(workers)
@@ -94,8 +94,7 @@ class DitRecipe:
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
         mix = self._mix
-        # the shorter of two: more rows, hence more scenes, for the same work
-        latents = int(rng.integers(mix.shortest, mix.longest + 1, size=2).min())
+        latents = int(rng.integers(mix.shortest, self._longest(step) + 1))
         at_start = rng.random() < mix.first
         rows = max(1, mix.latents // latents)
         numbers = rng.integers(len(self._clips), size=rows)
@@ -136,6 +135,12 @@ class DitRecipe:
         save_transformer(self.dit, folder / "transformer")
         self.text.export(folder)
         save_vae(self._vae_folder, folder / "vae")
+
+    def _longest(self, step: int) -> int:
+        """Of the windows of a step: short ones, many to a batch, teach what things look like."""
+        mix = self._mix
+        share = min(1.0, (step / mix.grow) ** 2) if mix.grow else 1.0
+        return max(mix.shortest, round(share * mix.longest))
 
     def _read_captions(self, workers: int) -> tuple[Tensor, Tensor]:
         """Ids of some captions of every clip, (N, K, S), and those of no prompt, (S,)."""

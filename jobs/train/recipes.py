@@ -137,11 +137,13 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
 
     from ...models.vae_load import load_vae
     from .latents import load_or_encode
+    from .vae_recipe import channels_last
 
     arch, folder = _source(config)
     group = config.dit if config.recipe == "dit" else config.live
     device = torch.device(device_type(config))
     vae = load_vae(folder, arch.vae, device=device, dtype=torch.float32)
+    channels_last(vae)
     cache, workers = Path(group.cache).expanduser(), config.run.workers
     clips = load_or_encode(cache, vae, group.clips, group.clip_latents, group.compiled, workers)
     return clips, vae

@@ -1,5 +1,7 @@
 """What is true on the CPU, again on a CUDA device: float32 without TF32, so sums alone differ."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_vae
@@ -9,6 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import longreel
 from longreel.kernels.attention import attend, attend_dense, attend_reference
+from longreel.kernels.attention_triton import (
+    INTERPRETED,
+    attend_lists_triton,
+    launch_options,
+)
 from longreel.kernels.blocks import Blocks, even_starts
 from longreel.kernels.norm import (
     gated_residual,
@@ -97,8 +104,8 @@ def test_attention_in_bfloat16_is_cudnns():
     assert torch.equal(attend_dense(q, k, v), expected)
 
 
-def _lists(queries, keys, heads, share=0.4):
-    q_starts, k_starts = even_starts(queries, 120), even_starts(keys, 120)
+def _lists(queries, keys, heads, share=0.4, tile=120):
+    q_starts, k_starts = even_starts(queries, tile), even_starts(keys, tile)
     mask = torch.rand(2, heads, len(q_starts) - 1, len(k_starts) - 1) < share
     mask[0, 0, 0] = False
     return Blocks.from_mask(mask, q_starts, k_starts).to(CUDA)
@@ -120,6 +127,29 @@ def test_attention_over_lists_equals_its_definition(queries, keys, dtype):
     out, lse = attend(q, k, v, blocks.complement(), (out, lse))
     dense, _ = attend_reference(q.double(), k.double(), v.double())
     torch.testing.assert_close(out.double(), dense, atol=3 * largest, rtol=2 * rounding)
+
+
+@pytest.mark.parametrize("tile", [120, 128])
+@pytest.mark.parametrize("even", [False, True], ids=["uneven", "even"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"BLOCK_N": 128, "num_warps": 8, "num_stages": 3, "DESCRIPTORS": True},
+        {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "DESCRIPTORS": True},
+        {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3, "DESCRIPTORS": False},
+    ],
+    ids=["descriptors", "halves", "pointers"],
+)
+def test_every_layout_of_the_kernel_computes_the_same(layout, even, tile):
+    assert not INTERPRETED
+    q, k, v = (torch.randn(2, 777, 3, 128, device=CUDA, dtype=torch.bfloat16) for _ in range(3))
+    blocks = replace(_lists(777, 777, 3, tile=tile), even=even)
+    options = launch_options(tile, tile, 128) | layout
+    out, lse = attend_lists_triton(q, k, v, blocks, options=options)
+    expected, expected_lse = attend_reference(q.double(), k.double(), v.double(), blocks)
+    largest = BF16_ROUNDING * v.abs().max().item() + 1e-5
+    torch.testing.assert_close(out.double(), expected, atol=largest, rtol=BF16_ROUNDING)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-3, rtol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

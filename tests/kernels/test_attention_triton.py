@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from longreel.kernels import attention_triton
 from longreel.kernels.attention import attend, attend_reference, empty_state
-from longreel.kernels.attention_triton import attend_lists_triton
+from longreel.kernels.attention_triton import attend_lists_triton, in_boxes, launch_options
 from longreel.kernels.blocks import Blocks, even_starts
 
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -105,6 +106,35 @@ def test_tiles_of_the_models_size():
     starts = even_starts(250, 120)
     blocks = Blocks.from_mask(torch.rand(1, 1, 3, 3) < 0.7, starts, starts)
     _check(attend(q, k, v, blocks, backend="triton"), attend_reference(q, k, v, blocks), q.dtype)
+
+
+@pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("even", [False, True], ids=["uneven", "even"])
+@pytest.mark.parametrize("block_n", [16, 32], ids=["halves", "whole"])
+@DTYPES
+def test_every_layout_computes_the_same(dtype, block_n, even, descriptors):
+    q, k, v = (torch.randn(2, 100, 3, 32, dtype=dtype) for _ in range(3))
+    starts = even_starts(100, 32)  # the last has 4 tokens
+    mask = torch.rand(2, 3, 4, 4) < 0.6
+    mask[0, 0, 0] = False
+    blocks = replace(Blocks.from_mask(mask, starts, starts), even=even)
+    options = launch_options(32, 32, 32) | {"BLOCK_N": block_n, "DESCRIPTORS": descriptors}
+    ours = attend_lists_triton(q, k, v, blocks, options=options)
+    _check(ours, attend_reference(q, k, v, blocks), dtype)
+
+
+def test_keys_that_no_descriptor_can_describe_come_by_pointers():
+    q, k, v = (torch.randn(2, 100, 3, 32) for _ in range(3))
+    assert in_boxes(k)
+    assert in_boxes(torch.randn(2, 100, 9, 32)[:, :, 3:6])  # cut out of one projection
+    turned = torch.randn(2, 3, 100, 32).transpose(1, 2)
+    assert not in_boxes(turned)
+    assert not in_boxes(k[..., :20])
+    options = launch_options(32, 32, 32) | {"DESCRIPTORS": True}
+    starts = even_starts(100, 32)
+    blocks = Blocks.from_mask(torch.rand(2, 3, 4, 4) < 0.6, starts, starts)
+    ours = attend_lists_triton(q, turned, v, blocks, options=options)
+    _check(ours, attend_reference(q, turned, v, blocks), torch.float32)
 
 
 def test_it_compiles_for_hopper_to_tensor_cores_that_are_fed_ahead():

@@ -25,10 +25,11 @@ def compile_kernel(kernel, pointers: dict, constants: dict, options: dict) -> di
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            signature[name] = "*" + pointers.get(name, "i32")
+            points_at = pointers.get(name, "i32")
+            signature[name] = points_at if points_at.startswith("tensordesc") else "*" + points_at
         else:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
-        if name.endswith("_ptr") or name in STRIDES:
+        if name in STRIDES or signature[name].startswith("*"):
             aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     built = triton.compile(source, target=HOPPER, options=options | {"enable_fp_fusion": True})
@@ -48,18 +49,23 @@ def compile_kernel(kernel, pointers: dict, constants: dict, options: dict) -> di
     }
 
 
-def attention(tile: int, channels: int, *, previous: bool) -> dict:
-    options = attention_triton.launch_options(tile, tile, channels)
+def attention(tile: int, channels: int, *, previous: bool, even=True, **changed: int) -> dict:
+    options = attention_triton.launch_options(tile, tile, channels) | changed
     constants = {
         "CHANNELS": channels,
         "HAS_ORDER": True,
         "HAS_PREVIOUS": previous,
+        "TILE": tile if even else 0,
+        "SPLIT": -(-tile // options["BLOCK_N"]),
         "WIDEN": False,
         "PRECISION": "tf32",
         **{name: value for name, value in options.items() if name.isupper()},
     }
     pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "bf16")
     pointers |= dict.fromkeys(("out_ptr", "previous_ptr"), "fp32" if previous else "bf16")
+    if options["DESCRIPTORS"]:
+        box = f"tensordesc<bf16[{options['BLOCK_N']},{options['BLOCK_D']}]>"
+        pointers |= {"k_ptr": box, "v_ptr": box}
     pointers |= {"lse_ptr": "fp32", "previous_lse_ptr": "fp32", "order_ptr": "i64"}
     return compile_kernel(
         attention_triton._attend_kernel,

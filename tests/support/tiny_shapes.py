@@ -1,5 +1,7 @@
 """A DiT, VAE and clips as small as the recipes of the small models allow."""
 
+from dataclasses import replace
+
 import torch
 
 from longreel.configs.train_schema import DitTraining
@@ -28,5 +30,5 @@ def random_clips(count, latents):
     return LatentClips(values.bfloat16(), range(count))
 
 
-def dit_recipe(clips, vae, folder):
-    return DitRecipe(ARCH, clips, seed=0, mix=MIX, vae=vae, vae_folder=folder)
+def dit_recipe(clips, vae, folder, **mix):
+    return DitRecipe(ARCH, clips, seed=0, mix=replace(MIX, **mix), vae=vae, vae_folder=folder)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
-from tiny_shapes import DIT, VAE, dit_recipe, random_clips
+from tiny_shapes import DIT, MIX, VAE, dit_recipe, random_clips
 
 from longreel.jobs.train.export import save_transformer
 from longreel.jobs.train.latents import encode_clips, load_or_encode
@@ -145,3 +145,14 @@ def test_a_sheet_shows_the_held_out_prompts(recipe):
     sheet = recipe.sheet()
     assert sheet.dtype.name == "uint8"
     assert sheet.ndim == 3
+
+
+def test_windows_grow_from_the_shortest_to_the_longest(clips, vae):
+    recipe = dit_recipe(clips, vae, None, grow=100)
+
+    def lengths(steps):
+        return {recipe.batch(step, 0, 1)["sigma_BT"].shape[1] for step in steps}
+
+    assert lengths(range(40)) == {MIX.shortest}
+    assert max(lengths(range(60, 80))) < MIX.longest
+    assert lengths(range(100, 160)) == set(range(MIX.shortest, MIX.longest + 1))
