@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...pipeline.parts import check_parts, fingerprints
-from ...pipeline.plan import Plan, expand
+from ...pipeline.plan import Plan
+from ...pipeline.plan_pictures import expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
 from .lock import Taken
