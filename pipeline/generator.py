@@ -198,8 +198,9 @@ class Generator:
         if self._start and self._start.decoder:
             backend.restore(self._start.decoder, self._start.frames)
         elif around and around.lead_BCTHW is not None:
-            for _ in backend.decode(around.lead_BCTHW):
-                pass  # for the state that it leaves
+            for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
+                if backend.given_up.is_set():
+                    return
         with closing(self._denoise(backend)) as blocks:
             for block in blocks:
                 number = block.block

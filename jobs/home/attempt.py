@@ -41,6 +41,7 @@ class Attempt:
         self.changes: dict[str, Any] = {}
         self.limit: int | None = None
         self.edit: Edit | None = None
+        self.redoes = False  # that edit takes the place of something, once it is done
         self.segments: list[Segment] = []  # that were there when it began
         self._next_number = 0  # of a segment
         self._saved: list[Saved] = []
@@ -54,6 +55,7 @@ class Attempt:
     def resume(self, ledger: Ledger) -> None:
         self.frames_done, self._next_number = ledger.position, ledger.next_number
         self.edit, self.segments = ledger.edit, list(ledger.segments)
+        self.redoes = ledger.renewed is not None
         self.prompts, self.limit = dict(ledger.prompts), ledger.limit
         self.changes = dict(ledger.changes)
         self._saved = list(ledger.checkpoints)
@@ -105,15 +107,14 @@ class Attempt:
         revision = f"r{self.edit.section.revision}-" if self.edit else ""  # else a name comes twice
         name = f"{revision}{self._next_number:06d}"
         latents = save_latents(self._folder / "latents" / f"{name}.safetensors", latents_BCTHW)
-        name += ".m4s"
-        write_whole(self._folder / "segments" / name, media)
+        write_whole(self._folder / "segments" / f"{name}.m4s", media)
         self.note(
             "segment",
             number=self._next_number,
             first=self.frames_done,
             frames=count,
             blocks=blocks,
-            file=name,
+            file=f"{name}.m4s",
             bytes=len(media),
             digest=digest(media),
             latents=latents,

@@ -90,10 +90,10 @@ class RenderRun:
     def finish(self) -> None:
         """Begin no more blocks: those in flight are the last. From any thread, once it runs."""
         generator, attempt = self._running()
-        if attempt.edit and attempt.edit.stop < attempt.edit.frames:
+        if attempt.redoes:
             raise ValueError(
-                f"render {self._folder.id} is being redone up to frame {attempt.edit.stop}, and "
-                "without its last blocks it would have a hole; stop it, or wait"
+                f"a section of render {self._folder.id} is being made anew, and without its last "
+                "blocks the video would have a hole; stop it, or wait"
             )
         with self._telling:
             attempt.limit = generator.stop()
