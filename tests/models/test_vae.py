@@ -194,7 +194,7 @@ def deep(kind):
 def test_a_decoder_stands_where_its_last_latents_have_left_it(kind):
     arch = deep(kind)
     vae, reach = random_vae(arch, seed=3), arch.decoder_reach
-    latents = torch.randn(1, arch.z_dim, reach + 5, 2, 2)
+    latents = torch.randn(1, arch.z_dim, reach + 5, 1, 1)
 
     def state_after(count):
         decoder = StreamingDecoder(vae)

@@ -3,6 +3,11 @@
 import io
 import re
 import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import av
 import numpy as np
@@ -27,7 +32,7 @@ from longreel.models.vae_build import random_vae
 
 FRAMES = 41
 MORE = 16
-SOON = ["dualparal-grouped", "forcing", "causal"]
+SOON = ["dualparal-grouped", "causal"]
 LATER = [name for name in POLICIES if name not in ("whole", *SOON)] + ["causal-recache"]
 EACH = [*SOON, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
 
@@ -149,17 +154,17 @@ def killed(render, what, at):
 
 
 INTERRUPTED = [
-    (policy, edit, what, now)
-    for policy in SOON
+    (policy, edit, what)
+    for policy in ("dualparal-grouped", "forcing", "causal")
     for edit in ("extend", "redo")
     for what in ("denoise", "decode")
-    for now in [(policy, edit) in zip(SOON, ("redo", "extend", "redo"), strict=True)]
 ]
+NOW = [("dualparal-grouped", "redo", "decode"), ("causal", "extend", "denoise")]
 
 
 @pytest.mark.parametrize(
     ("policy", "edit", "what"),
-    [pytest.param(*case, marks=[] if now else pytest.mark.slow) for *case, now in INTERRUPTED],
+    [pytest.param(*case, marks=[] if case in NOW else pytest.mark.slow) for case in INTERRUPTED],
 )
 def test_an_edit_that_was_interrupted_goes_on_to_the_same_bytes(
     finished, tmp_path, policy, edit, what
@@ -337,3 +342,37 @@ def test_over_ray_an_edit_makes_the_bytes_of_one_process(finished, tmp_path, pol
             ask(here)
             ask(there)
             assert make(there, changes=over_ray) == make(here)
+
+
+SIZES = ["video.height=32", "video.width=48", "sampling.steps=3", "model.text_cache="]
+QUEUE = ["blocks.policy=dualparal-grouped", "blocks.size=2", "blocks.left=2", "video.frames=41"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("segments", [0, 1])  # that the edit has made when it is killed
+@pytest.mark.parametrize("edit", [("--extend", "64"), ("--redo", "14..34")])
+def test_a_command_that_was_killed_in_an_edit_goes_on_to_the_same_file(tmp_path, edit, segments):
+    place, output = tmp_path / "home", tmp_path / "cat.mp4"
+    asked = [*SIZES, *QUEUE, "checkpoint.every_s=0"]
+    assert longreel("render", "a cat", "-o", output, "--home", place, *asked).code == 0
+    (render,) = Home(place).renders()
+    shutil.copytree(place, tmp_path / "other")
+    there = ["resume", render.id, "--home", place, "-o", output]
+    whole = tmp_path / "whole.mp4"
+    assert longreel("resume", render.id, "--home", tmp_path / "other", "-o", whole, *edit).code == 0
+    before = len(render.segments())
+    command = [str(Path(sys.executable).parent / "longreel"), *map(str, there), *edit]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        journal, deadline = JournalReader(render.path / "journal"), time.monotonic() + 200
+        seen = Counter()
+        while seen["edit"] < 1 or seen["segment"] < before + segments:
+            seen.update(event["event"] for event in journal.poll())
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    assert render.status().state in ("queued", "paused")
+    assert longreel(*there).code == 0
+    assert output.read_bytes() == whole.read_bytes()
+    hidden = [path for path in place.rglob(".*") if path.name != ".lock-guard"]
+    assert not hidden
