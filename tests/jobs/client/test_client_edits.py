@@ -3,13 +3,10 @@
 import httpx
 import numpy as np
 import pytest
-from app import call, made, open_app
 from server import SMALL, asked
 
 import longreel
 from longreel.jobs.client.errors import ServerError
-from longreel.jobs.home.edits import extend
-from longreel.jobs.home.home import Home
 from longreel.jobs.mp4 import decode_mp4
 
 
@@ -54,14 +51,3 @@ def test_a_render_that_is_not_done_is_not_edited(server):
         refused = http.post(f"/api/v1/renders/{render}/extend", json={"frames": 8})
         http.post(f"/api/v1/renders/{render}/cancel")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_done")
-
-
-def test_an_edit_that_was_lost_on_its_way_to_the_queue_is_made_first(tmp_path):
-    """The server ended between the two: the folder knows of it, the queue does not."""
-    with open_app(tmp_path / "home") as app:
-        render = made(app, frames=9)
-        extend(Home(tmp_path / "home").open(render), 8)
-        answer = call(app, "POST", f"/api/v1/renders/{render}/extend", json={"frames": 4})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_done")
-        seen = call(app, "GET", f"/api/v1/renders/{render}").json()
-        assert (seen["status"] in ("queued", "running"), seen["frames"]) == (True, 17)

@@ -15,6 +15,7 @@ import pytest
 import tiny_vae
 from command import longreel
 from ray_cluster import two_nodes
+from thread_chain import ThreadBackend
 from tiny_blocks import ARCHS, POLICIES, overrides
 
 from longreel.jobs.home.edits import extend, redo
@@ -85,6 +86,14 @@ def make(render, **how):
     return digests(render)
 
 
+def threads(plan, hear):
+    """Stages that work at once, as Ray's actors do."""
+    return ThreadBackend(plan)
+
+
+STAGES = {"changes": {"parallel.num_stages": 3}, "open_backend": threads}
+
+
 def video_of(render):
     """What a player is given, and what it makes of it: times and frames."""
     data = render.init.read_bytes() + b"".join(s.path.read_bytes() for s in render.segments())
@@ -104,7 +113,7 @@ def test_an_extended_video_begins_with_the_bytes_of_the_old_one(finished, tmp_pa
     assert times == list(range(FRAMES + MORE))
     assert (render.status().frames, render.status().frames_done) == (FRAMES + MORE,) * 2
     extend(again, MORE)
-    assert make(again, changes={"parallel.num_stages": 2}) == after
+    assert make(again, **STAGES) == after
 
 
 @pytest.mark.parametrize("policy", EACH)
@@ -122,7 +131,7 @@ def test_a_section_made_anew_leaves_every_other_frame_as_it_was(finished, tmp_pa
     differs = (frames != before).any(axis=(1, 2, 3))
     assert differs[edit.first : edit.fade].all()
     redo(again, 16, 18)
-    assert make(again, changes={"parallel.num_stages": 2}) == after
+    assert make(again, **STAGES) == after
 
 
 def test_each_redo_of_a_section_is_another(finished, tmp_path):
