@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longreel.kernels.attention import attend
 from longreel.kernels.attention_flex import attend_lists_flex
+from longreel.kernels.attention_layout import launch_options
 from longreel.kernels.blocks import Blocks, all_blocks, even_starts
 from longreel.kernels.choose import choose_dense, choose_lists
 from longreel.kernels.pooled import pooled
@@ -111,7 +112,7 @@ def compare(
 @torch.inference_mode()
 def tune(name: str, runs: int) -> None:
     """Layouts of the Triton kernel on lists of a quarter: what its table is chosen from."""
-    from longreel.kernels.attention_triton import attend_lists_triton, launch_options
+    from longreel.kernels.attention_triton import attend_lists_triton
 
     q, k, v = inputs(name, torch.bfloat16, "cuda")
     _, tokens, heads, _ = q.shape

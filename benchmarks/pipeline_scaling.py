@@ -184,6 +184,9 @@ class ClockedBackend:
     def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
         raise NotImplementedError
 
+    def busy_s(self) -> list[float]:
+        return []
+
     def close(self) -> None:
         self._crew.close()
         self._placement.remove()

@@ -1,6 +1,6 @@
 """What a server adds: to the first frame, to a render while many look on, to a job's start.
 
-.venv/bin/python -P benchmarks/serve.py first      # first frame, over HTTP and in process, in turn
+.venv/bin/python -P benchmarks/serve.py first      # first frame, warm: in process, HTTP, Ray
 .venv/bin/python -P benchmarks/serve.py load       # 200 clients poll and 20 stream for 60 s
 .venv/bin/python -P benchmarks/serve.py job        # from `submit` to a running job
 """
@@ -19,7 +19,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
-from server import Server, serving, until
+from server import serving, until
 
 import longreel
 
@@ -52,7 +52,7 @@ def first_frame(home: Path, runs: int) -> None:
         assert events[0].first == 0
         return (folder.path / "segments" / "000000.m4s").stat().st_mtime - wall(start)
 
-    def over_http(server: Server, seed: int) -> float:
+    def over_http(client: longreel.Client, seed: int) -> float:
         start = time.monotonic()
         render = client.render("a red circle", frames=9, seed=seed, settings=SMALL)
         next(render.frames())
@@ -60,12 +60,23 @@ def first_frame(home: Path, runs: int) -> None:
         render.wait()
         return took
 
-    with serving(home / "home") as server, longreel.Client(server.url) as client:
-        in_process(0), over_http(server, 0)
-        times = [(in_process(seed), over_http(server, seed)) for seed in range(1, runs + 1)]
-    alone_s, http_s = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"first frame in process {alone_s:.3f} s, over HTTP {http_s:.3f} s, median of {runs}")
-    print(f"ratio {http_s / alone_s:.2f} (at most 1.3)   load {os.getloadavg()[0]:.1f}")
+    cluster = ("parallel.backend=ray", "parallel.num_stages=2", "model.device=cpu")
+    with (
+        serving(home / "home") as near,
+        serving(home / "ray", *cluster) as far,
+        longreel.Client(near.url) as http,
+        longreel.Client(far.url) as ray,
+    ):
+        cold_s = over_http(ray, 0)
+        in_process(0), over_http(http, 0)
+        seeds = range(1, runs + 1)
+        times = [(in_process(s), over_http(http, s), over_http(ray, s)) for s in seeds]
+    alone_s, http_s, ray_s = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"first frame, medians of {runs}: in process {alone_s:.3f} s")
+    for what, took_s in (("", http_s), (" over two stages on Ray", ray_s)):
+        print(f"  HTTP{what}: {took_s:.3f} s, ratio {took_s / alone_s:.2f} (at most 1.3)")
+    print(f"  the first render over Ray, with nothing warm: {cold_s:.1f} s")
+    print(f"load {os.getloadavg()[0]:.1f}")
 
 
 def wall(monotonic: float) -> float:

@@ -15,7 +15,7 @@ def in_turn(
 ) -> dict[str, float]:
     """Median seconds of a call each, in turn and back again, after one that is not counted.
 
-    Fewer runs, at least two, where so many would take longer than the budget.
+    Fewer runs, at least one, where so many would take longer than the budget.
     """
     for call in calls.values():
         call()  # compiles
@@ -25,8 +25,8 @@ def in_turn(
         for name, took in once.items()
     }
     a_round = sum(max(took, _LEAST_S) for took in once.values())
-    times = {name: [took] if repeats[name] == 1 else [] for name, took in once.items()}
-    for i in range(1, max(2, min(runs, int(budget_s / a_round)))):
+    times = {name: [took] for name, took in once.items()}
+    for i in range(1, min(runs, int(budget_s / a_round))):
         order = list(calls.items())
         for name, call in order if i % 2 == 0 else order[::-1]:
             times[name].append(_seconds(call, device, repeats[name]))

@@ -135,7 +135,7 @@ def render(
         suffix = ".mp4" if plan.config.output.format == "mp4" else ""
         output = output or _default_name(prompt, seed, suffix)
         check_file(plan, output)
-        run_and_export(Home(home).create(plan, output), output, {}, progress(), home)
+        run_and_export(Home(home).create(plan, output), output, {}, progress())
 
 
 @app.command()

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..configs.parallel import ParallelConfig
-from ..pipeline.backend import Backend, LocalBackend, RayBackend
+from ..pipeline.backend import Backend, LocalBackend
 from ..pipeline.plan import Plan
+from ..pipeline.ray_backend import RayBackend
 
 _log = logging.getLogger("longreel")
 _PROBE_S = 3.0  # for a head to accept a connection
@@ -24,11 +25,14 @@ def open_backend(plan: Plan, hear: Callable[[str], None] = _log.warning) -> Back
 
     `hear` is told of failures that the render survives.
     """
-    if plan.backend == "local":
-        return LocalBackend(plan)
+    return LocalBackend(plan) if plan.backend == "local" else open_ray(plan, hear)
+
+
+def open_ray(plan: Plan, hear: Callable[[str], None], stays: bool = False) -> RayBackend:
+    """`stays`: for one render after the other; `end` it."""
     disconnect = connect(plan.config.parallel)
     try:
-        return RayBackend(plan, at_end=disconnect, hear=hear)
+        return RayBackend(plan, at_end=disconnect, hear=hear, stays=stays)
     except BaseException:
         disconnect()
         raise

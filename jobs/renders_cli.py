@@ -1,7 +1,6 @@
 """`longreel resume` and `longreel renders`: what is in the home, and going on with it."""
 
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -73,6 +72,9 @@ def resume(
             metavar="SECONDS PROMPT", help="Another prompt in what --extend makes; repeatable."
         ),
     ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="The wheel that it was sent with, if it was (--submit).")
+    ] = None,
 ) -> None:
     """Go on with a render whose process is gone, or with a finished one."""
     from .home.home import Home
@@ -82,14 +84,14 @@ def resume(
     if submit:
         from .submit.submit_cli import submit_again
 
-        submit_again(render, address, overrides or ())
+        submit_again(render, address, wheel, overrides or ())
         return
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
     wanted = output or Path(folder.manifest.output or f"{folder.id}.mp4")
     if is_edit:
         _edit(folder, wanted, changes, extend, redo, prompt, prompt_at or ())
-    run_and_export(folder, wanted, changes, progress(), home)
+    run_and_export(folder, wanted, changes, progress())
 
 
 def _check_edit(
@@ -182,9 +184,9 @@ def run_and_export(
     output: Path,
     changes: dict[str, Any],
     bars: "AbstractContextManager[Report]",
-    home: Path | None,
 ) -> None:
     """To its end, and its file to where it is wanted."""
+    from .home.home import way_on
     from .home.lock import Taken
     from .home.record import RenderRun
     from .render import check_file
@@ -198,15 +200,9 @@ def run_and_export(
     except Taken:
         raise
     except BaseException as error:
-        frame = folder.status().frames_done
-        error.add_note(f"`longreel resume {folder.id}{_home(home)}` goes on from frame {frame}")
+        error.add_note(way_on(folder))
         raise
     typer.echo(output)
-
-
-def _home(home: Path | None) -> str:
-    """As it is typed once more."""
-    return f" --home {shlex.quote(str(home))}" if home else ""
 
 
 def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:

@@ -1,8 +1,5 @@
 """Frames go to a hidden name beside the target, which they take once complete and on disk."""
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..configs.schema import OutputConfig
+from .home.durable import written_aside
 from .mp4 import Mp4Encoder
 from .png import PngEncoder
 from .target import check_size, check_target
@@ -44,7 +42,7 @@ def open_writer(
     check_target(path, output)
     check_size(output, height=height, width=width)
     encoder: Mp4Encoder | PngEncoder
-    with whole_or_nothing(path) as part:
+    with written_aside(path) as part:
         if output.format == "png":
             encoder = PngEncoder(part, height=height, width=width, metadata=metadata)
         else:
@@ -59,48 +57,9 @@ def open_writer(
             encoder.close()
 
 
-@contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path`, which what is there becomes once it is on the disk."""
-    target = path.absolute()  # the working directory may change while a render runs
-    # 40 characters, because a name of 255 bytes leaves no room for the rest
-    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
-    try:
-        yield part
-        _sync_all(part)
-        part.replace(target)
-        _sync(target.parent)
-    except BaseException:
-        _remove(part)
-        raise
-
-
 def _check_any(path: Path, writer: Writer) -> None:
     if writer.frames_written == 0:
         raise ValueError(
             f"output={path} was given no frame, so there is no video to write; "
             "write at least one before the writer is closed"
         )
-
-
-def _sync_all(path: Path) -> None:
-    """Onto the disk, so that a crash after the rename cannot leave an empty file under the name."""
-    if path.is_dir():
-        for file in path.iterdir():
-            _sync(file)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        shutil.rmtree(part)
-    else:
-        part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Attention on a CPU by ATen's flash kernel; keys that lists name are gathered for it.
+"""Attention on a CPU by ATen's kernels; keys that lists name are gathered for them.
 
 B batch, L queries, S keys, H heads, D channels of a head, R tiles of queries, C tiles of keys, K
 columns of the longest list, G rows of tiles at once, T queries of a tile, N keys of a list.
@@ -10,9 +10,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .blocks import Blocks, is_even
+from .blocks import Blocks
 
 State = tuple[Tensor, Tensor]
+
+_ROWS = 4  # per thread: what Python costs is shared, and their keys stay in a cache
+_SCORES = 2**18  # of one row at once, a MiB: they are read and written four times
 
 
 def attend_dense_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> State:
@@ -22,22 +25,23 @@ def attend_dense_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> State:
 
 
 def attend_lists_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, blocks: Blocks) -> State:
-    """Head by head; rows of tiles with equally many keys go through together, one per thread."""
-    batch, queries, heads, _ = q_BLHD.shape
-    out_BLHD = torch.zeros_like(q_BLHD)
+    """Head by head; rows of tiles with equally many keys go through together."""
+    batch, queries, heads, channels = q_BLHD.shape
+    out_BHLD = q_BLHD.new_zeros(batch, heads, queries, channels)
     lse_BHL = q_BLHD.new_full((batch, heads, queries), -torch.inf, dtype=torch.float32)
-    starts = blocks.q_starts.tolist()
+    call = _products if q_BLHD.dtype == torch.float32 else _flash
     for b in range(batch):
         for h in range(heads):
+            q_LD = q_BLHD[b, :, h]
             keys = _Keys(k_BSHD[b, :, h], v_BSHD[b, :, h], blocks, b, h)
-            for rows, num in keys.alike(blocks.q_starts, torch.get_num_threads()):
-                q_GTD = torch.stack([q_BLHD[b, starts[r] : starts[r + 1], h] for r in rows])
+            for rows, num in keys.alike(blocks.q_starts, _ROWS * torch.get_num_threads()):
+                index = _tokens(blocks.q_starts, rows)
+                q_G1TD = q_LD.index_select(0, index).view(len(rows), 1, -1, channels)
                 k_GND, v_GND = keys.gather(rows, num)
-                out_G1TD, lse_G1T = _flash(q_GTD[:, None], k_GND[:, None], v_GND[:, None])
-                for r, out_1TD, lse_1T in zip(rows, out_G1TD, lse_G1T, strict=True):
-                    out_BLHD[b, starts[r] : starts[r + 1], h] = out_1TD[0]
-                    lse_BHL[b, h, starts[r] : starts[r + 1]] = lse_1T[0]
-    return out_BLHD, lse_BHL
+                out_G1TD, lse_G1T = call(q_G1TD, k_GND[:, None], v_GND[:, None])
+                out_BHLD[b, h].index_copy_(0, index, out_G1TD.reshape(-1, channels))
+                lse_BHL[b, h].index_copy_(0, index, lse_G1T.flatten())
+    return out_BHLD.transpose(1, 2), lse_BHL
 
 
 def _flash(q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> State:
@@ -45,6 +49,25 @@ def _flash(q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> State:
         q_BHLD, k_BHSD, v_BHSD
     )
     return out_BHLD, lse_BHL
+
+
+def _products(q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> State:
+    """In float32 two products are faster: the flash kernel takes so few queries by 32."""
+    parts = []
+    for q in (q_BHLD / q_BHLD.shape[-1] ** 0.5).split(max(1, _SCORES // k_BHSD.shape[2]), dim=2):
+        scores_BHLS = q @ k_BHSD.transpose(-1, -2)
+        top_BHL1 = scores_BHLS.amax(-1, keepdim=True)
+        weights_BHLS = scores_BHLS.sub_(top_BHL1).exp_()
+        total_BHL1 = weights_BHLS.sum(-1, keepdim=True)
+        parts.append((weights_BHLS @ v_BHSD / total_BHL1, top_BHL1 + total_BHL1.log()))
+    out_BHLD, lse_BHL1 = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+    return out_BHLD, lse_BHL1[..., 0]
+
+
+def _tokens(starts: Tensor, rows: list[int]) -> Tensor:
+    """Of tiles that are as long as each other, one after the other."""
+    first_G, size = starts[rows].long(), int(starts[rows[0] + 1] - starts[rows[0]])
+    return (first_G[:, None] + torch.arange(size)).flatten()
 
 
 class _Keys:
@@ -64,7 +87,7 @@ class _Keys:
         listed_RK = torch.arange(self._columns_RK.shape[1]) < counts_R[:, None]
         columns_RK = self._columns_RK.masked_fill(~listed_RK, 0)
         self._num_keys = (self._sizes_C[columns_RK] * listed_RK).sum(1).tolist()
-        self._unit = blocks.k_tile if is_even(blocks.k_starts) else 1  # tokens copied together
+        self._unit = blocks.k_tile if blocks.even else 1  # tokens copied together
         self._sources = [self._in_units(x_SD) for x_SD in (k_SD, v_SD)]
         self._buffers = [k_SD.new_empty(0), v_SD.new_empty(0)]
 
@@ -78,7 +101,7 @@ class _Keys:
                 yield from ((rows[i : i + most], num) for i in range(0, len(rows), most))
 
     def gather(self, rows: list[int], num: int) -> tuple[Tensor, Tensor]:
-        """(G, N, D) keys and values of the lists of these rows."""
+        """(G, N, D) keys and values of the lists of these rows, which hold until the next call."""
         index = torch.cat([self._units(row) for row in rows])
         k_GND, v_GND = (self._read(i, index, len(rows))[:, :num] for i in (0, 1))
         return k_GND, v_GND

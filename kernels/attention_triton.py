@@ -12,9 +12,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .attention_layout import (
+    MAX_TILE,
+    has_descriptors,
+    in_boxes,
+    launch_options,
+    shared_bytes,
+)
 from .blocks import Blocks
-
-MAX_TILE = 128
 
 _LOG2E = math.log2(math.e)
 
@@ -235,13 +240,22 @@ def attend_lists_triton(
     if not out.numel():
         return out, lse
     order = None if blocks.alike else counts.flatten().argsort(descending=True, stable=True)
-    options = options or launch_options(blocks.q_tile, blocks.k_tile, channels)
-    block_n = options["BLOCK_N"]
-    split = -(-blocks.k_tile // block_n)
+    options = options or launch_options(
+        blocks.q_tile,
+        blocks.k_tile,
+        channels,
+        item=q.element_size(),
+        shared=shared_bytes(q.device),
+        descriptors=has_descriptors(q.device),
+        even=blocks.even,
+    )
+    block_n, descriptors = options["BLOCK_N"], options["DESCRIPTORS"]
+    descriptors = bool(descriptors) and in_boxes(k) and in_boxes(v)
+    split = max(1, -(-blocks.k_tile // block_n))
     tile = blocks.k_tile if len(blocks.k_starts) > 2 else split * block_n  # a single one is last
     if options["DESCRIPTORS"]:
         options = options | {"DESCRIPTORS": in_boxes(k) and in_boxes(v)}
-    boxes = [_boxes(x, block_n) if options["DESCRIPTORS"] else x for x in (k, v)]
+    boxes = [_boxes(x, block_n) if descriptors else x for x in (k, v)]
     _attend_kernel[(batch * heads * rows,)](
         q,
         *boxes,
@@ -274,41 +288,9 @@ def attend_lists_triton(
         WIDEN=INTERPRETED,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         enable_fp_fusion=True,  # 3.9 warns where it is left to a default
-        **options,
+        **options | {"DESCRIPTORS": descriptors},
     )
     return out, lse
-
-
-def launch_options(q_tile: int, k_tile: int, channels: int) -> dict[str, int]:
-    """By table: autotuning needs a device, and there is little to choose from.
-
-    A stage of keys and values of 128 tokens and channels takes 64 KiB of the 227 that Hopper has.
-    """
-    block_m = max(16, triton.next_power_of_2(q_tile))
-    block_n = max(16, triton.next_power_of_2(k_tile))
-    block_d = max(16, triton.next_power_of_2(channels))
-    return {
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_D": block_d,
-        "DESCRIPTORS": False,
-        "num_warps": 8 if block_m == MAX_TILE else 4,
-        "num_stages": 2 if block_n * block_d >= 128 * 128 else 3,
-    }
-
-
-def in_boxes(x_BSHD: Tensor) -> bool:
-    """Whether tensor descriptors take it: tokens of all samples in one row, heads side by side."""
-    batch, tokens, _, channels = x_BSHD.shape
-    b, s, h, _ = x_BSHD.stride()
-    bytes_each = x_BSHD.element_size()
-    return (
-        x_BSHD.numel() > 0
-        and (batch == 1 or b == tokens * s)
-        and h == channels == triton.next_power_of_2(channels)
-        and s * bytes_each % 16 == x_BSHD.data_ptr() % 16 == 0
-        and channels * bytes_each >= 16
-    )
 
 
 def _boxes(x_BSHD: Tensor, rows: int) -> TensorDescriptor:

@@ -66,6 +66,9 @@ def is_fused(x: Tensor) -> bool:
 
 def affine_norm(x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
     """LayerNorm with learned weight and bias, computed in float32."""
+    if is_fused(x_BLD):
+        rows_1D = norm.weight.float()[None] - 1, norm.bias.float()[None]
+        return norm_modulate(x_BLD, *rows_1D, None, norm.eps)
     y = layer_norm(
         x_BLD.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
     )

@@ -6,7 +6,7 @@ Everything heavy is imported when a function is called, so that importing this t
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,76 +48,39 @@ def __getattr__(name: str) -> object:
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
-def render(
-    prompt: str,
-    output: str | Path,
-    *,
-    preset: str | None = None,
-    frames: int | None = None,
-    seed: int = 0,
-    image: str | Path | None = None,
-    prompt_at: Sequence[tuple[float, str]] = (),
-    overrides: Sequence[str] = (),
-) -> "Video":
+class Request(TypedDict, total=False):
+    """What a render is asked with, besides its prompt."""
+
+    preset: str | None  # a name out of `longreel presets`
+    frames: int | None
+    seed: int  # another one, another video; 0 if it is left out
+    image: str | Path | None  # the picture that it starts from
+    prompt_at: Sequence[tuple[float, str]]  # seconds, and the prompt of the blocks from then on
+    overrides: Sequence[str]  # "key=value" as on the command line: "sampling.steps=20"
+
+
+def render(prompt: str, output: str | Path, **request: Unpack[Request]) -> "Video":
     """Render a prompt to `output`, which appears when it is complete.
 
-    `preset` is a name out of `longreel presets`; `overrides` are "key=value" strings as on the
-    command line, for example "sampling.steps=20"; `prompt_at` are seconds, and the prompt of the
-    blocks from then on. ValueError says what a request cannot have,
-    before anything is loaded.
+    `request` may have `preset`, `frames`, `seed`, `image`, `prompt_at` and `overrides`. ValueError
+    says what a request cannot have, before anything is loaded.
     """
     from .jobs.render import plan_render, render_file
 
-    plan = plan_render(
-        prompt,
-        preset=preset,
-        frames=frames,
-        seed=seed,
-        image=image,
-        prompt_at=prompt_at,
-        overrides=overrides,
-    )
-    return render_file(plan, output)
+    return render_file(plan_render(prompt, **request), output)
 
 
-def stream(
-    prompt: str,
-    *,
-    preset: str | None = None,
-    frames: int | None = None,
-    seed: int = 0,
-    image: str | Path | None = None,
-    prompt_at: Sequence[tuple[float, str]] = (),
-    overrides: Sequence[str] = (),
-) -> "FrameStream":
+def stream(prompt: str, **request: Unpack[Request]) -> "FrameStream":
     """The frames of a render as they become final; the request is checked before this returns.
 
     `frames=0` goes on until `stop()`; `set_prompt()` changes what blocks to come show.
     """
     from .jobs.render import plan_render, stream_chunks
 
-    plan = plan_render(
-        prompt,
-        preset=preset,
-        frames=frames,
-        seed=seed,
-        image=image,
-        prompt_at=prompt_at,
-        overrides=overrides,
-    )
-    return stream_chunks(plan)
+    return stream_chunks(plan_render(prompt, **request))
 
 
-def generate_latents(
-    prompt: str,
-    *,
-    preset: str | None = None,
-    frames: int | None = None,
-    seed: int = 0,
-    image: str | Path | None = None,
-    prompt_at: Sequence[tuple[float, str]] = (),
-    overrides: Sequence[str] = (),
-) -> "Tensor":
+def generate_latents(prompt: str, **request: Unpack[Request]) -> "Tensor":
     """The clean latents of a render, for people who decode elsewhere.
 
     Float32 on the host, (1, channels, latents, height, width), normalised per channel as the
@@ -125,13 +88,4 @@ def generate_latents(
     """
     from .jobs.render import plan_render, render_latents
 
-    plan = plan_render(
-        prompt,
-        preset=preset,
-        frames=frames,
-        seed=seed,
-        image=image,
-        prompt_at=prompt_at,
-        overrides=overrides,
-    )
-    return render_latents(plan)
+    return render_latents(plan_render(prompt, **request))

@@ -16,6 +16,7 @@ from .ray_stage import StageActor
 SLICE_S = 0.1  # how soon a wait notices that the render was given up
 _START_TIMEOUT_S = 120.0  # for an actor's process to import torch on a busy machine
 _PING_S = 2.0
+_ANSWER_S = 10.0  # of an actor that has nothing to do, on a busy machine
 _ALIVE_S = 5.0  # between two looks at whether those who are waited for live
 
 Check = Callable[[], None]  # raises when the render was given up
@@ -88,6 +89,18 @@ class Crew:
         """TimeoutError or RayActorError unless every process answers."""
         refs = [member.control("counters") for member in self._members]
         wait_all(refs, max(within_s, _PING_S), "a stage to answer", self._check)
+
+    def mend(self) -> None:
+        """Between two renders: whoever does not answer is replaced."""
+        refs = [member.control("counters") for member in self.members]
+        answered, _ = ray.wait(refs, num_returns=len(refs), timeout=_ANSWER_S)
+        for i, ref in enumerate(refs):
+            try:
+                if ref not in answered:
+                    raise TimeoutError
+                result(ref)
+            except (RayActorError, TimeoutError):
+                self.replace(i)
 
     def close(self) -> None:
         """All processes end, whatever they are at."""

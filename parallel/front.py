@@ -21,6 +21,16 @@ class Admitted:
     taken: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """How far an actor is, for whoever watches it."""
+
+    task: int  # that it has the input of, or had last; -1: none yet
+    cache_bytes: int
+    busy_s: tuple[float, ...]  # of each of its stages
+    admitted: Admitted | None  # at the first stage
+
+
 class Front:
     """Windows under a lock: one thread enters tasks, another brings versions, a third says taken.
 

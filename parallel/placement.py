@@ -41,12 +41,20 @@ class Placement:
         """Whether every bundle has a device: not after a node is gone, until another is there."""
         return str(_table(self.group)["state"]) == "CREATED"
 
+    def is_there(self, device: int) -> bool:
+        """Whether its node is, as far as the cluster knows by now."""
+        nodes = _table(self.group)["bundles_to_node_id"]
+        alive = {node["NodeID"] for node in _ray.nodes() if node["Alive"]}
+        return nodes.get(self._bundle(device)) in alive
+
     def remove(self) -> None:
         remove_placement_group(self.group)
 
+    def _bundle(self, device: int) -> int:
+        return device // self.layout.mesh.ulysses
+
     def _in(self, device: int) -> dict[str, Any]:
-        bundle = device // self.layout.mesh.ulysses
-        strategy = PlacementGroupSchedulingStrategy(self.group, bundle)
+        strategy = PlacementGroupSchedulingStrategy(self.group, self._bundle(device))
         return {"scheduling_strategy": strategy}
 
 

@@ -6,17 +6,21 @@ loops, asks the last stage a few times a second what is done, tells the first ho
 taken, and fetches a snapshot now and then, from which the next epoch goes on.
 """
 
+import contextlib
 import logging
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
+from ..models.shelf import Shelf
 from .chain import Done, Schedule, Stepper, Wanted, Windows, branch_passes, never
 from .crew import SLICE_S, Check, Crew, Member, NoReplacement, result, settle_all, wait_all
 from .edges import wire
@@ -33,6 +37,7 @@ from .verdict import Words, look, short
 
 _log = logging.getLogger("longreel")
 _NEWS_S = 0.1  # how old news of progress may be
+_BUSY_S = 1.0  # and of how long each stage has worked
 _CONTROL_S = 10.0  # for an answer to a control call
 _START_S = 180.0  # for a first stage to be there again
 _LOAD_S = 3600.0  # for a slice of the weights to come from a slow disk
@@ -43,7 +48,7 @@ _BREAKS = (LinkClosed, RayActorError, TimeoutError)
 class ChainParts:
     """What the actors build for themselves: called there, on the device that is named."""
 
-    stage: Callable[[range, str], Stage]
+    stage: Callable[[range, str, Shelf], Stage]
     windows: Callable[[str], Windows]
     stepper: Callable[[str], Stepper]
     # told of the text that blocks from one on read, for the windows of later epochs
@@ -60,7 +65,7 @@ class Devices:
 
 
 class RayChain:
-    """Runs one schedule over a crew, and ends the crew with it."""
+    """Runs one schedule over a crew, and ends the crew unless that went well."""
 
     def __init__(
         self,
@@ -96,6 +101,10 @@ class RayChain:
         self._newest = -1  # block that is finished
         self._failures, self._failed_at = 0, -1  # in a row; the newest block at the last
         self.state = "PLACE"
+        self.is_well = False  # all is done, and nobody is at anything
+        self.busy_s: list[float] = []  # by stage, of its devices on average; a moment old
+        self._counting: list[ray.ObjectRef[Any]] = []
+        self._counted_s = 0.0
 
     def run(
         self,
@@ -110,6 +119,7 @@ class RayChain:
             while True:
                 try:
                     yield from self._epoch(schedule, wanted)
+                    self.is_well = True
                     return
                 except _BREAKS as error:
                     lost, broken = self._judge(schedule, error)
@@ -117,7 +127,8 @@ class RayChain:
                 self._repair(lost)
         finally:
             self._runs = {}
-            self._devices.crew.close()
+            if not self.is_well:
+                self._devices.crew.close()
             self._enter("OVER")
 
     def stop(self) -> int:
@@ -161,6 +172,7 @@ class RayChain:
                 i: member.call("run", schedule if i == 0 else None, self._limit)
                 for i, member in enumerate(members)
             }
+            self._counting = []
             self._enter("RUN")
             yield from self._follow(Taker(members, self._vault, wanted, self._timeout_s))
             # the last stage's news also end when it fails; once it ends well, everything is done
@@ -237,8 +249,24 @@ class RayChain:
             if snapshot := taker.poll(self._done, finished):
                 self._start = snapshot
                 yield snapshot
+            self._count()
             if batch.over:
                 return
+
+    def _count(self) -> None:
+        """Asks now and then, and waits for nobody."""
+        now, refs = time.monotonic(), self._counting
+        if refs and len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs):
+            seats, self._counting = self._devices.crew.layout.seats, []
+            with contextlib.suppress(RayActorError):  # who is lost is noticed elsewhere
+                busy = defaultdict[int, list[float]](list)
+                for seat, counters in zip(seats, map(result, refs), strict=True):
+                    for stage, seconds in zip(seat.stages, counters.busy_s, strict=True):
+                        busy[stage].append(seconds)
+                self.busy_s = [fmean(busy[stage]) for stage in sorted(busy)]
+        elif not refs and now - self._counted_s > _BUSY_S:
+            self._counted_s = now
+            self._counting = [member.control("counters") for member in self._members]
 
     def _news(self, watched: "list[ray.ObjectRef[Any]]") -> Batch:
         """What the last stage has done; the failure of any stage instead, if there is one."""

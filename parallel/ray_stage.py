@@ -7,15 +7,15 @@ others and only count, take, or close. On the first stage a third thread brings 
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..models.shelf import Shelf
 from .chain import Schedule, Stepper, Windows
 from .edges import Edges
-from .front import Admitted, Front
+from .front import Counters, Front
 from .link import LinkClosed, LinkSpec, Receiver, Sender, open_receiver, open_sender
 from .marks import Marked, Marks, Part
 from .messages import (
@@ -48,15 +48,6 @@ from .tasks import Task, WalkState
 _End = TypeVar("_End", Sender, Receiver)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counters:
-    """How far an actor is, for whoever watches it."""
-
-    task: int  # that it has the input of, or had last; -1: none yet
-    cache_bytes: int
-    admitted: Admitted | None  # at the first stage
-
-
 class StageActor:
     """Nothing costly happens before `load`; then `join` and `run`, as often as need be.
 
@@ -66,6 +57,7 @@ class StageActor:
 
     def __init__(self) -> None:
         settle()
+        self._shelf = Shelf()
         self._stages: list[Stage] = []
         self._device = torch.device("cpu")
         self._links: list[Sender | Receiver] = []
@@ -81,12 +73,12 @@ class StageActor:
         gpus = context.get_accelerator_ids().get("GPU", [])
         return context.get_node_id(), ",".join(gpus), os.getpid()
 
-    def load(self, builds: Sequence[Callable[[], Stage]], device: str) -> None:
-        """Weights are read here, in the process that keeps them."""
+    def load(self, builds: Sequence[Callable[[Shelf], Stage]], device: str) -> None:
+        """Weights are read here, in the process that keeps them, and not twice for two renders."""
         settle()
         self._stages = []  # before the next ones take their memory
         self._device = torch.device(device)
-        self._stages = [build() for build in builds]
+        self._stages = [build(self._shelf) for build in builds]
 
     def join(
         self,
@@ -183,6 +175,7 @@ class StageActor:
         return Counters(
             task=self._task,
             cache_bytes=sum(stage.cache_bytes() for stage in self._stages),
+            busy_s=tuple(stage.busy_s for stage in self._stages),
             admitted=None if self._front is None else self._front.admitted(),
         )
 

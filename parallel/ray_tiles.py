@@ -1,7 +1,7 @@
 """Workers of a cluster that decode the same latents, each some of the VAE's tiles."""
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous
 from .messages import Stamp
 from .placement import Placement, this_node
-from .ray_worker import RayWorker, WorkerLost
+from .ray_worker import Build, RayWorker, WorkerLost
 from .tiles import TileEdges
 
 
@@ -25,14 +25,16 @@ class RayTiles:
     def __init__(
         self,
         placement: Placement,
-        build: Callable[[], object],
+        build: Build,
         check: Check,
         first: RayWorker,
         shares: Sequence[tuple[int, ...]],
         timeout_s: float,
+        others: Sequence[RayWorker] = (),
     ) -> None:
+        """`others`: those there are, from another render; how many are needed may differ."""
         self._first = first
-        self._others: list[RayWorker] = []
+        self._others = list(others)
         self._under_way: list[ray.ObjectRef[Any]] = []
         self._meeting = Rendezvous(this_node())
         stamp = Stamp(render=uuid.uuid4().hex[:12], epoch=0)
@@ -47,7 +49,12 @@ class RayTiles:
             for rank in range(1, len(shares))
         )
         try:
-            for rank in range(1, len(shares)):
+            for spare in self._others[len(shares) - 1 :]:
+                spare.close()
+            del self._others[len(shares) - 1 :]
+            for other in self._others:
+                other.renew(build)
+            for rank in range(len(self._others) + 1, len(shares)):
                 self._others.append(RayWorker(placement, build, check, timeout_s, beside=rank))
             for rank, worker in enumerate([first, *self._others]):
                 edges = TileEdges(
@@ -105,6 +112,11 @@ class RayTiles:
         if not self._under_way:
             return []
         return ray.wait(self._under_way, num_returns=len(self._under_way), timeout=wait_s)[0]
+
+    def leave(self) -> list[RayWorker]:
+        """The others, for another render."""
+        self._meeting.close()
+        return self._others
 
     def close(self) -> None:
         for other in self._others:

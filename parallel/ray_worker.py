@@ -8,6 +8,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from ..models.shelf import Shelf
 from .crew import SLICE_S, Check, wait_all
 from .errors import ChainBroken
 from .packed import Packed
@@ -24,13 +25,23 @@ class WorkerLost(ChainBroken):
     """Its process is gone, or does not answer."""
 
 
-class Host:
-    """The actor: builds the object with the first call."""
+Build = Callable[[Shelf], object]
 
-    def __init__(self, build: Callable[[], object]) -> None:
+
+class Host:
+    """The actor: builds the object with the first call, out of what is loaded already."""
+
+    def __init__(self, build: Build) -> None:
         settle()
+        self._shelf = Shelf()
         self._build = build
         self._object: Any = None
+
+    def renew(self, build: Build) -> None:
+        """Another object in the place of this one."""
+        if self._object is not None:
+            self._object.close()
+        self._build, self._object = build, None
 
     def call(self, method: str, args: tuple[object, ...]) -> object:
         return getattr(self._made(), method)(*args)
@@ -43,7 +54,7 @@ class Host:
 
     def _made(self) -> Any:
         if self._object is None:
-            self._object = self._build()
+            self._object = self._build(self._shelf)
         return self._object
 
 
@@ -53,14 +64,15 @@ class RayWorker:
     def __init__(
         self,
         placement: Placement,
-        build: Callable[[], object],
+        build: Build,
         check: Check,
         timeout_s: float,
         beside: int = 0,
     ) -> None:
         """`timeout_s`: how long it may leave a ping without an answer; `beside`: on the device so
-        many before the last."""
-        options = placement.worker_options(placement.layout.num_devices - 1 - beside)
+        many before the last, if that is there, or on the last that is."""
+        self._placement, self._device = placement, _choose(placement, beside)
+        options = placement.worker_options(self._device)
         groups: dict[str, Any] = {"concurrency_groups": {"work": 1, "ping": 1}}
         actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **groups)(Host)
         self._actor = actor.options(**options).remote(build)
@@ -69,6 +81,8 @@ class RayWorker:
         self._ping: Any = None
         self._pinged_s = time.monotonic()
         self._patience_s = max(timeout_s, _START_S)  # until it has answered once
+        self._has_answered = False
+        self._looked_s = time.monotonic()
 
     def call(self, method: str, *args: object) -> Any:
         try:
@@ -76,6 +90,14 @@ class RayWorker:
             return wait_all([ref], _CALL_S, method, self._watch)[0]
         except RayActorError as error:
             raise _lost(method, "its process ended") from error
+
+    def renew(self, build: Build) -> None:
+        """For another render, when nothing of the last one is under way. WorkerLost: it is gone."""
+        try:
+            ref = self._actor.renew.options(concurrency_group="work").remote(build)
+            wait_all([ref], self._timeout_s, "renew", self._watch)
+        except (RayActorError, TimeoutError) as error:
+            raise _lost("renew", "its process ended, or does not answer") from error
 
     def start(self, method: str, *args: object) -> "ray.ObjectRef[Any]":
         """Behind the calls before it; nobody waits for the answer."""
@@ -121,6 +143,10 @@ class RayWorker:
             self._answer()
         elif now - self._pinged_s > self._patience_s:
             raise _lost("ping", "it does not answer")
+        elif not self._has_answered and now - self._looked_s > _PING_EVERY_S:
+            self._looked_s = now
+            if not self._placement.is_there(self._device):  # Ray would wait for one in its place
+                raise _lost("start", "its node is gone")
 
     def _answer(self) -> None:
         try:
@@ -128,7 +154,14 @@ class RayWorker:
         except (RayActorError, GetTimeoutError) as error:
             raise _lost("ping", "its process ended") from error
         self._ping, self._pinged_s = None, time.monotonic()
-        self._patience_s = self._timeout_s
+        self._patience_s, self._has_answered = self._timeout_s, True
+
+
+def _choose(placement: Placement, beside: int) -> int:
+    """A device. Those that are gone may come back, but a reader waits for frames meanwhile."""
+    last = placement.layout.num_devices - 1
+    wanted = [last - beside, *range(last, -1, -1)]
+    return next((device for device in wanted if placement.is_there(device)), last - beside)
 
 
 def _own(item: Any) -> Any:

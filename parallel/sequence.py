@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels.attention import attend, attend_causal, attend_dense
 from ..kernels.blocks import Blocks
 from ..kernels.rope import rotate
-from ..models.protocol import DiTState, WindowShape
+from ..models.protocol import AttendTokens, DiTState, WindowShape
 from ..models.wan import WanDiT
 from .cache import WindowCache
 from .group import Group, GroupSpec
@@ -100,9 +100,15 @@ class Share:
         layers: range,
         cache: WindowCache | None = None,
         lists: Lists = lambda layer: None,
+        attend_heads: AttendTokens | None = None,
     ) -> DiTState:
-        """As the model's, of this rank's part; every rank of the stage calls it."""
-        window = SharedWindow(self, model, state, cache, lists)
+        """As the model's, of this rank's part; every rank of the stage calls it.
+
+        `attend_heads` in place of lists: how whole windows of some heads see each other, which
+        the ranks of a single Ulysses line have.
+        """
+        assert attend_heads is None or self.ring.group is None
+        window = SharedWindow(self, model, state, cache, lists, attend_heads)
         state = model.run_layers(state, layers, None, window.attend)
         for group in self._groups:
             group.settle()
@@ -138,7 +144,9 @@ class SharedWindow:
         state: DiTState,
         cache: WindowCache | None,
         lists: Lists,
+        attend_heads: AttendTokens | None,
     ) -> None:
+        self._attend_heads = attend_heads
         self._share, self._ring, self._ulysses = share, share.ring, share.ulysses
         self._cache, self._lists = cache, lists
         runs = share.runs(state.window)
@@ -175,7 +183,11 @@ class SharedWindow:
             self._cache.write(layer, k, v)
             if (extra := self._cache.read(layer)) is not None:
                 k, v = (torch.cat(pair, dim=1) for pair in zip((k, v), extra, strict=True))
-        y = self._attend(rotate(q, self._q_table_LC), rotate(k, self._k_table_LC), v, listed)
+        q, k = rotate(q, self._q_table_LC), rotate(k, self._k_table_LC)
+        if self._attend_heads is not None:
+            y = self._attend_heads(layer, q, k, v)
+        else:
+            y = self._attend(q, k, v, listed)
         return y if group is None else to_tokens(y, heads, self._lengths, rank, group.swap)
 
     def _attend(

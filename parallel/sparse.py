@@ -79,9 +79,13 @@ class WindowAttention:
         # the noisiest block decides; a pass for keys and values alone is the last step
         self._step = min((part.step for part in task.written), default=sparse.num_steps)
 
+    @property
+    def reads_inputs(self) -> bool:
+        return self._config.reads_inputs
+
     def lists(self, layer: int) -> Blocks | None:
         """Where they follow from places alone; none: every token sees every other."""
-        assert not self._config.reads_inputs
+        assert not self.reads_inputs
         return None if self.is_dense(layer) else self._static(torch.device("cpu"))
 
     def is_dense(self, layer: int) -> bool:

@@ -139,6 +139,8 @@ class Stage:
         cache = self._cache.window(task, passing, shards, mine)
         if attention is None:
             return self._share.run_layers(model, state, self._layers, cache)
+        if attention.reads_inputs:
+            return self._share.run_layers(model, state, self._layers, cache, attend_heads=attention)
         return self._share.run_layers(model, state, self._layers, cache, attention.lists)
 
     def pieces(self, passes: range) -> Iterator[tuple[CacheKey, Piece]]:

@@ -10,9 +10,9 @@ from ray.exceptions import RayActorError
 from .chain import Schedule
 from .crew import SLICE_S, Member, fails, result
 from .errors import ChainBroken
+from .front import Counters
 from .layout import Layout
 from .link import LinkClosed
-from .ray_stage import Counters
 from .tasks import Task, WalkState
 
 _VERDICT_S = 2.0  # after the first failure, for the others to tell theirs

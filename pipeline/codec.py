@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..models.shelf import Shelf
 from ..models.vae import StreamingDecoder, to_uint8
 from ..models.vae_state import DecoderState
 from ..parallel.tiles import TileEdges, TileWorker
@@ -20,7 +21,6 @@ from .cost import Seconds
 from .errors import RenderError
 from .parts import check_parts, encode_condition, encode_texts, load_plan_vae
 from .plan import Plan
-from .shelf import Shelf
 from .slices import find_measured
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ class Codec:
         """Go on where another decoder stood, after so many frames."""
         (self._tiles or self._decoder).restore(state)
         self._num_frames = num_frames
+
+    def close(self) -> None:
+        """What others of its kind exchange with it."""
+        if self._tiles is not None:
+            self._tiles.close()
 
     def share_tiles(self, edges: TileEdges) -> None:
         """Before the first latent: this is one of several that decode the same."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..models.shelf import Shelf
 from ..models.vae_state import DecoderState
 from ..parallel.packed import pack
 from .codec import Codec, Decoded
@@ -39,9 +40,9 @@ class PackedCodec(Codec):
         self.restore(DecoderState.from_tensors(held), num_frames)
 
 
-def make_codec(plan: Plan, device: str) -> PackedCodec:
+def make_codec(plan: Plan, device: str, shelf: Shelf) -> PackedCodec:
     """In another process, on the device that it has."""
-    return PackedCodec(replace(plan, device=find_device(device)))
+    return PackedCodec(replace(plan, device=find_device(device)), shelf)
 
 
 class SteadyDecoder:
@@ -68,10 +69,16 @@ class SteadyDecoder:
         self._is_fresh = True
         self._steady: Worker | None = None  # that stands where the blocks read so far have left it
         self._unread: deque[Worker | None] = deque()  # who has begun each block that is not read
+        self._reading = False
 
     def restore(self, state: DecoderState, num_frames: int) -> None:
         self._state, self._frames = (state, num_frames), num_frames
         self._is_fresh = False  # the first block that is read brings the worker there
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything that was begun has been read to its end."""
+        return not self._unread and not self._reading
 
     def decode(self, latents_BCTHW: Tensor, keep: bool) -> Iterator[Decoded]:
         with self._lock:
@@ -89,6 +96,7 @@ class SteadyDecoder:
     ) -> Iterator[Decoded]:
         with self._lock:
             self._unread.popleft()
+            self._reading = True
         if begun_by is not self._worker():
             stream = self._begin(None, latents_BCTHW, keep)
         count = 0  # items that came
@@ -100,6 +108,7 @@ class SteadyDecoder:
                         yield self._take(item)
                 if not keep:
                     self._since.append(latents_BCTHW)
+                self._reading = False
                 return
             except self._lost as error:
                 stream = self._begin(error, latents_BCTHW, keep)

@@ -144,6 +144,10 @@ class Generator:
         assert self._chain is not None, "the render has not begun"
         return self._chain.stop()
 
+    def busy_s(self) -> list[float]:
+        """Seconds that each stage has worked in this go; a moment old."""
+        return [] if self._backend is None else self._backend.busy_s()
+
     def give_up(self) -> None:
         """End within moments, with nothing more; from any thread, also before it has begun."""
         self._given_up.set()

@@ -51,11 +51,12 @@ def check_attention(
         )
     if attention.builder == "dense":
         return
-    if config.parallel.gpus_per_stage > 1 and attention.reads_inputs:
+    if config.parallel.ring > 1 and attention.reads_inputs:
         raise ValueError(
-            f"{asked} reads whole queries and keys, which no device of "
-            f"parallel.gpus_per_stage={config.parallel.gpus_per_stage} has; set it to 1, or "
-            "attention.builder to radial, tile-window or local"
+            f"{asked} reads the queries and keys of a whole window, and with "
+            f"parallel.ring={config.parallel.ring} no device has those of any head; set "
+            "parallel.ring=1, where each has all of some heads, or attention.builder to radial, "
+            "tile-window or local"
         )
     tasks = list(islice(schedule.tasks(), _LOOKED_AT))
     if attention.builder == "tile-window":

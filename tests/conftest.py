@@ -48,3 +48,23 @@ def http(server):
 
     with httpx.Client(base_url=server.url, timeout=120) as http:
         yield http
+
+
+@pytest.fixture
+def tiny_archs(monkeypatch):
+    """Tiny models of tests can be named as model.arch."""
+    from tiny_blocks import ARCHS
+
+    from longreel.models import arch as archs
+
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+@pytest.fixture(scope="session")
+def two_nodes():
+    """One cluster for all tests that only need one: two nodes of three CPUs."""
+    from ray_cluster import two_nodes
+
+    with two_nodes():
+        yield

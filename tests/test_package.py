@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -11,11 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from built_wheel import FOLDERS, ROOT, build_wheel
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("configs", "kernels", "models", "parallel", "pipeline", "jobs")
 HEAVY = ("diffusers", "ray", "torch", "transformers", "triton")
 MAX_START_S = 0.5
 MAX_PACKAGES = 65
@@ -51,18 +49,7 @@ def package_files() -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """Built from a copy, so that the checkout stays clean."""
-    tree = tmp_path_factory.mktemp("tree")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    for name in ("longreel", *FOLDERS):
-        shutil.copytree(
-            ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    run_python(build, tree)
-    (built,) = (tree / "dist").glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("tree"))
 
 
 def test_a_wheel_holds_the_package_and_nothing_else(wheel):

@@ -192,15 +192,17 @@ class AsyncRender:
     async def frames(self, start: int = 0) -> AsyncGenerator[Frames]:
         """Frames from number `start` on, some at a time, each once, as soon as they are final.
 
-        A connection that breaks is made anew where it broke. RenderFailed: it ended early.
+        A connection that breaks is made anew where it broke. RenderFailed: it ended early. A live
+        session is asked for segment by segment: whatever lies in a buffer is not taken yet.
         """
         reader: FrameReader | None = None
         patience = self._http.patience()
+        live = self.info.all["pace"] == "consumer"
         while True:
             here = start if reader is None else reader.next
             try:
                 async with self._http.stream(
-                    f"{self._path}/frames", params={"start": here}
+                    f"{self._path}/frames", params={"start": here, "receipt": live}
                 ) as answer:
                     if reader is None:
                         height, width = (

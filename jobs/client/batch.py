@@ -56,7 +56,11 @@ async def run_batch(
     progress: bool | Callable[[Item], object] = True,
     sheet: bool = True,
 ) -> BatchResult:
-    """See `Client.batch`. `concurrency`: renders that are in the server's queue at once."""
+    """Prompts, or a CSV or JSON-lines file of them, to a folder of videos.
+
+    What is there already is not made again, one failure does not stop the rest, and after an
+    interruption the same call goes on. `concurrency`: renders in the server's queue at once.
+    """
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency} renders nothing; set it to 1 or more")
     asked = read_items(items)

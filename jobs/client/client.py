@@ -1,14 +1,49 @@
 """`longreel.Client`: `AsyncClient` and its renders for programs without an event loop."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import wraps
 from types import TracebackType
-from typing import Literal
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from .async_client import AsyncClient, AsyncRender, RenderInfo, Setting, Writer
-from .batch import BatchResult, Item, run_batch
+from .async_client import AsyncClient, AsyncRender, RenderInfo, Writer
+from .batch import run_batch
 from .loop import Loop
 from .wire import Event, Frames
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _made(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, AsyncRender]],
+) -> "Callable[Concatenate[Client, P], Render]":
+    """The same method, and the render that it gives, for callers who wait."""
+
+    @wraps(method)
+    def call(client: "Client", /, *args: P.args, **more: P.kwargs) -> "Render":
+        return Render(client._loop, client._loop.call(method(client._client, *args, **more)))
+
+    return call
+
+
+def _waited(
+    method: Callable[Concatenate[AsyncRender, P], Coroutine[Any, Any, T]],
+) -> "Callable[Concatenate[Render, P], T]":
+    @wraps(method)
+    def call(render: "Render", /, *args: P.args, **more: P.kwargs) -> T:
+        return render._loop.call(method(render._render, *args, **more))
+
+    return call
+
+
+def _batched(
+    run: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> "Callable[Concatenate[Client, P], T]":
+    @wraps(run)
+    def call(client: "Client", /, *args: P.args, **more: P.kwargs) -> T:
+        return client._loop.call(run(client._client, *args, **more))
+
+    return call
 
 
 class Client:
@@ -25,74 +60,18 @@ class Client:
 
         self._client = self._loop.call(make())
 
-    def render(
-        self,
-        prompt: str,
-        *,
-        preset: str | None = None,
-        frames: int | None = None,
-        seed: int = 0,
-        image: str | Path | None = None,
-        prompt_at: Sequence[tuple[float, str]] = (),
-        settings: Mapping[str, Setting] | None = None,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        pace: Literal["render", "consumer"] = "render",
-        key: str | None = None,
-    ) -> "Render":
-        """A render in the server's queue: one, however often the request has to be sent."""
-        made = self._client.render(
-            prompt,
-            preset=preset,
-            frames=frames,
-            seed=seed,
-            image=image,
-            prompt_at=prompt_at,
-            settings=settings,
-            priority=priority,
-            deadline_s=deadline_s,
-            pace=pace,
-            key=key,
-        )
-        return Render(self._loop, self._loop.call(made))
-
-    def get(self, render: str) -> "Render":
-        """One that is there already, by its id."""
-        return Render(self._loop, self._loop.call(self._client.get(render)))
+    render = _made(AsyncClient.render)
+    get = _made(AsyncClient.get)
+    batch = _batched(run_batch)
 
     def renders(self, status: Sequence[str] = ()) -> "Iterator[Render]":
         """Yours, the newest first."""
         for render in self._loop.iterate(self._client.renders(status)):
             yield Render(self._loop, render)
 
-    def batch(
-        self,
-        items: str | Path | Sequence[str | Mapping[str, object]],
-        out_dir: str | Path,
-        *,
-        concurrency: int = 4,
-        progress: bool | Callable[[Item], object] = True,
-        sheet: bool = True,
-    ) -> BatchResult:
-        """Prompts, or a CSV or JSON-lines file of them, to a folder of videos.
-
-        What is there already is not made again, one failure does not stop the rest, and after an
-        interruption the same call goes on.
-        """
-        return self._loop.call(
-            run_batch(
-                self._client,
-                items,
-                out_dir,
-                concurrency=concurrency,
-                progress=progress,
-                sheet=sheet,
-            )
-        )
-
     def close(self) -> None:
-        self._loop.call(self._client.close())
-        self._loop.close()
+        """What other threads wait for ends too, and so does every iterator."""
+        self._loop.close(self._client.close)
 
     def __enter__(self) -> "Client":
         return self
@@ -121,17 +100,17 @@ class Render:
         """As it was when it was asked for last."""
         return self._render.info
 
-    def refresh(self) -> RenderInfo:
-        return self._loop.call(self._render.refresh())
-
-    def wait(
-        self,
-        *,
-        progress: bool | Callable[[RenderInfo], object] = False,
-        timeout_s: float | None = None,
-    ) -> RenderInfo:
-        """Until it is done. RenderFailed: it ended otherwise."""
-        return self._loop.call(self._render.wait(progress=progress, timeout_s=timeout_s))
+    refresh = _waited(AsyncRender.refresh)
+    wait = _waited(AsyncRender.wait)
+    download = _waited(AsyncRender.download)
+    thumbnail = _waited(AsyncRender.thumbnail)
+    set_prompt = _waited(AsyncRender.set_prompt)
+    extend = _waited(AsyncRender.extend)
+    redo = _waited(AsyncRender.redo)
+    cancel = _waited(AsyncRender.cancel)
+    pause = _waited(AsyncRender.pause)
+    resume = _waited(AsyncRender.resume)
+    delete = _waited(AsyncRender.delete)
 
     def events(self, after: int = 0) -> Iterator[Event]:
         return self._loop.iterate(self._render.events(after))
@@ -144,43 +123,3 @@ class Render:
         """Every frame, to any object with `write(frames)`."""
         for frames in self.frames(start):
             writer.write(frames)
-
-    def download(self, path: str | Path) -> Path:
-        """Waits for it, then its MP4 at `path`; or a folder of pictures, if that is no .mp4."""
-        return self._loop.call(self._render.download(path))
-
-    def thumbnail(self, frame: int = 0) -> bytes:
-        return self._loop.call(self._render.thumbnail(frame))
-
-    def set_prompt(self, prompt: str) -> None:
-        """Of the blocks that are yet to begin, while it runs."""
-        self._loop.call(self._render.set_prompt(prompt))
-
-    def extend(
-        self,
-        frames: int | None = None,
-        *,
-        seconds: float | None = None,
-        prompt: str | None = None,
-        prompt_at: Sequence[tuple[float, str]] = (),
-    ) -> None:
-        """More of it once it is done, by frames or by seconds; `wait` then waits for that."""
-        self._loop.call(
-            self._render.extend(frames, seconds=seconds, prompt=prompt, prompt_at=prompt_at)
-        )
-
-    def redo(self, first: int, stop: int, *, prompt: str | None = None) -> None:
-        """Frames from `first` to before `stop` anew, once it is done."""
-        self._loop.call(self._render.redo(first, stop, prompt=prompt))
-
-    def cancel(self) -> None:
-        self._loop.call(self._render.cancel())
-
-    def pause(self) -> None:
-        self._loop.call(self._render.pause())
-
-    def resume(self) -> None:
-        self._loop.call(self._render.resume())
-
-    def delete(self) -> None:
-        self._loop.call(self._render.delete())

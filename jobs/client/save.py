@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..home.durable import written_aside
 from ..png import PngEncoder
-from ..writer import whole_or_nothing
 from .http import Http, is_passing
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 async def save_video(http: Http, path: str, target: Path) -> None:
     """A download that breaks goes on where it broke."""
     patience, tag = http.patience(), ""
-    with whole_or_nothing(target) as part, part.open("wb") as file:
+    with written_aside(target) as part, part.open("wb") as file:
         while True:
             headers = {"range": f"bytes={file.tell()}-", "if-range": tag} if tag else {}
             try:
@@ -38,7 +38,7 @@ async def save_pictures(render: "AsyncRender", target: Path) -> None:
     """PNG, a frame each, and what they were made from."""
     said = render.info.all
     names = ("prompt", "preset", "seed", "id")
-    with whole_or_nothing(target) as part:
+    with written_aside(target) as part:
         encoder = PngEncoder(
             part,
             height=said["height"],

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..writer import whole_or_nothing
+from ..home.durable import written_aside
 
 _SIDE = 240
 _MOST = 400  # pictures; more would be no sheet to look at
@@ -23,7 +23,7 @@ def write_sheet(path: Path, videos: Sequence[Path]) -> None:
     sheet = Image.new("RGB", (columns * width, rows * height))
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (number % columns * width, number // columns * height))
-    with whole_or_nothing(path) as part:
+    with written_aside(path) as part:
         sheet.save(part, "JPEG", quality=90)
 
 

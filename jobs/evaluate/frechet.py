@@ -7,6 +7,7 @@ that the numbers of different days and machines compare; no weights have to be s
 B windows, C channels, T frames, H height, W width, N windows, D features.
 """
 
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -49,10 +50,11 @@ def features(frames_THWC: Array) -> Array:
     return torch.cat(means, dim=1).double().numpy()
 
 
+@cache
 def reference_features() -> Array:
-    """N D: windows of held-out scenes of the world that no prompt is of."""
+    """N D: windows of held-out scenes of the world that no prompt is of; not to be written to."""
     rng = np.random.Generator(np.random.PCG64([_SEED, 1]))
-    return np.concatenate(
+    drawn = np.concatenate(
         [
             features(
                 draw(
@@ -64,6 +66,8 @@ def reference_features() -> Array:
             for number in range(_REFERENCES)
         ]
     )
+    drawn.setflags(write=False)
+    return drawn
 
 
 def frechet_distance(features_ND: Array, reference_ND: Array) -> float | None:

@@ -45,7 +45,7 @@ class Attempt:
         self.segments: list[Segment] = []  # that were there when it began
         self._next_number = 0  # of a segment
         self._saved: list[Saved] = []
-        self._checkpoints = CheckpointFolder(folder / "checkpoints")
+        self._checkpoints = CheckpointFolder(folder / "checkpoints", held.check)
         self._writing = threading.Lock()
 
     def start(self) -> None:
@@ -95,7 +95,11 @@ class Attempt:
         self._checkpoints.prune(self._saved)
 
     def commit(
-        self, frames: Sequence[Frames], blocks: tuple[int, int], latents_BCTHW: Tensor
+        self,
+        frames: Sequence[Frames],
+        blocks: tuple[int, int],
+        latents_BCTHW: Tensor,
+        busy_s: Sequence[float] = (),
     ) -> None:
         """The next segment. OSError: it is not there, and may be committed again."""
         count = sum(map(len, frames))
@@ -105,9 +109,10 @@ class Attempt:
         self._held.check()
         self._keep_init(init)
         revision = f"r{self.edit.section.revision}-" if self.edit else ""  # else a name comes twice
-        name = f"{revision}{self._next_number:06d}"
-        latents = save_latents(self._folder / "latents" / f"{name}.safetensors", latents_BCTHW)
-        write_whole(self._folder / "segments" / f"{name}.m4s", media)
+        name, check = f"{revision}{self._next_number:06d}", self._held.check
+        path = self._folder / "latents" / f"{name}.safetensors"
+        latents = save_latents(path, latents_BCTHW, check)
+        write_whole(self._folder / "segments" / f"{name}.m4s", media, check)
         self.note(
             "segment",
             number=self._next_number,
@@ -118,6 +123,7 @@ class Attempt:
             bytes=len(media),
             digest=digest(media),
             latents=latents,
+            busy_s=[round(seconds, 3) for seconds in busy_s],
         )
         self.frames_done += count
         self._next_number += 1
@@ -125,6 +131,7 @@ class Attempt:
     def finish(self) -> None:
         """It is whole: nobody goes on from a checkpoint any more."""
         self.note("done", reason="")
+        self._held.check()  # it may have stood still since
         self._checkpoints.clear()
 
     def end(self, state: str, reason: str = "") -> None:
@@ -144,7 +151,7 @@ class Attempt:
     def _keep_init(self, init: bytes) -> None:
         path = self._folder / "init.mp4"
         if not path.exists():
-            write_whole(path, init)
+            write_whole(path, init, self._held.check)
         elif path.read_bytes() != init:
             raise ValueError(
                 f"the H.264 encoder here begins a file otherwise than {path}, so its segments "

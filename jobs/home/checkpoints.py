@@ -7,6 +7,7 @@ them. A checkpoint is a safetensors file whose metadata says what else it needs,
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ...models.vae_state import DecoderState
 from ...parallel.snapshot import CacheKey, Snapshot
 from ...parallel.tasks import Entry, Key, WalkState
 from ...pipeline.checkpoint import Checkpoint
-from .durable import written_aside
+from .durable import anyone, written_aside
 
 FORMAT = 1
 KEPT = 2
@@ -38,8 +39,10 @@ class Saved:
 class CheckpointFolder:
     """Of one render; written by one thread at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, may: Callable[[], None] = anyone) -> None:
+        """`may` raises if another process writes here by now."""
         self._folder = folder
+        self._may = may
         self._pages: dict[Key, tuple[str, str]] = {}  # that are on the disk: file, digest
 
     def save(self, number: int, checkpoint: Checkpoint) -> Saved:
@@ -55,7 +58,7 @@ class CheckpointFolder:
             "frames": str(checkpoint.frames),
             "pages": json.dumps(list(pages.values())),
         }
-        digest = save_tensors(path, _tensors(checkpoint), metadata)
+        digest = save_tensors(path, _tensors(checkpoint), metadata, self._may)
         sizes = [path.stat().st_size, *(self._size(file) for file, _ in pages.values())]
         return Saved(file=path.name, digest=digest, frames=checkpoint.frames, bytes=sum(sizes))
 
@@ -76,15 +79,20 @@ class CheckpointFolder:
         return checkpoint
 
     def prune(self, kept: list[Saved]) -> None:
-        """Leave these alone, and the keys and values that they name."""
-        names = {saved.file for saved in kept}
+        """Remove those before these, and the keys and values that were theirs alone.
+
+        What this process does not know of may be another's, which has taken over.
+        """
+        named: set[str] = set()
         for saved in kept:
             with safe_open(self._folder / saved.file, "pt") as opened:
-                names |= {file for file, _ in json.loads(opened.metadata()["pages"])}
-        for path in self._folder.glob("*.safetensors"):
-            if path.name not in names:
-                path.unlink()
-        self._pages = {key: page for key, page in self._pages.items() if page[0] in names}
+                named |= {file for file, _ in json.loads(opened.metadata()["pages"])}
+        old = [path for path in self._folder.glob("[0-9]*") if path.name < kept[0].file]
+        old += [self._folder / file for file, _ in self._pages.values() if file not in named]
+        self._may()
+        for path in old:
+            path.unlink(missing_ok=True)
+        self._pages = {key: page for key, page in self._pages.items() if page[0] in named}
 
     def clear(self) -> None:
         """None is needed any more."""
@@ -96,7 +104,10 @@ class CheckpointFolder:
             if entry.key not in self._pages:
                 name = f"keys-{entry.block:06d}-{entry.step}-{entry.take}.safetensors"
                 tensors = _pack_page(entry, snapshot.caches)
-                self._pages[entry.key] = name, save_tensors(self._folder / name, tensors, {})
+                self._pages[entry.key] = (
+                    name,
+                    save_tensors(self._folder / name, tensors, {}, self._may),
+                )
             pages[entry.key] = self._pages[entry.key]
         return pages
 
@@ -174,9 +185,14 @@ def _unpack_page(page: dict[str, Tensor]) -> dict[CacheKey, tuple[Tensor, Tensor
     return caches
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """The digest of the file, which is on the disk."""
-    with written_aside(path) as part:
+def save_tensors(
+    path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    may: Callable[[], None],
+) -> str:
+    """The digest of the file, which is on the disk; `may` as for `written_aside`."""
+    with written_aside(path, may) as part:
         save_file(_own(tensors), part, metadata)
         return _digest(part)
 

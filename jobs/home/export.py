@@ -9,7 +9,7 @@ from typing import Any
 from ...configs.schema import Config
 from ..mp4 import checked, muxer_options
 from ..png import PngEncoder
-from ..writer import whole_or_nothing
+from .durable import written_aside
 from .segments import Segment, decode_segments
 
 
@@ -21,7 +21,7 @@ def export(
     metadata: Mapping[str, str],
 ) -> None:
     """`output` appears when it is complete; what was there is replaced."""
-    with whole_or_nothing(output) as part:
+    with written_aside(output) as part:
         if config.output.format == "png":
             _write_pictures(init, segments, part, config, metadata)
         else:

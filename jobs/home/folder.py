@@ -163,14 +163,15 @@ class RenderFolder:
 
     def edit(self, edit: Edit) -> None:
         """Have the next attempt make it. Taken where another process makes something."""
-        with self._lock.held(self.id):
+        with self._lock.held(self.id) as held:
             check_done(self)
             ledger = self._read()
             kept = {path for segment in ledger.segments for path in segment.files}
             for path in (*self.path.glob("segments/*"), *self.path.glob("latents/*")):
                 if path not in kept:  # what the edit before this one replaced
                     path.unlink()
-            writer = JournalWriter(self.path / "journal", ledger.attempt, self._reader.size)
+            journal, size = self.path / "journal", self._reader.size
+            writer = JournalWriter(journal, ledger.attempt, size, held.check)
             try:
                 writer.append(event="edit", **edit.to_event())
             finally:
@@ -185,9 +186,10 @@ class RenderFolder:
     def attempt(self) -> Iterator[Attempt]:
         """The right to go on with it, for one process at a time; Taken says who has it."""
         with self._lock.held(self.id) as held:
-            remove_parts(self.path)
+            remove_parts(self.path, held.check)
             ledger = self._read()
-            writer = JournalWriter(self.path / "journal", ledger.attempt + 1, self._reader.size)
+            journal, size = self.path / "journal", self._reader.size
+            writer = JournalWriter(journal, ledger.attempt + 1, size, held.check)
             try:
                 attempt = Attempt(self.path, writer, held, self.manifest.config)
                 attempt.start()

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import shutil
 import time
 from dataclasses import replace
@@ -28,6 +29,15 @@ def default_home() -> Path:
             "name a folder with --home"
         )
     return Path(data) / "longreel"
+
+
+def way_on(folder: RenderFolder) -> str:
+    """What a person does with a render that has ended before its end."""
+    place, home = folder.path.parents[1], ""
+    if not _is_default(place):
+        home = f" --home {shlex.quote(str(place))}"
+    frame = folder.status().frames_done
+    return f"`longreel resume {folder.id}{home}` goes on from frame {frame}"
 
 
 class Home:
@@ -147,6 +157,13 @@ class Home:
         )
         write_manifest(folder, manifest)
         sync(self._renders)
+
+
+def _is_default(place: Path) -> bool:
+    try:
+        return default_home().absolute() == place
+    except ValueError:  # there is none
+        return False
 
 
 def new_name() -> str:

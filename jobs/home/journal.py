@@ -1,16 +1,19 @@
 """An append-only file of events, a line each, of which every prefix can be read.
 
 A line is the CRC-32 of its JSON in eight digits, a space, the JSON. What stands after the first
-line that is not whole is not there: it is cut off by the next one to write.
+line that is not whole is not there: it is left out by the next one to write, who begins a file of
+its own, so that what a process adds that was stopped and taken over is nowhere.
 """
 
 import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from .durable import anyone, write_whole
 
 Event = Mapping[str, Any]
 
@@ -47,11 +50,14 @@ class JournalReader:
 class JournalWriter:
     """One attempt's: the folder's lock is held as long as it is used."""
 
-    def __init__(self, path: Path, attempt: int, size: int) -> None:
-        """`size`: bytes of whole lines, after which everything is cut off."""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    def __init__(
+        self, path: Path, attempt: int, size: int, may: Callable[[], None] = anyone
+    ) -> None:
+        """`size`: bytes of whole lines, after which everything is left out. `may` raises if
+        another process writes here by now."""
+        write_whole(path, path.read_bytes()[:size] if size else b"", may)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND)
         self.attempt = attempt
-        os.ftruncate(self._file, size)
 
     def append(self, **event: object) -> None:
         """On the disk when this returns; not there at all if it raises."""

@@ -3,7 +3,7 @@
 B batch, C channels, T latents, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,10 @@ from .segments import Segment
 _NAME = "latents"
 
 
-def save_latents(path: Path, latents_BCTHW: Tensor) -> str:
-    """The digest of the file, which is on the disk."""
+def save_latents(path: Path, latents_BCTHW: Tensor, may: Callable[[], None]) -> str:
+    """The digest of the file, which is on the disk; `may` as for `written_aside`."""
     path.parent.mkdir(exist_ok=True)
-    return save_tensors(path, {_NAME: latents_BCTHW}, {})
+    return save_tensors(path, {_NAME: latents_BCTHW}, {}, may)
 
 
 class KeptLatents:

@@ -4,7 +4,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from ...pipeline.plan import Plan
 from ..cluster import open_backend
 from .attempt import Attempt
 from .folder import RenderFolder
+from .home import way_on
 from .ledger import Status
 from .lock import Taken
 from .measures import Changes, in_words, is_memory, next_measure
@@ -72,7 +73,8 @@ class RenderRun:
             except Taken:
                 raise
             except Exception as error:
-                attempt.end("failed", str(error) or type(error).__name__)
+                reason = str(error) or type(error).__name__
+                attempt.end("failed", f"{reason}; {way_on(self._folder)}")
                 raise
             except BaseException:
                 attempt.end("paused", "it was interrupted")
@@ -117,6 +119,8 @@ class RenderRun:
         self._attempt = attempt
         while True:
             plan = self._folder.plan_with(self._all_changes)
+            if 0 < _end(plan, attempt) <= attempt.frames_done:
+                return True  # its process ended before it could say so
             try:
                 return self._render_as(plan, attempt)
             except Exception as error:
@@ -140,11 +144,11 @@ class RenderRun:
 
     def _render_as(self, plan: Plan, attempt: Attempt) -> bool:
         self._check_weights(plan, attempt)
-        start, end, around = attempt.start_point(), plan.config.video.frames, None
+        start, around = attempt.start_point(), None
         splice: Splice | None = None
         if edit := attempt.edit:
             splice = Splice(plan, edit, self._folder.init, attempt.segments)
-            start, end, around = start or splice.opening(), edit.stop, splice.around()
+            start, around = start or splice.opening(), splice.around()
         if start and not plan.batched:
             start = apart(start)
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
@@ -172,7 +176,7 @@ class RenderRun:
                         saver.committed()
                         gathered = _Gathered(gathered.stop)
             if self._asked.is_set():
-                return attempt.frames_done == end
+                return attempt.frames_done == _end(plan, attempt)
             if gathered.frames:
                 self._commit(attempt, gathered)
         return True
@@ -201,7 +205,8 @@ class RenderRun:
             pass
         if gathered.start >= attempt.frames_done:  # else it is final already
             assert gathered.start == attempt.frames_done, "segments are the same each time"
-            self._patiently(lambda: gathered.commit(attempt))
+            busy_s = self._generator.busy_s() if self._generator else []
+            self._patiently(lambda: gathered.commit(attempt, busy_s))
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """A full disk is waited for: somebody may clear it."""
@@ -220,6 +225,11 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def _end(plan: Plan, attempt: Attempt) -> int:
+    """The frame after the last one to be made; 0: there is none."""
+    return attempt.edit.stop if attempt.edit else plan.config.video.frames
+
+
 class _Gathered:
     """Frames that do not make a segment yet."""
 
@@ -236,6 +246,7 @@ class _Gathered:
         self._latents[chunk.block] = chunk.latents_BCTHW
         self.frames.append(splice.blend(chunk.start, chunk.frames) if splice else chunk.frames)
 
-    def commit(self, attempt: Attempt) -> None:
+    def commit(self, attempt: Attempt, busy_s: Sequence[float]) -> None:
         blocks = min(self._latents), max(self._latents) + 1
-        attempt.commit(self.frames, blocks, torch.cat([*self._latents.values()], dim=2))
+        latents_BCTHW = torch.cat([*self._latents.values()], dim=2)
+        attempt.commit(self.frames, blocks, latents_BCTHW, busy_s)

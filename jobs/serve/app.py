@@ -64,7 +64,7 @@ def make_app(
         keeper=Keeper(
             queue,
             workers=workers,
-            settings={"home": str(home)},
+            settings={"home": str(home), "idle_s": limits.idle_s},
             limits=limits,
             files=files,
             metrics=metrics,

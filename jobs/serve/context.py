@@ -14,6 +14,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .queue import Queue
 from .record import Record
+from .status import Status, Statuses
 from .tokens import Tokens
 
 
@@ -27,6 +28,7 @@ class Context:
     limits: Limits
     tokens: Tokens
     metrics: Metrics
+    statuses: Statuses = field(default_factory=Statuses)
     ready: bool = False  # what checks a request is loaded
     began: float = field(default_factory=time.time)
 
@@ -36,6 +38,10 @@ class Context:
         if record is None or record.client != client:
             raise ApiError(404, "not_found", f"there is no render {render} of yours", field="id")
         return record
+
+    def status(self, record: Record) -> Status:
+        """How it stands, a moment ago at most."""
+        return self.statuses.of(self, record)
 
     def again(self, record: Record) -> Record:
         """As it is now."""

@@ -76,6 +76,11 @@ class RenderFiles:
         image = self.folder.request.image
         return None if image is None else base64.b64encode(image.read_bytes()).decode()
 
+    def look_again(self) -> None:
+        """However fresh the last look is: what has just ended shows all that it has."""
+        self._looked = 0.0
+        self._look()
+
     def segment_of(self, frame: int) -> Segment | None:
         return next((s for s in self.segments() if s.first <= frame < s.stop), None)
 
@@ -84,10 +89,10 @@ class RenderFiles:
             now = time.monotonic()
             if now - self._looked < _FRESH_S:
                 return
-            new = self._reader.poll()
-            self._segments = self.folder.segments()
-            self._done = self.folder.frames_done
-            self._events.extend(new)
+            if new := self._reader.poll():
+                self._segments = self.folder.segments()
+                self._done = self.folder.frames_done
+                self._events.extend(new)
             self._looked = now
 
 
@@ -112,10 +117,13 @@ class AllFiles:
             self._open[render] = files
             return files
 
-    def segments(self, render: str) -> Sequence[Segment]:
-        """None where the files are gone."""
+    def segments(self, render: str, at_end: bool = False) -> Sequence[Segment]:
+        """None where the files are gone. `at_end`: there will be no more."""
         try:
-            return self.of(render).segments()
+            files = self.of(render)
+            if at_end:
+                files.look_again()
+            return files.segments()
         except ApiError:
             return ()
 

@@ -122,14 +122,16 @@ class Keeper:
             raise ApiError(409, "prompt_not_changed", news["error"], field="prompt")
         live.last_prompt = max(live.last_prompt, asked)
 
-    def take(self, render: str, frames: int) -> None:
-        """A reader has so many frames of a render, which may wait for it."""
+    def take(self, render: str, frames: int, waits: bool = False) -> None:
+        """A reader has so many frames of a render, which may wait for it; or waits for more."""
         live = self.live.get(render)
-        if live is not None and live.paced:
+        if live is None or not live.paced:
+            return
+        if waits or frames > live.taken:
             live.taken_at = time.monotonic()
-            if frames > live.taken and live.worker is not None:
-                live.taken = frames
-                live.worker.tell("taken", frames=frames)
+        if frames > live.taken:
+            live.taken = frames
+            live.tell_taken()
 
     def _tell_to_stop(self, live: Live) -> None:
         if live.worker is not None:
@@ -193,18 +195,22 @@ class Keeper:
         return await Worker.start(self._settings)
 
     def _choose(self, record: Record) -> Worker | None:
-        """An idle worker that holds the model, else any."""
+        """An idle worker that holds the model, else any; then no other keeps its devices."""
         self._idle = [worker for worker in self._idle if worker.alive]
         for worker in self._idle:
             if worker.model == record.model:
                 self._idle.remove(worker)
                 return worker
-        return self._idle.pop(0) if self._idle else None
+        chosen = self._idle.pop(0) if self._idle else None
+        for worker in self._idle:
+            worker.tell("release")
+        return chosen
 
     async def _work(self, live: Live, worker: Worker) -> News | None:
         record = live.record
         worker.model = record.model
         worker.tell("run", render=record.render, request=record.request)
+        live.tell_taken()
         current = self._queue.get(record.render)
         if self._ending or (current is not None and current.wish):
             self._tell_to_stop(live)
@@ -229,7 +235,7 @@ class Keeper:
         record = self._queue.get(render)
         if record is None:
             return
-        self._count(live)
+        self._count(live, at_end=True)
         how = "lost" if news is None else news["how"]
         if how == "done":
             self._end(record, "done")
@@ -269,9 +275,9 @@ class Keeper:
             self._queue.put_back(now.render, lost=lost)
             self._changed(now, "queued")
 
-    def _count(self, live: Live) -> None:
+    def _count(self, live: Live, at_end: bool = False) -> None:
         """What has become final since the last look."""
-        segments = self._files.segments(live.record.render)
+        segments = self._files.segments(live.record.render, at_end)
         for segment in segments[live.seen :]:
             if segment.number == 0:
                 self._metrics.first_frame.observe(time.monotonic() - live.since)

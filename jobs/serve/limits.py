@@ -20,6 +20,7 @@ class Limits:
     writes: int = 250  # that may come in one burst
     writes_per_s: float = 5.0  # after it
     socket_bytes: int = 64 * 1024  # of a WebSocket message from a client
+    idle_s: float = 120.0  # that a worker without a render keeps its devices on a cluster
     unread_s: float = 120.0  # a render paced by its reader waits so long for one
 
 

@@ -43,6 +43,11 @@ class Live:
     def paced(self) -> bool:
         return bool(self.record.request["pace"] == "consumer")
 
+    def tell_taken(self) -> None:
+        """Where there is a process that waits for it."""
+        if self.taken and self.worker is not None:
+            self.worker.tell("taken", frames=self.taken)
+
     def note(self, news: News) -> None:
         """Progress, as the worker tells it."""
         what, done, total = news["what"], news["done"], news["total"]

@@ -1,6 +1,7 @@
 """The durable queue: one SQLite file behind one owner, which alone says what runs next.
 
-Every method is one transaction of well under a millisecond, from any thread.
+Every method is one transaction of well under a millisecond, from any thread. What was read last is
+kept: nobody else writes into the file.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 from .record import OVER, NewRender, Record, State, Wish
 
 VERSION = 1
+_KEPT = 4096  # records
 
 _TABLES = """
 CREATE TABLE renders (
@@ -59,6 +61,8 @@ class Queue:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        self._kept: dict[str, Record] = {}
+        self.version = 0  # counts what was written
         self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=0)
         self._file.row_factory = sqlite3.Row
         try:
@@ -128,8 +132,15 @@ class Queue:
 
     def get(self, render: str) -> Record | None:
         with self._lock:
+            if (record := self._kept.get(render)) is not None:
+                return record
             row = self._one("SELECT * FROM renders WHERE render = ?", (render,))
-        return None if row is None else _record(row)
+            if row is None:
+                return None
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            record = self._kept[render] = _record(row)
+            return record
 
     def find_key(self, client: str, key: str, digest: str) -> Record | None:
         """What this client has made with an idempotency key; KeyReusedError: of another request."""
@@ -291,6 +302,8 @@ class Queue:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
+            self._kept.clear()
+            self.version += 1
             self._file.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -152,17 +152,22 @@ async def get_segment(own: Own, here: Here, number: int) -> Response:
     responses=failures(404) | {200: {"content": {_FRAMES: {}}}},
 )
 async def get_frames(
-    own: Own, here: Here, start: Annotated[int, Query(ge=0, le=10_000_000)] = 0
+    own: Own,
+    here: Here,
+    start: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+    receipt: bool = False,
 ) -> Response:
     """Pixels from this frame on, each as soon as it is final.
 
     Of each frame: the length of what follows in 4 bytes, its number in 8, then height x width x 3
-    bytes of RGB; numbers are big-endian. They are the pixels of the MP4.
+    bytes of RGB; numbers are big-endian. They are the pixels of the MP4. With `receipt` the answer
+    ends with the segment that `start` is in, and of a live session the frames before `start` count
+    as taken; without it those that were sent do, though they may lie in buffers on their way.
     """
     here.files.of(own.render)
     request = own.request
     headers = {f"x-longreel-{name}": str(request[name]) for name in ("height", "width", "fps")}
-    stream = here.metrics.counted(raw_frames(here, own, start), "frames")
+    stream = here.metrics.counted(raw_frames(here, own, start, receipt), "frames")
     return StreamingResponse(stream, media_type=_FRAMES, headers=headers)
 
 

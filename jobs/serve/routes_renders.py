@@ -1,6 +1,6 @@
 """/api/v1/renders: made, listed, looked at, steered, removed."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 
@@ -54,12 +54,10 @@ async def _own(here: Here, client: Client, id: RenderId) -> Record:
 Own = Annotated[Record, Depends(_own)]
 
 
-_KNOWN: dict[int | str, dict[str, Any]] = {
-    200: {"model": RenderView, "description": "The same request made it before."}
-}
+_AGAIN = {"model": RenderView, "description": "The render of the same key and request before."}
 
 
-@router.post("", status_code=201, responses=failures(409, 429) | _KNOWN)
+@router.post("", status_code=201, responses=failures(409, 429) | {200: _AGAIN})
 async def create(asked: CreateRender, here: Here, sender: Asker, response: Response) -> RenderView:
     """A render, in the queue."""
     record, made = await here.intake.accept(asked, sender)
@@ -87,15 +85,26 @@ async def list_renders(
         client, states=status or (), after=after, limit=limit, newest_first=order == "desc"
     )
     return RenderPage(
-        data=[view(here, record) for record in records],
+        data=[here.status(record).view for record in records],
         has_more=more,
         last_id=records[-1].render if records else None,
     )
 
 
-@router.get("/{id}", responses=failures(404))
-async def get(own: Own, here: Here) -> RenderView:
-    return view(here, own)
+@router.get(
+    "/{id}",
+    response_model=RenderView,
+    responses=failures(404) | {304: {"description": "It is still as `If-None-Match` names it."}},
+)
+async def get(
+    own: Own, here: Here, known: Annotated[str, Header(alias="If-None-Match")] = ""
+) -> Response:
+    """How it stands, a moment ago at most."""
+    status = here.status(own)
+    headers = {"etag": status.tag, "cache-control": "private, no-cache"}
+    if known == status.tag:
+        return Response(status_code=304, headers=headers)
+    return Response(status.body, media_type="application/json", headers=headers)
 
 
 @router.delete("/{id}", responses=failures(404, 409))

@@ -12,7 +12,7 @@ from .context import Context, context_of_socket
 from .errors import ApiError
 from .record import Record
 from .schemas import ChangePrompt
-from .streams import segments_from
+from .streams import Reader, segments_from
 
 router = APIRouter()
 
@@ -31,8 +31,9 @@ async def stream(
         await socket.close(4404)
         return
     await socket.accept()
-    reading = asyncio.create_task(_hear(socket, here, record))
-    sending = asyncio.create_task(_send(socket, here, record, start))
+    reader = Reader()
+    reading = asyncio.create_task(_hear(socket, here, record, reader))
+    sending = asyncio.create_task(_send(socket, here, record, reader, start))
     done, others = await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
     for task in others:
         task.cancel()
@@ -44,10 +45,12 @@ async def stream(
         await socket.close()
 
 
-async def _send(socket: WebSocket, here: Context, record: Record, start: int) -> None:
+async def _send(
+    socket: WebSocket, here: Context, record: Record, reader: Reader, start: int
+) -> None:
     request = record.request
     begun = False
-    async for files, segment in segments_from(here, record, start):
+    async for files, segment in segments_from(here, record, start, reader):
         async with asyncio.timeout(_SEND_S):
             if not begun:
                 init = await asyncio.to_thread(files.init)
@@ -65,23 +68,26 @@ async def _send(socket: WebSocket, here: Context, record: Record, start: int) ->
     await socket.send_json({"type": "end", "status": state, "error": current and current.error})
 
 
-async def _hear(socket: WebSocket, here: Context, record: Record) -> None:
+async def _hear(socket: WebSocket, here: Context, record: Record, reader: Reader) -> None:
     """A reader that has gone is noticed here: to send alone would not tell."""
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
             return
-        answer = await _obey(message.get("text"), here, record)
+        answer = await _obey(message.get("text"), here, record, reader)
         if answer is not None:
             await socket.send_json(answer)
 
 
-async def _obey(text: str | None, here: Context, record: Record) -> dict[str, Any] | None:
+async def _obey(
+    text: str | None, here: Context, record: Record, reader: Reader
+) -> dict[str, Any] | None:
     try:
         said = json.loads(text or "")
         match said["type"]:
             case "taken":
-                here.keeper.take(record.render, int(said["frames"]))
+                reader.taken = max(reader.taken, int(said["frames"]))
+                here.keeper.take(record.render, reader.taken)
                 return None
             case "prompt":
                 return await _change(said, here, record)

@@ -8,20 +8,27 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
 from ..home.segments import Segment
 from .context import Context
 from .files import RenderFiles, told
 from .record import Record
-from .view import view
 
 _LOOK_S = 0.05
 _PROGRESS_S = 0.5  # between two accounts of it to one reader
 _BEAT_S = 15.0  # of silence, after which proxies might close
 
 
+@dataclass
+class Reader:
+    """How far one has come: a render that is paced by its reader is told."""
+
+    taken: int = 0  # frames
+
+
 async def segments_from(
-    context: Context, record: Record, number: int
+    context: Context, record: Record, number: int, reader: Reader
 ) -> AsyncIterator[tuple[RenderFiles, Segment]]:
     """Segments from this number on, each when it is final, until the render is over."""
     files = context.files.of(record.render)
@@ -29,6 +36,8 @@ async def segments_from(
         current = context.queue.get(record.render)
         await asyncio.sleep(0 if number < len(files.segments()) else _LOOK_S)
         segments = files.segments()  # after the look at the queue, or the last would be missed
+        # again and again: the process that makes it may be another by now
+        context.keeper.take(record.render, reader.taken, waits=reader.taken >= files.frames)
         while number < len(segments):
             yield files, segments[number]
             number += 1
@@ -37,26 +46,33 @@ async def segments_from(
 
 
 async def growing_mp4(context: Context, record: Record) -> AsyncIterator[bytes]:
-    begun = False
-    async for files, segment in segments_from(context, record, 0):
+    begun, reader = False, Reader()
+    async for files, segment in segments_from(context, record, 0, reader):
         if not begun:
             yield await asyncio.to_thread(files.init)
             begun = True
         yield await asyncio.to_thread(segment.path.read_bytes)
-        context.keeper.take(record.render, segment.stop)
+        reader.taken = segment.stop
 
 
-async def raw_frames(context: Context, record: Record, start: int) -> AsyncIterator[bytes]:
-    """Of each: the length of what follows in 4 bytes, its number in 8, its pixels; big-endian."""
-    number = _first_segment(context.files.of(record.render), start)
-    async for files, segment in segments_from(context, record, number):
+async def raw_frames(
+    context: Context, record: Record, start: int, receipt: bool = False
+) -> AsyncIterator[bytes]:
+    """Of each: the length of what follows in 4 bytes, its number in 8, its pixels; big-endian.
+
+    `receipt`: those of one segment, and no frame counts as taken but those before `start`.
+    """
+    number, reader = _first_segment(context.files.of(record.render), start), Reader(start)
+    async for files, segment in segments_from(context, record, number, reader):
         if segment.stop <= start:
             continue
         frames = files.decode(segment, start)
         while (item := await asyncio.to_thread(next, frames, None)) is not None:
             index, pixels = item
             yield struct.pack(">IQ", 8 + pixels.nbytes, index) + pixels.tobytes()
-            context.keeper.take(record.render, index + 1)
+        if receipt:
+            return
+        reader.taken = segment.stop
 
 
 async def events(context: Context, record: Record, after: int) -> AsyncIterator[str]:
@@ -82,14 +98,14 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
             state = "cancelled" if current is None else current.state
             yield _event(state, {"render": record.render, "error": error}, number)
             return
-        progress = view(context, current)
-        in_flight = progress.progress.in_flight.keys()
+        status = context.status(current)
+        in_flight = status.view.progress.in_flight.keys()
         for block in sorted(moving - in_flight, key=int):
             yield f"event: block\ndata: {json.dumps({'block': int(block)})}\n\n"
         moving = set(in_flight)
-        if (now := progress.model_dump_json(include={"status", "progress"})) != shown:
-            yield f"event: progress\ndata: {now}\n\n"
-            shown, beat = now, 0.0
+        if status.progress != shown:
+            yield f"event: progress\ndata: {status.progress}\n\n"
+            shown, beat = status.progress, 0.0
         for _ in range(round(_PROGRESS_S / _LOOK_S)):
             await asyncio.sleep(_LOOK_S)
             beat += _LOOK_S

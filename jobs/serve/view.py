@@ -1,11 +1,15 @@
 """A render as clients see it: what the queue, its folder and its process say, put together."""
 
-from .context import Context
+from typing import TYPE_CHECKING
+
 from .record import Record
 from .schemas import Failure, Links, Progress, RenderView, StageView
 
+if TYPE_CHECKING:
+    from .context import Context
 
-def view(context: Context, record: Record) -> RenderView:
+
+def view(context: "Context", record: Record) -> RenderView:
     request, live = record.request, context.keeper.live.get(record.render)
     segments = context.files.segments(record.render)
     frames = segments[-1].stop if segments else 0

@@ -1,11 +1,15 @@
-"""The parts of a model that stay loaded from one render to the next."""
+"""The parts of a model that stay loaded from one render to the next, here or on a cluster."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Hashable
 
+from ...models.shelf import Shelf
 from ...pipeline.backend import Backend, LocalBackend
 from ...pipeline.plan import Plan
-from ...pipeline.shelf import Shelf
-from ..cluster import open_backend
+from ...pipeline.ray_backend import RayBackend
+from ..cluster import open_ray
+
+_log = logging.getLogger("longreel")
 
 
 class WarmBackends:
@@ -13,15 +17,43 @@ class WarmBackends:
 
     def __init__(self) -> None:
         self._shelf = Shelf()
-        self._local: LocalBackend | None = None
+        self._backend: Backend | None = None
+        self._ray: RayBackend | None = None  # with its actors and their devices
+        self._fits: Hashable = None  # the renders that those are for
 
     def open(self, plan: Plan, hear: Callable[[str], None]) -> Backend:
-        self._local = None
-        if plan.backend != "local":
-            return open_backend(plan, hear)
-        self._local = LocalBackend(plan, self._shelf)
-        return self._local
+        self._backend = self._open(plan, hear)
+        return self._backend
+
+    def release(self) -> None:
+        """Devices of a cluster, which others may wait for."""
+        ray, self._ray = self._ray, None
+        try:
+            if ray is not None:
+                ray.end()
+        except Exception as error:  # a cluster that is gone has let go of them already
+            _log.warning("devices could not be given back (%s)", error)
 
     def busy_s(self) -> list[float]:
-        """Of each stage, since its chain began; empty where it is not known here."""
-        return [round(stage.busy_s, 4) for stage in self._local.stages] if self._local else []
+        """Of each stage, since its chain began."""
+        return [] if self._backend is None else [round(s, 4) for s in self._backend.busy_s()]
+
+    def _open(self, plan: Plan, hear: Callable[[str], None]) -> Backend:
+        if plan.backend == "local":
+            self.release()
+            return LocalBackend(plan, self._shelf)
+        config = plan.config
+        fits = config.model, config.parallel, plan.policy == "whole"
+        if self._ray is not None and self._fits == fits and self._renewed(self._ray, plan, hear):
+            return self._ray
+        self.release()
+        self._shelf = Shelf()
+        self._ray, self._fits = open_ray(plan, hear, stays=True), fits
+        return self._ray
+
+    def _renewed(self, ray: RayBackend, plan: Plan, hear: Callable[[str], None]) -> bool:
+        try:
+            return ray.renew(plan, hear)
+        except Exception as error:  # whatever it is, to begin anew finds out or goes well
+            _log.warning("the last render's actors cannot be used again (%s)", error)
+            return False

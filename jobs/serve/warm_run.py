@@ -47,6 +47,10 @@ class WarmRun:
             with self._changed:
                 self._run = None
 
+    def release(self) -> None:
+        """Between two renders: devices of a cluster, which others may wait for."""
+        self._backends.release()
+
     def obey(self, command: Mapping[str, Any]) -> None:
         match command["do"]:
             case "stop" if command["render"] == self.render:

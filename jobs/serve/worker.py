@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def main() -> None:
         for command in commands:
             if command["do"] == "run":
                 run.expect(command["render"])
+            if command["do"] in ("run", "release"):
                 runs.put(command)
             else:
                 run.obey(command)
@@ -47,9 +48,20 @@ def main() -> None:
 
     threading.Thread(target=listen, name="longreel-commands", daemon=True).start()
     say("ready", pid=os.getpid())
-    while (command := runs.get()) is not None:
-        say("over", **_outcome(partial(_go, run, home, command)))
+    while (command := _next(runs, settings["idle_s"])) is not None:
+        if command["do"] == "run":
+            say("over", **_outcome(partial(_go, run, home, command)))
+        else:
+            run.release()
+    run.release()
     os._exit(0)  # nothing is left to be put away
+
+
+def _next(runs: "SimpleQueue[Mapping[str, Any] | None]", idle_s: float) -> Mapping[str, Any] | None:
+    try:
+        return runs.get(timeout=idle_s)
+    except Empty:
+        return {"do": "release"}
 
 
 def _go(run: "WarmRun", home: "Home", command: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ class Jobs:
             write_errand(errand, Path(folder))
             runtime_env: dict[str, Any] = {"working_dir": folder}
             if wheel is not None:
-                runtime_env["py_modules"] = [str(wheel)]
+                runtime_env["py_modules"] = [str(_checked(wheel))]
             self._client.submit_job(
                 entrypoint=f"python -P -m {__package__}.driver",
                 submission_id=job,
@@ -72,6 +72,7 @@ class Jobs:
                     "longreel_attempt": str(attempt),
                     "longreel_home": errand.home or "",
                     "longreel_stages": str(errand.stages or ""),
+                    "longreel_wheel": "" if wheel is None else wheel.name,
                 },
                 entrypoint_num_cpus=cpus,
             )
@@ -84,6 +85,11 @@ class Jobs:
             raise ValueError(
                 f"render {render} is being made by job {newest['job']}, and two would write over "
                 "each other; cancel that one first"
+            )
+        if newest["wheel"] and wheel is None:
+            raise ValueError(
+                f"render {render} was sent with {newest['wheel']}, so there may be no longreel on "
+                "the cluster that could go on with it; give that file with --wheel"
             )
         stages = newest["stages"]
         errand = Errand(
@@ -152,6 +158,7 @@ class Jobs:
                 "attempt": int(job.metadata["longreel_attempt"]),
                 "home": job.metadata["longreel_home"],
                 "stages": job.metadata["longreel_stages"],
+                "wheel": job.metadata.get("longreel_wheel", ""),
                 "message": job.message or "",
             }
             for job in jobs
@@ -169,6 +176,15 @@ class Jobs:
                 "dashboard that `ray start --head` prints, and where the cluster asks for a token, "
                 "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             ) from error
+
+
+def _checked(wheel: Path) -> Path:
+    if wheel.suffix != ".whl" or not wheel.is_file():
+        raise ValueError(
+            f"wheel={wheel} is no wheel, so there is no code to send; build one with "
+            "`python -m build --wheel`, and give the file that it makes in dist"
+        )
+    return wheel
 
 
 def facts(log: str) -> Iterator[dict[str, Any]]:

@@ -67,7 +67,9 @@ def submit(
         _export(jobs, errand.render, output)
 
 
-def submit_again(render: str, address: str | None, overrides: Sequence[str]) -> None:
+def submit_again(
+    render: str, address: str | None, wheel: Path | None, overrides: Sequence[str]
+) -> None:
     """`longreel resume --submit`: another job for a render whose last one is over."""
     from .jobs_client import Jobs
 
@@ -76,7 +78,7 @@ def submit_again(render: str, address: str | None, overrides: Sequence[str]) -> 
             f"{overrides[0]} would be ignored, as --submit goes on with the stages that it was "
             "sent with; leave it out, or resume on a machine of the cluster"
         )
-    print(Jobs(_address(address)).submit_again(render))
+    print(Jobs(_address(address)).submit_again(render, wheel=wheel))
 
 
 def status(render: Render, address: Address = None) -> None:

@@ -23,7 +23,7 @@ from ...models.text import TextSource, encode_prompts
 from ...models.text_cache import identity
 from ...models.vae import StreamingEncoder
 from ...models.vae_load import load_vae
-from .store import written_aside
+from ..home.durable import written_aside
 
 _SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 

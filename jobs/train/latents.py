@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..home.durable import written_aside
 from ..world.draw import draw
 from ..world.scene import random_scene
 from .feed import made_ahead
-from .store import written_aside
 from .vae_whole import encode_whole
 
 _LATEST_START = 2000  # clips begin anywhere in a scene

@@ -105,7 +105,7 @@ def _dit(config: TrainConfig) -> Recipe:
 
 def _dit_start(config: TrainConfig) -> Path | None:
     start = config.dit.start
-    return _folder("dit.start", start, "shapes-start") if start else None
+    return _folder("dit.start", start, "shapes") if start else None
 
 
 def _live(config: TrainConfig) -> Recipe:

@@ -1,15 +1,14 @@
 """A run's folder: its configuration, its log, and checkpoints that are whole or not there."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...configs.train_load import load_training, training_yaml
 from ...configs.train_schema import TrainConfig
+from ..home.durable import name, write_whole
 
 _CONFIG, _LOG = "run.yaml", "log.jsonl"
 _CHECKPOINTS, _STEP = "checkpoints", "step-{:08d}"
@@ -45,7 +44,7 @@ class RunFolder:
                 "folder; name another"
             ) from None
         self.check(config)
-        _replace(self.path / _CONFIG, training_yaml(config).encode())
+        write_whole(self.path / _CONFIG, training_yaml(config).encode())
         self._checkpoints.mkdir(exist_ok=True)
         for left in self._checkpoints.glob(".*.part"):  # of a run that was killed
             shutil.rmtree(left)
@@ -64,10 +63,7 @@ class RunFolder:
         if target.exists():  # saved at the same step before: the same bits
             shutil.rmtree(self.part(step))
             return
-        for file in self.part(step).rglob("*"):
-            if file.is_file():
-                _sync(file)
-        os.replace(self.part(step), target)
+        name(self.part(step), target)
         for old in sorted(self._checkpoints.glob("step-*"))[:-_KEPT]:
             shutil.rmtree(old)
 
@@ -85,7 +81,7 @@ class RunFolder:
         """Lines of steps that are taken again."""
         kept = [line for line in self.lines() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        _replace(self.path / _LOG, text.encode())
+        write_whole(self.path / _LOG, text.encode())
 
     def _check_same(self, config: TrainConfig, file: Path) -> None:
         try:
@@ -105,28 +101,9 @@ class RunFolder:
                 )
 
 
-@contextmanager
-def written_aside(file: Path) -> Iterator[Path]:
-    """A name to write to; the file gets its own once it is complete."""
-    part = file.with_name(f".{file.name}.part")
-    yield part
-    os.replace(part, file)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    with written_aside(file) as part:
-        part.write_bytes(content)
-        _sync(part)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-
-
 def _flat(config: TrainConfig) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(config).items():
+    for field, value in vars(config).items():
         if hasattr(value, "__dataclass_fields__"):
-            yield from ((f"{name}.{key}", item) for key, item in vars(value).items())
+            yield from ((f"{field}.{key}", item) for key, item in vars(value).items())
         else:
-            yield name, value
+            yield field, value

@@ -70,7 +70,8 @@ class TextSide(nn.Module):
 
     def mask(self, ids_NS: Tensor) -> Tensor:
         """1 where there is a word or an end."""
-        return (ids_NS != self.tokenizer.pad_token_id).long()
+        words_NS: Tensor = ids_NS != self.tokenizer.pad_token_id
+        return words_NS.long()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:

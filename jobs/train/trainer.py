@@ -15,13 +15,14 @@ from PIL import Image
 from ...configs.train_schema import TrainConfig
 from ...parallel.ranks import Ranks
 from ...parallel.training import AdamW, Engine, Stepped, WholeEngine, trained
+from ..home.durable import written_aside
 from .curves import draw_curves
 from .ema import Ema, wearing
 from .errors import TrainingError
 from .feed import made_ahead
 from .rates import learning_rate
 from .recipe import Batch, Recipe
-from .store import RunFolder, written_aside
+from .store import RunFolder
 
 _STATE = "state.json"
 

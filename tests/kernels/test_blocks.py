@@ -2,7 +2,7 @@
 
 import torch
 
-from longreel.kernels.blocks import Blocks, even_starts
+from longreel.kernels.blocks import Blocks, all_blocks, even_starts
 
 Q_STARTS, K_STARTS = torch.tensor([0, 3, 4, 9]), torch.tensor([0, 2, 7, 8, 12])
 
@@ -61,3 +61,14 @@ def test_heads_are_cut_where_they_differ():
 def test_even_tiles_leave_a_shorter_last_one():
     assert even_starts(10, 4).tolist() == [0, 4, 8, 10]
     assert even_starts(8, 4).tolist() == [0, 4, 8]
+
+
+def test_lists_know_whether_all_their_tiles_of_keys_but_the_last_are_as_long():
+    starts = even_starts(10, 4)
+    blocks = Blocks.from_mask(torch.rand(1, 1, 3, 3) < 0.5, starts, starts)
+    assert blocks.even
+    assert blocks.complement().even
+    assert not blocks.cut(range(0, 10), range(1, 10)).even  # its first is cut
+    assert blocks.cut(range(1, 10), range(4, 10)).even
+    assert not Blocks.from_mask(_mask(), Q_STARTS, K_STARTS).even
+    assert all_blocks(10, 9, torch.device("cpu"), tile=4).even

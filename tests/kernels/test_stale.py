@@ -67,9 +67,11 @@ def test_it_errs_less_than_the_published_rule_and_than_plain_sparse(shared, shar
 
 @pytest.mark.parametrize("shared", [0.7, 0.9])
 def test_where_half_the_softmax_is_seen_it_errs_less_than_a_share_that_is_not_grown(shared):
-    """The log-sum-exp follows what the share at the refresh cannot."""
-    errors, _ = _errors(shared)
-    assert 1.4 * errors["stale"] <= errors["share not grown"]
+    """The log-sum-exp follows what the share at the refresh cannot. Over four fields: one alone
+    says little, as how far a share drifts depends on where its field turns to."""
+    errors = [_errors(shared)[0] for _ in range(4)]
+    stale, kept = (sum(of[name] for of in errors) for name in ("stale", "share not grown"))
+    assert 1.5 * stale <= kept
 
 
 @pytest.mark.parametrize("published", [False, True])

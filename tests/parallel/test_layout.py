@@ -10,10 +10,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longreel.configs.parallel import ParallelConfig
 from longreel.parallel.edges import wire
+from longreel.parallel.errors import ChainBroken
 from longreel.parallel.layout import make_layout
 from longreel.parallel.link import LinkSpec
 from longreel.parallel.mesh import DIMS
 from longreel.parallel.messages import Stamp
+from longreel.parallel.placement import fewer
 
 STAMP = Stamp(render="r", epoch=1)
 
@@ -199,3 +201,29 @@ def test_every_line_of_devices_is_one_group(layout):
 def test_devices_that_stages_cannot_share_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         ParallelConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "free", "left"),
+    [
+        ({"num_stages": 4}, 4, {"num_stages": 4}),
+        ({"num_stages": 4}, 3, {"num_stages": 3}),
+        ({"num_stages": 4}, 1, {"num_stages": 1}),
+        ({"num_stages": 3, "gpus_per_stage": 2}, 5, {"num_stages": 2, "gpus_per_stage": 2}),
+        ({"num_stages": 3, "cfg": "split"}, 5, {"num_stages": 2, "cfg": "split"}),
+        ({"num_stages": 3, "cfg": "split"}, 1, {"num_stages": 1, "cfg": "batch"}),
+        ({"num_stages": 8, "devices": 4}, 3, {"num_stages": 8, "devices": 3}),
+        ({"num_stages": 8, "devices": 4, "cfg": "split"}, 3, {"devices": 2, "cfg": "split"}),
+    ],
+)
+def test_fewer_devices_run_the_same_work_in_fewer_or_fuller_stages(fields, free, left):
+    made = fewer(ParallelConfig(**fields), free)
+    assert {name: getattr(made, name) for name in left} == left
+    assert made.num_devices <= free
+    assert made.gpus_per_stage == fields.get("gpus_per_stage", 1)  # how sums round stays
+    make_layout(made)
+
+
+def test_too_few_devices_for_one_shared_stage_end_the_render_with_the_way_on():
+    with pytest.raises(ChainBroken, match=r"1 devices are left, .*gpus_per_stage=2 .* resume the"):
+        fewer(ParallelConfig(num_stages=2, gpus_per_stage=2), 1)

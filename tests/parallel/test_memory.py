@@ -7,14 +7,14 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import pytest
-from tiny_blocks import ARCHS, overrides
+from tiny_blocks import overrides
 
 from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.cluster import connect, open_backend
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.pipeline.generator import Generator
 
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 MOST = 0.02
 LOOKS = 8  # blocks: more than are finished in one burst
 STEPS = {
@@ -40,12 +40,6 @@ def backend(request):
         disconnect = connect(ParallelConfig(num_stages=2))
         yield request.param
         disconnect()
-
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
 
 
 def endless(policy, backend, *more):

@@ -6,7 +6,6 @@ from torch import nn
 
 from longreel.parallel.muon import Muon, is_matrix, matrix_of
 
-
 SHAPES = [(12, 8, 3, 3, 3), (24, 16), (16, 24), (24, 16)]  # a convolution, upright, flat, alike
 
 

@@ -4,115 +4,51 @@ import os
 import signal
 import time
 from contextlib import closing
-from functools import cache, partial
 
 import numpy as np
 import pytest
 import ray
 import torch
-from poison import make_poisoned_stage
-from ray_cluster import Warm, all_gone, free_cpus, pids_of, two_nodes
-from tiny_blocks import ARCHS, POLICIES, overrides
+from processes import all_gone
+from ray_cluster import Warm, free_cpus, latents_of, make_plan, pids_of
+from tiny_blocks import POLICIES
 
 from longreel.configs.parallel import ParallelConfig
 from longreel.jobs import cluster as connecting
-from longreel.jobs.render import plan_render, stream_chunks
-from longreel.models import arch as archs
+from longreel.jobs.render import stream_chunks
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
-from longreel.pipeline import backend as backends
 from longreel.pipeline.cost import Seconds
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 from longreel.pipeline.measured import keep, make_case
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster():
-    with two_nodes():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
-
-
-def make_plan(policy, *more, frames=33, num_stages=1):
-    settings = overrides(policy, "model.device=cpu", *more, f"parallel.num_stages={num_stages}")
-    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
-
-
-@cache
-def expected(policy, *more):
-    return Generator(make_plan(policy, *more)).latents()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs", "two_nodes")]
 
 
 def layout(num_stages, **more):
     return make_layout(ParallelConfig(num_stages=num_stages, **more))
 
 
-@pytest.mark.parametrize("num_stages", [1, 2, 3, 5])
-def test_actors_give_the_bits_of_one_process(num_stages, monkeypatch):
-    policies = POLICIES if num_stages < 5 else ["dualparal-grouped", "rolling"]
-    wanted = [(policy, "model.dtype=float32") for policy in policies]
-    wanted += [(policy, "model.dtype=bfloat16") for policy in ("dualparal", "causal")]
-    wanted += [("dualparal", "model.dtype=float32")]  # once more
-    for one in wanted:
-        expected(*one)
-
-    def loaded(*_: object) -> None:
-        raise AssertionError("weights were loaded in the driver")
-
-    monkeypatch.setattr(backends.Experts, "get", loaded)
+@pytest.mark.parametrize(
+    ("num_stages", "policies"),
+    [
+        (1, ["dualparal", "causal"]),
+        (5, ["dualparal-grouped", "rolling"]),
+        pytest.param(2, POLICIES, marks=pytest.mark.slow),
+    ],
+)
+def test_any_number_of_actors_gives_the_bits_of_one_process(num_stages, policies):
     with Warm(num_stages) as warm:
         nodes = [member.node for member in warm.crew.members]
         assert len(set(nodes)) == 1 + (num_stages > 3)
         assert nodes == sorted(nodes)
-        for policy, dtype in wanted:
-            plan = make_plan(policy, dtype, num_stages=num_stages)
+        for policy in policies:
+            plan = make_plan(policy, num_stages=num_stages)
             ours = Generator(plan, open_backend=warm.backend).latents()
-            assert torch.equal(ours, expected(policy, dtype)), (policy, dtype)
+            assert torch.equal(ours, latents_of(policy)), policy
     assert free_cpus() == 6
-
-
-def test_keys_made_again_for_a_new_prompt_are_those_of_one_process():
-    def plan(num_stages):
-        settings = overrides("causal-recache", f"parallel.num_stages={num_stages}")
-        request = {"prompt_at": [(2.1, "a dog")], "overrides": [*settings, "model.device=cpu"]}
-        return plan_render("a cat", frames=57, seed=3, **request)
-
-    alone = Generator(plan(1)).latents()
-    assert plan(1).schedule.new_prompts == (3,)
-    with Warm(2) as warm:
-        ours = Generator(plan(2), open_backend=warm.backend).latents()
-        assert torch.equal(ours, alone)
-        blocks = Generator(plan(2), open_backend=warm.backend)
-        stream = blocks.blocks()
-        next(stream)
-        blocks.set_prompt("a bird")
-        rest = [block.latents_BCTHW for block in stream]
-        assert not torch.equal(torch.cat(rest, dim=2), alone[:, :, 3:])
-
-
-def test_a_reader_who_stops_reading_stops_admission():
-    plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
-    with Warm(2) as warm:
-        blocks = Generator(plan, open_backend=warm.backend).blocks()
-        next(blocks)
-        first = warm.crew.members[0]
-        seen = []
-        for _ in range(15):  # until nothing moves any more
-            time.sleep(0.1)
-            seen.append(ray.get(first.control("counters"), timeout=5).admitted)
-        assert seen[-1] == seen[-5]
-        assert seen[-1].finished - seen[-1].taken == 2  # a burst of one, and one more
-        assert seen[-1].begun <= seen[-1].finished + plan.schedule.max_inflight
-        assert [block.block for block in blocks] == list(range(1, plan.schedule.num_blocks))
 
 
 def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_path):
@@ -138,7 +74,11 @@ def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"), [(signal.SIGKILL, "ended"), (signal.SIGSTOP, "does not answer")]
+    ("sent", "said"),
+    [
+        (signal.SIGKILL, "ended"),
+        pytest.param(signal.SIGSTOP, "does not answer", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
     plan = make_plan(
@@ -161,18 +101,6 @@ def test_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
     assert time.monotonic() - start < 10
     assert all_gone(pids, within_s=1.0)
     assert free_cpus() == 6
-
-
-def test_an_error_in_a_stage_is_the_error_of_one_process(monkeypatch):
-    plan = make_plan("buffer", num_stages=3)
-    with Warm(3) as warm:
-        build = partial(warm.backend, make_stage=partial(make_poisoned_stage, plan))
-        with pytest.raises(RenderError, match="hold NaN or infinity") as ours:
-            Generator(plan, open_backend=build).latents()
-    monkeypatch.setattr(backends, "make_stage", make_poisoned_stage)
-    with pytest.raises(RenderError) as local:
-        Generator(make_plan("buffer")).latents()
-    assert str(ours.value) == str(local.value)
 
 
 @pytest.mark.parametrize(

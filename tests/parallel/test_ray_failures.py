@@ -1,88 +1,91 @@
 """Whatever is lost of a render over Ray, its frames are those of an undisturbed one."""
 
 import os
+import re
 import signal
+from contextlib import closing
 from functools import cache
 
 import numpy as np
 import pytest
-from ray_cluster import all_gone, free_cpus, pids_of, two_nodes
-from tiny_blocks import ARCHS, overrides
+from processes import all_gone
+from ray_cluster import frames_of, free_cpus, make_plan, pids_of
+from thread_chain import ThreadBackend
 
-from longreel.jobs.render import plan_render, stream_chunks
-from longreel.models import arch as archs
+from longreel.pipeline.backend import LocalBackend
+from longreel.pipeline.generator import Generator
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs", "two_nodes")]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster():
-    with two_nodes():
-        yield
+GUIDED = "sampling.guidance_mode=sequential"  # the few-step policies have none of their own
+BORNE = ("checkpoint.every_s=0.1", "parallel.transfer_timeout_s=4", "parallel.backend=ray")
 
 
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
-
-
-def make_plan(policy, *more, frames=81, num_stages=1):
-    settings = overrides(
-        policy,
-        "model.device=cpu",
-        "checkpoint.every_s=0.1",
-        "parallel.transfer_timeout_s=4",
-        f"parallel.num_stages={num_stages}",
-        *more,
-    )
-    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
+FRAMES = 81
 
 
 @cache
-def expected(policy, frames=81):
-    with stream_chunks(make_plan(policy, frames=frames)) as chunks:
+def expected(policy, **layout):
+    """Made without actors: by one stage, or by threads where devices share stages."""
+    over = ["parallel.backend=ray"] * bool(layout)
+    plan = make_plan(policy, GUIDED, *over, frames=FRAMES, **layout)
+    generator = Generator(plan, open_backend=ThreadBackend if layout else LocalBackend)
+    with closing(generator.chunks()) as chunks:
         return np.concatenate([chunk.frames for chunk in chunks])
 
 
-def frames_of(plan, hurt, what="denoise", after=20):
-    """All frames; `hurt` is called when so many tasks are done, or frames decoded."""
-    hurts = []
-
-    def report(now, done, total, note=""):
-        if now == what and done >= after and not hurts:
-            hurts.append(done)
-            hurt(stream._generator._backend)
-
-    frames = []
-    with stream_chunks(plan, report) as stream:
-        for chunk in stream:
-            assert chunk.start == sum(map(len, frames))
-            frames.append(chunk.frames)
-    assert hurts
-    return np.concatenate(frames)
+THREE = {"num_stages": 3}
+SPLIT = {"num_stages": 2, "cfg": "split"}
+SHARED = {"num_stages": 4, "devices": 2}
+PAIRS = {"num_stages": 2, "gpus_per_stage": 2}
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 
 
-@pytest.mark.parametrize("policy", ["dualparal-grouped", "causal"])
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_stage_that_is_lost_is_replaced(policy, sent, caplog):
+@pytest.mark.parametrize(
+    ("policy", "layout", "actor", "sent", "words"),
+    [
+        ("dualparal-grouped", THREE, 1, KILL, r"stage 2 of 3 \(layers 2 to 3\) .* ended"),
+        ("causal", THREE, 1, STOP, r"stage 2 of 3 \(layers 2 to 3\) .* does not answer"),
+        ("dualparal", SPLIT, 2, KILL, r"stage 1 of 2 \(layers 0 to 2, unconditional branch\) "),
+        ("dualparal", SHARED, 1, KILL, r"the actor of stages 3 to 4 of 4 \(layers 3 to 4\) "),
+        ("causal", PAIRS, 3, KILL, r"device 2 of 2 of stage 2 of 2 \(layers 3 to 4\) "),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("causal", THREE, 0, KILL, r"stage 1 of 3 .* ended"),
+                ("dualparal-grouped", THREE, 2, STOP, r"stage 3 of 3 .* does not answer"),
+                ("dualparal", SPLIT, 0, KILL, r"stage 1 of 2 \(layers 0 to 2, conditional branch"),
+                ("dualparal", SPLIT, 3, STOP, r"stage 2 of 2 \(.*, unconditional branch\) "),
+                ("causal", PAIRS, 0, STOP, r"device 1 of 2 of stage 1 of 2 .* does not answer"),
+            )
+        ),
+    ],
+)
+def test_an_actor_that_is_lost_is_named_and_replaced(policy, layout, actor, sent, words, caplog):
     hurt = []
 
-    def kill(backend):
+    def lose(backend):
         hurt.extend(pids_of(backend))
-        os.kill(hurt[1], sent)
+        os.kill(hurt[actor], sent)
 
-    plan = make_plan(policy, "parallel.backend=ray", num_stages=3)
-    assert np.array_equal(frames_of(plan, kill), expected(policy))
-    assert "stage 2 of 3 (layers 2 to 3) was lost at block" in caplog.text
+    plan = make_plan(policy, GUIDED, *BORNE, frames=FRAMES, **layout)
+    truth = expected(policy, **(layout if layout is PAIRS else {}))
+    assert np.array_equal(frames_of(plan, lose), truth)
+    assert re.search(words, caplog.text)
+    assert re.search(r"was lost at block \d+, step \d+", caplog.text)
     assert all_gone(hurt, within_s=5.0)
     assert free_cpus() == 6
 
 
-def test_a_decoder_that_is_lost_is_replaced_where_it_stood(caplog):
-    def kill(backend):
-        os.kill(pids_of(backend)[-1], signal.SIGKILL)
+@pytest.mark.parametrize("sent", [KILL, pytest.param(STOP, marks=pytest.mark.slow)])
+def test_a_decoder_that_is_lost_is_replaced_where_it_stood(sent, caplog):
+    hurt = []
 
-    plan = make_plan("dualparal", "parallel.backend=ray", num_stages=2)
-    assert np.array_equal(frames_of(plan, kill, "decode", 30), expected("dualparal"))
+    def lose(backend):
+        hurt.extend(pids_of(backend))
+        os.kill(hurt[-1], sent)
+
+    plan = make_plan("dualparal", GUIDED, *BORNE, frames=FRAMES, num_stages=2)
+    assert np.array_equal(frames_of(plan, lose, "decode", 30), expected("dualparal"))
     assert "the worker that reads prompts and decodes was lost" in caplog.text
+    assert all_gone(hurt, within_s=5.0)

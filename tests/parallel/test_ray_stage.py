@@ -2,25 +2,23 @@
 
 import threading
 import time
+from dataclasses import replace
 from functools import partial
+from threading import Event
 
 import pytest
 import torch
 from poison import make_poisoned_stage
 from thread_chain import ThreadBackend
-from tiny_blocks import ARCHS, POLICIES, overrides
+from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
+from longreel.parallel.link import LinkClosed
 from longreel.pipeline import backend as backends
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def make_plan(policy, *more, frames=33, num_stages=1):
@@ -66,7 +64,7 @@ def test_a_branch_without_work_is_told_so_and_waits_on():
     assert torch.equal(Generator(plan, open_backend=lambda plan: slow).latents(), expected)
 
 
-def make_slow_stage(plan, layers, device):
+def make_slow_stage(plan, layers, device, *shelf):
     """Ten tasks of it take longer than the timeout of the test that asks for it."""
     stage = backends.make_stage(plan, layers, device)
     run = stage.run
@@ -77,7 +75,7 @@ def make_slow_stage(plan, layers, device):
 def test_a_branch_that_breaks_ends_the_other_with_its_error(monkeypatch):
     built = []
 
-    def fail_in_the_other_branch(plan, layers, device):
+    def fail_in_the_other_branch(plan, layers, device, *shelf):
         stage = backends.make_stage(plan, layers, device)
         built.append(stage)
         if len(built) == 3:  # the unconditional branch's first
@@ -121,7 +119,7 @@ def test_a_reader_who_stops_reading_stops_admission():
 
 
 def test_a_chain_that_waits_for_its_reader_longer_than_the_timeout_goes_on():
-    plan = make_plan("dualparal", frames=65, num_stages=3)
+    plan = make_plan("dualparal", frames=49, num_stages=3)
 
     def backend(plan):
         return ThreadBackend(plan, timeout_s=0.6)
@@ -156,3 +154,54 @@ def test_a_stopped_chain_finishes_what_is_in_flight(layout):
     latents += [block.latents_BCTHW for block in blocks]
     begun = plan.schedule.max_inflight + 3
     assert 1 < len(latents) <= begun
+
+
+def test_a_stage_that_wakes_after_it_was_replaced_reaches_nobody():
+    """It stands still in the middle of a task, as a stopped process does, and hears of nothing."""
+    plan = make_plan("dualparal", frames=49, num_stages=3)
+    stands, wakes, ends = Event(), Event(), []
+
+    def make_still_stage(plan, layers, device, *rest):
+        stage = backends.make_stage(plan, layers, device, *rest)
+        run = stage.run
+
+        def run_or_stand(task, x):
+            if layers.start and task.number == 9:
+                stands.set()
+                wakes.wait(60)
+            return run(task, x)
+
+        stage.run = run_or_stand
+        return stage
+
+    def work(stage):
+        try:
+            stage.run(plan.schedule)
+        except LinkClosed as error:
+            ends.append(error)
+
+    old = ThreadBackend(plan, make_stage=make_still_stage)
+    sampling = Generator(plan).sampling(old)
+    before = old.chain(sampling)
+    threads = [threading.Thread(target=work, args=(stage,)) for stage in before.stages]
+    for thread in threads:
+        thread.start()
+    assert stands.wait(30)
+    for stage in (before.stages[0], before.stages[2]):  # the fence; the one between cannot hear
+        stage.cut()
+    done = len(before.last.take(0).tasks)
+
+    stamp = replace(before.stamp, epoch=1)
+    after = ThreadBackend(plan, stamp=stamp).chain(sampling)
+    came = after.run(plan.schedule)
+    ours = [block for _ in range(10) for block in next(came).finished]
+    wakes.set()
+    ours += [block for step in came for block in step.finished]
+    ours = sorted(ours, key=lambda block: block.block)
+    latents = torch.cat([block.latents_BCTHW for block in ours], dim=2)
+    assert torch.equal(latents, Generator(plan).latents())
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(ends) == 3
+    assert not before.last.take(0).tasks, f"{done} tasks were done before the fence"

@@ -8,10 +8,12 @@ import torch
 from shares import on_every_rank
 from tiny_wan import T2V, diffusers_model, our_model
 
+from longreel.configs.attention import AttentionConfig
 from longreel.kernels.attention import attend_reference
 from longreel.kernels.blocks import Blocks, even_starts
 from longreel.kernels.rope import rotate
 from longreel.parallel.cache import KeyValueCache
+from longreel.parallel.sparse import SparseAttention
 from longreel.parallel.tasks import Entry, Part, Task
 
 ARCH = replace(T2V, num_heads=5, head_dim=12)
@@ -154,6 +156,45 @@ def test_cached_keys_are_read_where_they_were_made(model, mesh):
         torch.testing.assert_close(torch.cat(parts, dim=1), expected_BLD, rtol=1e-5, atol=1e-5)
     # keys and values of two latents in three layers, each head and token of them once
     assert sum(held) == 2 * 2 * latent * ARCH.dim * 4 * len(layers)
+
+
+@pytest.mark.parametrize("ulysses", [2, 3])
+@pytest.mark.parametrize("builder", ["pooled", "spatiotemporal", "stale", "stale-published"])
+@torch.inference_mode()
+def test_builders_that_read_inputs_see_whole_windows_of_each_devices_heads(model, builder, ulysses):
+    """Two steps of one block: the second uses what the first has kept, each of its own heads."""
+    config = AttentionConfig(builder=builder, tile=16, radius=0, keep=0.4, dense_steps=0.0)
+
+    def velocities(run_layers):
+        sparse = SparseAttention(config, ARCH.num_layers, 5)
+        for step in (1, 2):
+            part = Part(block=0, start=0, stop=3, step=step, write=True)
+            at = Task(number=step, tick=step, parts=(part,), positions=(0, 1, 2))
+            g = torch.Generator().manual_seed(step)
+            latents, text = torch.randn(1, 16, 3, 6, 10, generator=g), torch.zeros(1, 4, 24)
+            state = model.embed(latents, torch.tensor([[500.0]]), text, order=sparse.order(at))
+            yield run_layers(state, sparse.window(at, 0, state.window))
+            kept = sparse.num_bytes()
+            assert bool(kept) == builder.startswith("stale")
+
+    layers = range(ARCH.num_layers)
+
+    def whole(state, attention):
+        return model.head(model.run_layers(state, layers, attend_tokens=attention))
+
+    @torch.inference_mode()
+    def work(share):
+        def shared(state, attention):
+            part = share.take(state)
+            part = share.run_layers(model, part, layers, attend_heads=attention)
+            return share.head(model, part)
+
+        return list(velocities(shared))
+
+    expected = list(velocities(whole))
+    ours, *_ = on_every_rank(1, ulysses, work)
+    for velocity, of_one in zip(ours, expected, strict=True):
+        torch.testing.assert_close(velocity, of_one, rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -7,25 +7,19 @@ from functools import cache, partial
 import pytest
 import torch
 from thread_chain import ThreadBackend
-from tiny_blocks import ARCHS, overrides
+from tiny_blocks import overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.parallel.link import LinkClosed
 from longreel.pipeline import backend as backends
 from longreel.pipeline.generator import Generator
 
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 GUIDED = ("sampling.guidance_mode=sequential", "video.height=32")
 PAIRS = {"num_stages": 2, "gpus_per_stage": 2}
 SQUARE = {"num_stages": 1, "gpus_per_stage": 4, "ring": 2}
 BRANCHES = {"num_stages": 3, "gpus_per_stage": 2, "ring": 2, "cfg": "split"}
 TOGETHER = {"num_stages": 3, "gpus_per_stage": 2, "devices": 2}
-
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
 
 
 def make_plan(policy, *more, frames=29, **layout):
@@ -77,6 +71,18 @@ def test_shared_stages_make_the_latents_of_one_device(policy, layout):
     torch.testing.assert_close(latents, expected(policy, "video.height=64"), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "builder",
+    ["pooled", "stale", pytest.param("spatiotemporal", marks=pytest.mark.slow)],
+)
+def test_lists_of_what_each_device_reads_make_the_latents_of_one_device(builder):
+    settings = [f"attention.builder={builder}", "attention.tile=16", "attention.dense_steps=0"]
+    settings += ["video.height=64", "attention.radius=1"]
+    latents = render(make_plan("dualparal-grouped", *settings, **PAIRS))
+    alone = expected("dualparal-grouped", *settings)
+    torch.testing.assert_close(latents, alone, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", [PAIRS, pytest.param(SQUARE, marks=pytest.mark.slow)])
 def test_the_same_request_makes_the_same_bits(layout):
     plan = make_plan("causal", "model.dtype=bfloat16", **layout, frames=13)
@@ -86,7 +92,7 @@ def test_the_same_request_makes_the_same_bits(layout):
 def test_a_device_that_breaks_ends_the_others_with_its_error():
     built = []
 
-    def fail_on_one(plan, layers, device):
+    def fail_on_one(plan, layers, device, *shelf):
         stage = backends.make_stage(plan, layers, device)
         built.append(stage)
         if len(built) == 4:  # the last stage's second

@@ -166,8 +166,8 @@ def test_dense_attention_needs_no_part_in_the_stages():
             r"no window stays the same",
         ),
         (
-            ["attention.builder=pooled", "parallel.gpus_per_stage=2"],
-            r"parallel.gpus_per_stage=2 has; set it to 1",
+            ["attention.builder=pooled", "parallel.gpus_per_stage=2", "parallel.ring=2"],
+            r"parallel.ring=2 no device has those of any head; set parallel.ring=1",
         ),
         (
             [

@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from longreel.kernels import attention_triton, norm_triton
+from longreel.kernels.attention_layout import launch_options
 
 HOPPER = GPUTarget("cuda", 90, 32)
 STRIDES = {f"{x}_{axis}" for x in ("q", "k", "v", "out", "previous") for axis in "blsh"}
@@ -29,7 +30,7 @@ def compile_kernel(kernel, pointers: dict, constants: dict, options: dict) -> di
             signature[name] = points_at if points_at.startswith("tensordesc") else "*" + points_at
         else:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
-        if name in STRIDES or signature[name].startswith("*"):
+        if name in STRIDES | {"row", "x_l", "y_l", "channels"} or signature[name].startswith("*"):
             aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     built = triton.compile(source, target=HOPPER, options=options | {"enable_fp_fusion": True})
@@ -49,8 +50,17 @@ def compile_kernel(kernel, pointers: dict, constants: dict, options: dict) -> di
     }
 
 
-def attention(tile: int, channels: int, *, previous: bool, even=True, **changed: int) -> dict:
-    options = attention_triton.launch_options(tile, tile, channels) | changed
+def attention(
+    tile: int, channels: int, *, previous=False, even=True, descriptors=True, kind="bf16"
+) -> dict:
+    options = launch_options(
+        tile,
+        tile,
+        channels,
+        item=4 if kind == "fp32" else 2,
+        descriptors=descriptors,
+        even=even,
+    )
     constants = {
         "CHANNELS": channels,
         "HAS_ORDER": True,
@@ -58,13 +68,13 @@ def attention(tile: int, channels: int, *, previous: bool, even=True, **changed:
         "TILE": tile if even else 0,
         "SPLIT": -(-tile // options["BLOCK_N"]),
         "WIDEN": False,
-        "PRECISION": "tf32",
+        "PRECISION": "ieee" if kind == "fp32" else "tf32",
         **{name: value for name, value in options.items() if name.isupper()},
     }
-    pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "bf16")
-    pointers |= dict.fromkeys(("out_ptr", "previous_ptr"), "fp32" if previous else "bf16")
+    pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), kind)
+    pointers |= dict.fromkeys(("out_ptr", "previous_ptr"), "fp32" if previous else kind)
     if options["DESCRIPTORS"]:
-        box = f"tensordesc<bf16[{options['BLOCK_N']},{options['BLOCK_D']}]>"
+        box = f"tensordesc<{kind}[{options['BLOCK_N']},{options['BLOCK_D']}]>"
         pointers |= {"k_ptr": box, "v_ptr": box}
     pointers |= {"lse_ptr": "fp32", "previous_lse_ptr": "fp32", "order_ptr": "i64"}
     return compile_kernel(
@@ -75,19 +85,25 @@ def attention(tile: int, channels: int, *, previous: bool, even=True, **changed:
     )
 
 
-def fused(kernel, **flags: bool) -> dict:
+def fused(kernel, **constants: int) -> dict:
     """Of the width of Wan 14B."""
     pointers = dict.fromkeys(("x_ptr", "y_ptr", "out_ptr", "weight_ptr"), "bf16")
     pointers |= dict.fromkeys(("scale_ptr", "shift_ptr", "gate_ptr", "table_ptr"), "fp32")
     pointers["index_ptr"] = "i64"
-    return compile_kernel(kernel, pointers, {"BLOCK": 8192, **flags}, {"num_warps": 8})
+    constants = {"ROWS": norm_triton.ROWS, **constants}
+    return compile_kernel(kernel, pointers, constants, {"num_warps": 8})
 
 
 if __name__ == "__main__":
-    print(json.dumps(fused(norm_triton._modulate_kernel, HAS_INDEX=True)))
-    print(json.dumps(fused(norm_triton._residual_kernel, HAS_INDEX=True)))
-    print(json.dumps(fused(norm_triton._rotate_kernel, NORM=True)))
+    levels = {"HAS_INDEX": True, "BLOCK": 8192}
+    heads = {"HEAD": 128, "BLOCK_H": 64, "BLOCK_D": 128, "NORM": True}
+    print(json.dumps(fused(norm_triton._modulate_kernel, **levels)))
+    print(json.dumps(fused(norm_triton._residual_kernel, **levels)))
+    print(json.dumps(fused(norm_triton._rotate_kernel, **heads)))
     for tile in (120, 128):
         for channels in (64, 128):
-            for previous in (False, True):
-                print(json.dumps(attention(tile, channels, previous=previous)))
+            print(json.dumps(attention(tile, channels)))
+    print(json.dumps(attention(128, 128, previous=True)))
+    print(json.dumps(attention(128, 128, even=False)))
+    print(json.dumps(attention(128, 128, descriptors=False)))
+    print(json.dumps(attention(128, 128, descriptors=False, kind="fp32")))

@@ -1,21 +1,27 @@
-"""What tests over a Ray cluster share: the cluster, and actors kept from render to render."""
+"""What tests over Ray share: the cluster, plans, and actors kept from render to render."""
 
 import os
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
+import numpy as np
 import poison
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from tiny_blocks import overrides
 
 from longreel.configs.parallel import ParallelConfig
+from longreel.jobs.render import plan_render, stream_chunks
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
-from longreel.pipeline.backend import LocalBackend, RayBackend
+from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.codec import Codec
+from longreel.pipeline.generator import Generator
+from longreel.pipeline.ray_backend import RayBackend
 
 _QUIET = {
     "RAY_worker_niceness": "0",  # else they starve beside anything that works
@@ -36,21 +42,58 @@ def quiet():
 
 
 @contextmanager
-def two_nodes():
-    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+def cluster_of(*nodes, **system):
+    """A cluster with these nodes, the head first; `system`: Ray's own settings."""
+    memory = {"object_store_memory": 100 * 2**20}
     with quiet():
-        nodes = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 3, "object_store_memory": 100 * 2**20},
-        )
-        nodes.add_node(num_cpus=3, num_gpus=2, object_store_memory=100 * 2**20)
+        head = {"include_dashboard": False, "_system_config": system}
+        cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **memory, **head})
+        for node in nodes[1:]:
+            cluster.add_node(**node, **memory)
         ray.init(
-            address=nodes.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
+            address=cluster.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
         )
         ray.cloudpickle.register_pickle_by_value(poison)  # actors do not see this folder
-        yield
+        yield cluster
         ray.shutdown()
-        nodes.shutdown()
+        cluster.shutdown()
+
+
+def two_nodes():
+    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
+    return cluster_of({"num_cpus": 3}, {"num_cpus": 3, "num_gpus": 2})
+
+
+def make_plan(policy, *more, frames=33, **parallel):
+    """In this process, unless `backend` or `more` says otherwise."""
+    layout = [f"parallel.{name}={value}" for name, value in parallel.items()]
+    settings = overrides(policy, "model.device=cpu", *more, *layout)
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
+
+
+@cache
+def latents_of(policy, *more):
+    """Made by one stage in this process."""
+    return Generator(make_plan(policy, *more)).latents()
+
+
+def frames_of(plan, hurt, what="denoise", after=20):
+    """All frames; `hurt` is called with the backend when so many tasks are done, or frames
+    decoded."""
+    hurts = []
+
+    def report(now, done, total, note=""):
+        if now == what and done >= after and not hurts:
+            hurts.append(done)
+            hurt(stream._generator._backend)
+
+    frames = []
+    with stream_chunks(plan, report) as stream:
+        for chunk in stream:
+            assert chunk.start == sum(map(len, frames))
+            frames.append(chunk.frames)
+    assert hurts
+    return np.concatenate(frames)
 
 
 def free_cpus(want=6.0):
@@ -87,7 +130,7 @@ class WarmBackend(RayBackend):
         self.given_up = local.given_up
         self.texts, self.condition = local.texts, local.condition
         self.decode, self.restore = local.decode, local.restore
-        self._hear = [].append
+        self._hear, self._slices = [].append, None
         self.measured = Codec(plan).measured
         self._make_stage = make_stage
 
@@ -122,21 +165,3 @@ class Warm:
 
     def backend(self, plan, make_stage=None):
         return WarmBackend(plan, self.placement, self.crew, make_stage)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
-
-
-def all_gone(pids, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while any(map(alive, pids)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True

@@ -27,9 +27,11 @@ def free_ports(count):
 
 
 @contextmanager
-def ray_head(folder: Path, num_cpus: int = 4):
-    """Its dashboard's URL, and the environment that a client of it needs."""
-    bin_folder = Path(sys.executable).parent
+def ray_head(folder: Path, num_cpus: int = 4, bin_folder: Path = Path(sys.executable).parent):
+    """Its dashboard's URL, and the environment that a client of it needs.
+
+    `bin_folder`: where its `python` and `ray` are.
+    """
     gcs, dashboard, client, agent, grpc, env_agent = free_ports(6)
     environment = os.environ | {
         "PATH": f"{bin_folder}:{os.environ['PATH']}",

@@ -23,8 +23,8 @@ _numbers = itertools.count()
 
 
 class ThreadChain:
-    def __init__(self, plan, sampling, timeout_s=20.0, make_stage=make_stage):
-        stamp = Stamp(render=f"threads-{next(_numbers)}", epoch=0)
+    def __init__(self, plan, sampling, timeout_s=20.0, make_stage=make_stage, stamp=None):
+        self.stamp = stamp = stamp or Stamp(render=f"threads-{next(_numbers)}", epoch=0)
         cut, layout = slices(plan), plan.layout
 
         self._meeting = Rendezvous("127.0.0.1")  # of the devices of a stage

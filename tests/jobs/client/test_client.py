@@ -131,15 +131,21 @@ def test_one_key_is_one_render(client):
 
 
 def test_a_live_session_waits_for_its_reader(client):
-    render = client.render("a red circle", frames=241, settings=SMALL, pace="consumer")
-    frames = render.frames()
-    taken = len(next(frames))
-    most = 0
-    for _ in range(15):
-        threading.Event().wait(0.1)
-        most = max(most, render.refresh().frames_done)
-    assert most < 120, "it runs ahead of its reader by more than its credit"
-    assert taken + sum(map(len, frames)) == 241
+    """All 121 frames would fit into the sockets' buffers, where nobody has taken them yet."""
+    render = client.render("a red circle", frames=121, settings=SMALL, pace="consumer")
+    frames, got = render.frames(), 0
+    # segments end at 5, 13, 21, 29; with one of them in hand nothing of it is taken
+    for segment, most in ((5, 21), (13, 29)):
+        while got < segment:
+            got += len(next(frames))
+        until(render.refresh, lambda info, most=most: info.frames_done >= most)
+        for _ in range(10):  # more than ten segments' time, were it not for the reader
+            threading.Event().wait(0.05)
+            assert render.refresh().frames_done == most, "two segments of 12 frames ahead of it"
+    render.pause()
+    until(render.refresh, lambda info: info.status == "paused")
+    render.resume()  # what goes on is told anew how far its reader is
+    assert got + sum(map(len, frames)) == 121
     assert render.wait().status == "done"
 
 

@@ -1,10 +1,13 @@
 """A render that was hurt or left goes on to the same video, and people are told what was wrong."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+import tiny_pipeline
 import torch
 from command import longreel
 from tiny_blocks import ARCHS, overrides
@@ -14,6 +17,7 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
+from longreel.models.vae_build import random_vae
 from longreel.pipeline import backend as backends
 
 OLD = Path(__file__).parents[2] / "data" / "render-format-1"
@@ -90,6 +94,47 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, caplog
     assert digests(render) == truth
 
 
+def test_other_weights_than_it_was_begun_with_are_refused(home, tmp_path, monkeypatch):
+    arch = tiny_pipeline.ARCHS["test-t2v"]
+    monkeypatch.setitem(archs.ARCHS, "test-t2v", arch)
+    tiny_pipeline.write_checkpoint(tmp_path / "weights", arch)
+    sizes = ["video.height=32", "video.width=48", "sampling.steps=3", "model.text_cache="]
+    where = ["model.arch=test-t2v", f"model.checkpoint={tmp_path / 'weights'}"]
+    render = home.create(plan_render("a cat", frames=9, overrides=[*sizes, *where]))
+    killed_at(render, 1)
+    random_vae(arch.vae, seed=2).save_pretrained(tmp_path / "weights" / "vae")
+    with pytest.raises(
+        ValueError, match=f"of the vae are not those that render {render.id} was begun with"
+    ):
+        RenderRun(home.open(render.id)).run()
+    status = render.status()
+    assert (status.state, status.frames_done) == ("failed", 0)
+    random_vae(arch.vae, seed=1).save_pretrained(tmp_path / "weights" / "vae")
+    assert RenderRun(home.open(render.id)).run().state == "done"
+
+
+def test_a_prompt_that_was_set_while_it_ran_is_known_to_whoever_goes_on(home):
+    def set_at(run, task, killed_at):
+        def report(what, done, total, note=""):
+            if (what, done) == ("denoise", task):
+                run.set_prompt("a dog")
+            if (what, done) == ("denoise", killed_at):
+                raise Killed
+
+        run._report = report
+        return run
+
+    truth = home.create(plan(frames=57))
+    set_at(RenderRun(truth), 6, None).run()
+    assert digests(truth) != made(home, frames=57)
+    for when in (7, 11, 16):
+        render = home.create(plan(frames=57))
+        with pytest.raises(Killed):
+            set_at(RenderRun(render), 6, when).run()
+        assert RenderRun(home.open(render.id)).run().state == "done"
+        assert digests(render) == digests(truth)
+
+
 def test_less_memory_is_tried_before_a_render_is_given_up(home, monkeypatch, caplog):
     build = backends.make_stage
 
@@ -123,7 +168,16 @@ def test_a_render_without_memory_ends_with_the_reason_and_the_way_on(home, monke
     with pytest.raises(torch.OutOfMemoryError):
         RenderRun(render).run()
     assert render.status().state == "failed"
-    assert "tried 1 GiB" in render.status().reason
+    reason = render.status().reason
+    assert "tried 1 GiB" in reason
+    # the command that it names goes on with it
+    (command,) = re.findall(r"`longreel (resume .*)` goes on from frame 0", reason)
+    monkeypatch.undo()
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+    output = home.path / "cat.mp4"
+    assert longreel(*shlex.split(command), "-o", output).code == 0
+    assert output.exists()
 
 
 def test_the_command_line_keeps_lists_goes_on_with_and_removes_renders(tmp_path, monkeypatch):

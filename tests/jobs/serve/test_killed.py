@@ -11,7 +11,7 @@ import time
 import httpx
 import numpy as np
 import pytest
-from ray_cluster import alive, all_gone
+from processes import alive, all_gone
 from server import SMALL, Server, asked, ended, until
 
 import longreel
@@ -52,7 +52,7 @@ def size_of(path):
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_reader_that_is_killed_again_and_again_gets_each_frame_once(server, tmp_path, kills):
     frames = 81 if kills < 50 else 801
     dice = random.Random(kills)

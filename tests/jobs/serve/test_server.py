@@ -219,6 +219,21 @@ def test_a_paused_render_goes_on_and_loses_nothing(http):
     assert len(decode(http.get(f"{path}/video").content)) == 241
 
 
+def test_a_status_has_a_tag_that_changes_with_it_at_once(http, done):
+    path = f"/api/v1/renders/{done[0]}"
+    first = http.get(path)
+    assert first.json()["progress"]["frames"] == 41
+    again = http.get(path, headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    made = http.post("/api/v1/renders", json=asked(frames=2001)).json()
+    path = f"/api/v1/renders/{made['id']}"
+    running = until(lambda: http.get(path), lambda seen: seen.json()["status"] == "running")
+    assert http.post(f"{path}/cancel").status_code == 200
+    until(lambda: http.get(path).json()["status"], lambda status: status == "cancelled")
+    over = http.get(path, headers={"if-none-match": running.headers["etag"]})
+    assert (over.status_code, over.json()["status"]) == (200, "cancelled")
+
+
 def test_the_same_key_gives_the_same_render(http):
     headers = {"idempotency-key": "once"}
     body = asked(frames=1)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from built_wheel import build_wheel, environment_without_us
 from ray_head import ray_head
 from server import SMALL, until
 
@@ -13,6 +14,7 @@ from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render
 from longreel.jobs.submit.errand import Errand, read_errand, read_request, write_errand
+from longreel.jobs.submit.jobs_client import _checked
 
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()] + ["model.text_cache="]
 
@@ -25,7 +27,11 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def longreel(cluster):
-    url, environment = cluster
+    return runner(*cluster)
+
+
+def runner(url, environment):
+    """Runs our command here, with another machine's cluster as far as it knows."""
 
     def run(*arguments, code=0):
         done = subprocess.run(
@@ -92,6 +98,42 @@ def test_a_cancelled_job_keeps_what_is_final_and_can_be_gone_on_with(longreel, t
     longreel("cancel", render)
     until(lambda: folder.status().state, lambda state: state == "paused")
     assert folder.status().attempt > status.attempt
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cluster_that_has_no_longreel_runs_the_wheel_that_comes_with_the_job(
+    tmp_path, tmp_path_factory
+):
+    (tmp_path / "tree").mkdir()
+    wheel = build_wheel(tmp_path / "tree")
+    bin_folder = environment_without_us(tmp_path / "environment")
+    found = subprocess.run(
+        [bin_folder / "python", "-P", "-c", "import longreel"], capture_output=True
+    )
+    assert b"No module named 'longreel'" in found.stderr
+    short = tmp_path_factory.mktemp("r")  # names of sockets are
+    with ray_head(short, bin_folder=bin_folder) as (url, environment):
+        longreel = runner(url, environment)
+        sent = ("--home", tmp_path / "home", "--frames", 9, "model.text_cache=", *SETTINGS)
+        render, _ = longreel("submit", "a red circle", "--gpus", 2, *sent, "--wait", code=1)
+        assert "longreel" in longreel("logs", render)[0]
+        render, _ = longreel(
+            "submit", "a red circle", "--gpus", 2, "--wheel", wheel, *sent, "--wait"
+        )
+        assert Home(tmp_path / "home").open(render).status().state == "done"
+        _, said = longreel("resume", "--submit", render, code=2)
+        assert "--wheel" in said
+        again, _ = longreel("resume", "--submit", render, "--wheel", wheel)
+        assert again == f"{render}-2"
+        longreel("watch", render)
+
+
+@pytest.mark.parametrize("name", ["missing.whl", "request.yaml"])
+def test_what_is_no_wheel_is_refused(tmp_path, name):
+    (tmp_path / "request.yaml").write_text("prompt: x")
+    with pytest.raises(ValueError, match="is no wheel"):
+        _checked(tmp_path / name)
 
 
 def test_an_errand_arrives_as_it_was_sent(tmp_path):

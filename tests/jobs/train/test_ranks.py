@@ -22,7 +22,11 @@ STEPS, RANKS = 6, 2
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="the extra train is not installed"
 )
-STAGES = [0, *(pytest.param(stage, marks=needs_deepspeed) for stage in (1, 2, 3))]
+STAGES = [
+    0,
+    *(pytest.param(stage, marks=[needs_deepspeed, pytest.mark.slow]) for stage in (1, 2)),
+    pytest.param(3, marks=needs_deepspeed),
+]
 
 
 def config(folder, stage=0, steps=STEPS, num=RANKS, **report):

@@ -9,10 +9,10 @@ from longreel.jobs.train.launch import train
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("shapes-start", ["dit.vae="], r"^dit\.vae= is no folder.*longreel train shapes-vae"),
-        ("shapes-start", ["dit.vae={tmp}/none"], r"^dit\.vae=.*/none is no folder"),
-        ("shapes-start", ["dit.vae={tmp}", "dit.arch=shpes"], r"^dit\.arch=shpes.*shapes"),
-        ("shapes", ["dit.start={tmp}/none"], r"^dit\.start=.*/none.*longreel train shapes-start"),
+        ("shapes", ["dit.vae="], r"^dit\.vae= is no folder.*longreel train shapes-vae"),
+        ("shapes", ["dit.vae={tmp}/none"], r"^dit\.vae=.*/none is no folder"),
+        ("shapes", ["dit.vae={tmp}", "dit.arch=shpes"], r"^dit\.arch=shpes.*shapes"),
+        ("shapes", ["dit.start={tmp}/none"], r"^dit\.start=.*/none.*longreel train shapes"),
         ("shapes-live", ["live.start={tmp}/none"], r"^live\.start=.*longreel train shapes"),
         (
             "shapes-live",

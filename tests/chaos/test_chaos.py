@@ -1,0 +1,63 @@
+"""A render that is killed, stopped, starved and hurt wherever it stands makes the same video."""
+
+import pytest
+from ray_cluster import make_plan
+from trials import Act, Trial, draw, make_truth, run_trial
+from victim import Hurt
+
+pytestmark = pytest.mark.usefixtures("tiny_archs")
+FRAMES = {"dualparal-grouped": 45, "forcing": 33, "causal": 33}
+DRAWN = 170
+
+
+def plan(policy, *more):
+    return make_plan(policy, "checkpoint.every_s=0.01", *more, frames=FRAMES[policy])
+
+
+def act(what, place, nth=0, *, corrupt="", lasts=1, stages=1):
+    hurt = Hurt(what=what, place=place, nth=nth, lasts=lasts)
+    return Act(hurts=(hurt,), changes={"parallel.num_stages": stages}, corrupt=corrupt)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """By policy, made when it is first asked for."""
+    known = {}
+
+    def of(policy):
+        if policy not in known:
+            known[policy] = make_truth(tmp_path_factory.mktemp(policy), plan(policy))
+        return known[policy]
+
+    return of
+
+
+DOZEN = [
+    ("causal", act("kill", "rename journal")),
+    ("causal", act("kill", "half", 2)),
+    ("causal", act("kill", "denoise", 14, corrupt="flip"), act("kill", "prompt", 1, stages=2)),
+    ("causal", act("kill", "rename keys", 1, corrupt="cut")),
+    ("causal", act("stop", "rename checkpoint", 1)),
+    ("causal", act("full", "open init", lasts=2)),
+    ("forcing", act("kill", "rename checkpoint", 1, corrupt="truncate", stages=3)),
+    ("forcing", act("wake", "rename segment", 1)),
+    ("forcing", act("kill", "rmtree folder")),
+    ("dualparal-grouped", act("kill", "decode", 9, stages=2)),
+    ("dualparal-grouped", act("stop", "append", 4)),
+    ("dualparal-grouped", act("full", "rename segment", 2, lasts=10**6)),
+]
+
+
+@pytest.mark.parametrize("case", DOZEN, ids=lambda case: f"{case[0]}-{case[1].hurts[0]}")
+def test_a_render_that_was_hurt_is_as_if_nothing_had_happened(case, truth, tmp_path):
+    policy, *acts = case
+    struck = run_trial(Trial(tmp_path, plan(policy)), acts, truth(policy))
+    assert struck == len(acts), "a blow came too late to be one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(DRAWN))
+def test_nothing_is_lost_wherever_it_is_hurt(seed, truth, tmp_path):
+    policy = [*FRAMES][seed % len(FRAMES)]
+    known = truth(policy)
+    run_trial(Trial(tmp_path, plan(policy)), draw(seed, known.seen), known)

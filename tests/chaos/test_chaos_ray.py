@@ -1,0 +1,187 @@
+"""Over Ray a driver, its actors and whole nodes may go, and the video is the same."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+import ray
+from processes import alive, all_gone, children_of, command, descendants, wait_until
+from ray_cluster import cluster_of, frames_of, free_cpus, make_plan
+from trials import Act, Trial, draw_over_ray, make_truth, run_trial
+from victim import DONE, KILLED, Hurt
+
+from longreel.jobs.render import stream_chunks
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs")]
+CPUS = 4
+# a node is found dead in seconds, but not because it had to wait for a core
+HEALTH = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 5000,
+    "health_check_failure_threshold": 3,
+}
+POLICIES = ("dualparal-grouped", "forcing", "causal")
+FRAMES = 81
+DRAWN = 30
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with cluster_of({"num_cpus": 2}, {"num_cpus": 2}, **HEALTH) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    @cache
+    def of(policy):
+        return make_truth(tmp_path_factory.mktemp(policy), plan(policy))
+
+    return of
+
+
+def plan(policy, *more):
+    return make_plan(policy, "checkpoint.every_s=0.01", *more, frames=FRAMES)
+
+
+def over_ray(cluster, num_stages=2):
+    return {
+        "parallel.backend": "ray",
+        "parallel.address": cluster.address,
+        "parallel.num_stages": num_stages,
+        "parallel.transfer_timeout_s": 4.0,
+    }
+
+
+def actors_of(cluster):
+    """Processes of actors, as Ray names them."""
+    raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
+    names = "ray::StageActor", "ray::Host"
+    return [pid for pid in children_of(raylets) if command(pid).startswith(names)]
+
+
+def test_a_driver_that_is_killed_takes_its_actors_along_and_another_goes_on(
+    cluster, truth, tmp_path
+):
+    trial = Trial(tmp_path, plan("causal"))
+    act = Act(hurts=(Hurt(what="kill", place="rename segment", nth=4),), changes=over_ray(cluster))
+    assert trial.go(act) == KILLED
+    assert wait_until(lambda: not actors_of(cluster), 20)
+    assert free_cpus(CPUS) == CPUS
+    groups = ray.util.placement_group_table().values()
+    assert {group["state"] for group in groups} == {"REMOVED"}
+    assert trial.go(Act(hurts=(), changes=over_ray(cluster, num_stages=3))) == DONE
+    trial.check(truth("causal"))
+    assert "checkpoint" in [event["event"] for event in trial.events()]
+    assert not actors_of(cluster)
+
+
+@pytest.mark.slow
+def test_a_private_cluster_ends_with_its_driver(truth, tmp_path):
+    trial = Trial(tmp_path, plan("causal"))
+    changes = {"parallel.backend": "ray", "parallel.num_stages": 2}
+    hurt = Hurt(what="stop", place="denoise", nth=12)
+    with trial.going(Act(hurts=(hurt,), changes=changes)) as driver:
+        assert wait_until(lambda: trial.log.count("strikes:"), 120), trial.log
+        pids = descendants(driver.pid)
+        assert any("ray::StageActor" in command(pid) for pid in pids)
+        # the agents that watch a node for Ray look for its end once in a while
+        ours = [pid for pid in pids if "agent" not in command(pid).lower()]
+        os.kill(driver.pid, signal.SIGKILL)
+        gone = all_gone(ours, within_s=30.0)
+        left = {pid: command(pid) for pid in pids if alive(pid)}
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert gone, left
+    assert trial.go() == DONE
+    trial.check(truth("causal"))
+
+
+LONG = 321  # frames: the actors of a lost node live on for two seconds
+
+
+@cache
+def long_truth():
+    with stream_chunks(make_plan("causal", frames=LONG)) as chunks:
+        return np.concatenate([chunk.frames for chunk in chunks])
+
+
+def spread_plan(place_timeout_s):
+    """Three stages on two nodes of two CPUs."""
+    more = ["checkpoint.every_s=0.1", "parallel.transfer_timeout_s=4", "parallel.backend=ray"]
+    more += [f"parallel.place_timeout_s={place_timeout_s}"]
+    return make_plan("causal", *more, frames=LONG, num_stages=3)
+
+
+def other_node(cluster):
+    """That is not the head; another, if it was lost."""
+    others = [node for node in cluster.list_all_nodes() if not node.head]
+    return others[0] if others else add_node(cluster)
+
+
+def add_node(cluster):
+    return cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+
+
+@pytest.mark.parametrize("comes_back", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_a_render_outlives_a_node(cluster, comes_back, caplog):
+    other = other_node(cluster)
+
+    def lose(backend):
+        cluster.remove_node(other, allow_graceful=False)
+        lost.set()
+
+    lost = Event()
+    with ThreadPoolExecutor(1) as pool:  # Ray starts nodes from the main thread alone
+        ours = pool.submit(frames_of, spread_plan(120 if comes_back else 3), lose)
+        assert lost.wait(120)
+        if comes_back:
+            add_node(cluster)
+    assert np.array_equal(ours.result(), long_truth())
+    assert "was lost" in caplog.text
+    assert ("layers are split anew over the devices that are left" in caplog.text) != comes_back
+    left = CPUS if comes_back else CPUS - 2
+    assert free_cpus(left) == left
+    assert wait_until(lambda: not actors_of(cluster), 20)
+
+
+@pytest.mark.slow
+def test_a_node_that_wakes_after_it_was_given_up_changes_nothing(cluster, caplog):
+    other = other_node(cluster)
+    assert wait_until(lambda: free_cpus(CPUS) == CPUS, 30)
+
+    def stop(backend):
+        raylet = other.all_processes["raylet"][0].process.pid
+        pids = [*descendants(raylet), raylet]
+        assert {member.pid for member in backend._crew.members} & {*pids}
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wakes.append(Thread(target=wake, args=(pids,)))
+        wakes[0].start()
+
+    def wake(pids):
+        assert wait_until(lambda: "split anew" in caplog.text, 120)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+    wakes = []
+    assert np.array_equal(frames_of(spread_plan(3), stop), long_truth())
+    wakes[0].join(120)
+    assert "split anew" in caplog.text
+    cluster.remove_node(other, allow_graceful=False)
+    assert wait_until(lambda: not actors_of(cluster), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(DRAWN))
+def test_nothing_is_lost_wherever_a_render_over_ray_is_hurt(seed, cluster, truth, tmp_path):
+    other_node(cluster)
+    policy = POLICIES[seed % len(POLICIES)]
+    acts = draw_over_ray(seed, over_ray(cluster))
+    run_trial(Trial(tmp_path, plan(policy)), acts, truth(policy))
+    assert wait_until(lambda: not actors_of(cluster), 20)

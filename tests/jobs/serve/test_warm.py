@@ -1,0 +1,118 @@
+"""A worker of the server keeps what it has loaded, on a cluster too, and lets it go in time."""
+
+import os
+import signal
+import time
+from functools import partial
+from queue import SimpleQueue
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from command import SMALL
+from ray_cluster import all_gone, free_cpus, pids_of, two_nodes
+
+from longreel.jobs.render import plan_render, stream_chunks
+from longreel.jobs.serve.keeper import Keeper
+from longreel.jobs.serve.limits import Limits
+from longreel.jobs.serve.warm import WarmBackends
+from longreel.jobs.serve.worker import _next
+from longreel.pipeline.generator import Generator
+
+_SIZES = [setting for setting in SMALL if not setting.startswith("video.frames")]
+OVER_RAY = ["parallel.backend=ray", "parallel.num_stages=2", "model.device=cpu"]
+
+
+def make_plan(seed, *more, frames=17):
+    settings = [*_SIZES, "blocks.policy=dualparal", "blocks.size=2", *more]
+    return plan_render("a cat", seed=seed, frames=frames, overrides=settings)
+
+
+def frames_over(warm, plan):
+    generator = Generator(plan, open_backend=partial(warm.open, hear=[].append))
+    return np.concatenate([chunk.frames for chunk in generator.chunks()])
+
+
+def alone(seed):
+    with stream_chunks(make_plan(seed)) as chunks:
+        return np.concatenate([chunk.frames for chunk in chunks])
+
+
+@pytest.mark.ray
+def test_renders_of_one_model_share_the_actors_of_a_cluster():
+    warm = WarmBackends()
+    with two_nodes():
+        plans = [make_plan(seed, *OVER_RAY) for seed in range(4)]
+        assert np.array_equal(frames_over(warm, plans[0]), alone(0))
+        pids = pids_of(warm._ray)
+        assert np.array_equal(frames_over(warm, plans[1]), alone(1))
+        assert pids_of(warm._ray) == pids
+        assert max(warm.busy_s()) > 0
+        # who is lost meanwhile is replaced, and nobody else
+        for lost in (pids[1], pids[2]):
+            os.kill(lost, signal.SIGKILL)
+        assert all_gone(pids[1:], 10)
+        assert np.array_equal(frames_over(warm, plans[2]), alone(2))
+        now = pids_of(warm._ray)
+        assert now[0] == pids[0]
+        assert not {*now[1:]} & {*pids}
+        # one that does not come to its end takes everything with it
+        chunks = Generator(
+            make_plan(3, *OVER_RAY, frames=401), open_backend=partial(warm.open, hear=[].append)
+        ).chunks()
+        next(chunks)
+        assert pids_of(warm._ray) == now
+        chunks.close()
+        assert all_gone(now, 10)
+        assert free_cpus() == 6
+        warm.release()  # of what has gone already
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_other_layouts_and_idle_workers_free_the_devices():
+    warm = WarmBackends()
+    with two_nodes():
+        frames_over(warm, make_plan(0, *OVER_RAY))
+        before = pids_of(warm._ray)
+        other = make_plan(1, "parallel.backend=ray", "model.device=cpu", "parallel.num_stages=1")
+        assert np.array_equal(frames_over(warm, other), alone(1))
+        assert all_gone(before, 10)
+        now = pids_of(warm._ray)
+        warm.release()
+        assert all_gone(now, 10)
+        assert free_cpus() == 6
+
+
+def test_a_worker_with_nothing_to_do_lets_go_of_its_devices():
+    runs = SimpleQueue()
+    start = time.monotonic()
+    assert _next(runs, 0.05) == {"do": "release"}
+    assert time.monotonic() - start >= 0.05
+    runs.put({"do": "run"})
+    assert _next(runs, 60.0) == {"do": "run"}
+    runs.put(None)
+    assert _next(runs, 60.0) is None
+
+
+class IdleWorker:
+    def __init__(self, model):
+        self.model, self.alive, self.told = model, True, []
+
+    def tell(self, do):
+        self.told.append(do)
+
+
+def test_the_worker_that_holds_the_model_is_chosen_and_others_make_room_for_one_that_does_not():
+    nothing = SimpleNamespace()
+    keeper = Keeper(
+        nothing, workers=3, settings={}, limits=Limits(), files=nothing, metrics=nothing
+    )
+    one, two, three = workers = [IdleWorker(model) for model in ("a", "b", "c")]
+    keeper._idle = [*workers]
+    assert keeper._choose(SimpleNamespace(model="b")) is two
+    assert [worker.told for worker in workers] == [[], [], []]
+    assert keeper._choose(SimpleNamespace(model="d")) is one
+    assert [worker.told for worker in workers] == [[], [], ["release"]]
+    three.alive = False
+    assert keeper._choose(SimpleNamespace(model="c")) is None
