@@ -14,6 +14,7 @@ def metadata(request: Request) -> dict[str, str]:
         "prompt": request.prompt,
         "prompt_at": "\n".join(f"{second:g} {text}" for second, text in request.prompt_at),
         "seed": str(request.seed),
+        "revision": str(request.section.revision if request.section else 0),  # edits of it
         # a file's name may be any bytes; metadata is UTF-8
         "image": os.fsencode(image.name).decode(errors="replace") if image else "",
         "config": to_yaml(request.config),

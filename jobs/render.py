@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
-from ..pipeline.plan import Plan, Request, expand, make_plan
+from ..pipeline.plan import Plan, Request, make_plan
+from ..pipeline.plan_pictures import expand
 from .cluster import open_backend
 from .stream import FrameStream
 from .target import check_output

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,14 +52,35 @@ def resume(
     address: Annotated[
         str | None, typer.Option(help="Dashboard of the cluster that it was sent to (--submit).")
     ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="More of a finished one: frames, or seconds as 12s."),
+    ] = None,
+    redo: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FROM..TO",
+            help="A section of a finished one anew: frames as 32..64, or times as 2s..4s.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Of what --extend or --redo makes; by default as it was.")
+    ] = None,
+    prompt_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECONDS PROMPT", help="Another prompt in what --extend makes; repeatable."
+        ),
+    ] = None,
     wheel: Annotated[
         Path | None, typer.Option(help="The wheel that it was sent with, if it was (--submit).")
     ] = None,
 ) -> None:
-    """Go on with a render whose process is gone."""
+    """Go on with a render whose process is gone, or with a finished one."""
     from .home.home import Home
     from .progress import progress
 
+    is_edit = _check_edit(extend, redo, prompt, prompt_at or (), submit)
     if submit:
         from .submit.submit_cli import submit_again
 
@@ -67,7 +89,72 @@ def resume(
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
     wanted = output or Path(folder.manifest.output or f"{folder.id}.mp4")
+    if is_edit:
+        _edit(folder, wanted, changes, extend, redo, prompt, prompt_at or ())
     run_and_export(folder, wanted, changes, progress())
+
+
+def _check_edit(
+    extend: str | None,
+    redo: str | None,
+    prompt: str | None,
+    prompt_at: Sequence[str],
+    submit: bool,
+) -> bool:
+    """Whether there is to be one; ValueError where options do not go together."""
+    if extend is not None and redo is not None:
+        raise ValueError(
+            f"extend={extend} and redo={redo} are two edits, and each needs the other's end; ask "
+            "for one after the other"
+        )
+    edit = "extend" if extend is not None else "redo" if redo is not None else ""
+    if submit and edit:
+        raise ValueError(
+            f"{edit} and --submit do not go together, as the render lies on this machine; leave "
+            "--submit out, and name a cluster with parallel.address"
+        )
+    if prompt is not None and not edit:
+        raise ValueError(
+            f"prompt={prompt!r} would be ignored: a render that goes on has its prompts; give "
+            "--extend or --redo with it"
+        )
+    if prompt_at and edit != "extend":
+        raise ValueError(
+            f"prompt_at={prompt_at[0]!r} would be ignored: it is for what --extend makes; leave it "
+            "out, or give --prompt to --redo"
+        )
+    return bool(edit)
+
+
+def _edit(
+    folder: "RenderFolder",
+    output: Path,
+    changes: dict[str, Any],
+    extend: str | None,
+    redo: str | None,
+    prompt: str | None,
+    prompt_at: Sequence[str],
+) -> None:
+    """Taken note of in its folder, where `resume` finds it after any interruption."""
+    from .home import edits
+    from .prompt_file import split_prompt
+    from .render import check_file
+    from .spans import parse_length, parse_section
+
+    check_file(folder.plan_with(changes), output)
+    fps = folder.manifest.config.video.fps
+    if extend is not None:
+        frames = parse_length(extend, fps, folder.plan_with(changes).arch.vae.time_stride)
+        times = [split_prompt(change) for change in prompt_at]
+        edits.extend(folder, frames, prompt=prompt, prompt_at=times, changes=changes)
+    if redo is not None:
+        first, stop = parse_section(redo, fps)
+        edit = edits.redo(folder, first, stop, prompt=prompt, changes=changes)
+        typer.echo(
+            f"frames {edit.first}..{edit.fade} are made anew (whole segments)"
+            + (f", {edit.fade}..{edit.stop} blended" if edit.fade < edit.stop else ""),
+            err=True,
+        )
 
 
 def renders(

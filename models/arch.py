@@ -47,6 +47,17 @@ class VaeArch:
     patch: int | None = None
     time_stride: int = 4  # the first latent is one frame, every further one is this many
 
+    @property
+    def decoder_reach(self) -> int:
+        """After so many latents a decoder's state and frames depend on none before them.
+
+        A convolution sees two frames back, at the rate it runs at: one a latent, two behind the
+        first stage, four behind the second.
+        """
+        stage = 2 * 2 * (self.num_res_blocks + 1)
+        quarters = 4 * (2 + 8 + stage + 2) + 2 * (stage + 2) + (len(self.dim_mult) - 2) * stage + 2
+        return -(-quarters // 4)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArch:

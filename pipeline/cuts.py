@@ -13,8 +13,8 @@ class Cuts:
         self._schedule = schedule
         self._stride = frames_per_latent
         self._least = (fps + 1) // 2
-        self._ends = [-1]  # last blocks of segments; before the first block one ends
-        self._next = 0  # block to be looked at
+        self._next = schedule.first_block  # to be looked at
+        self._ends = [self._next - 1]  # last blocks of segments; before the first block one ends
 
     def stop_frame(self, block: int) -> int:
         """The frame after a block's last: the first latent is one frame."""

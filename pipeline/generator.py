@@ -32,6 +32,7 @@ from .noise_pool import NoisePool
 from .overlap import run_ahead
 from .parts import check_parts
 from .plan import Plan
+from .section import Surroundings
 from .windows import Sampling, Text
 
 _NONE: Mapping[int, str] = MappingProxyType({})
@@ -54,6 +55,7 @@ class Chunk:
     block: int
     start: int  # number of its first frame in the video
     frames: npt.NDArray[np.uint8]  # n x height x width x 3
+    latents_BCTHW: Tensor  # clean ones, of the whole block
 
 
 class Generator:
@@ -69,8 +71,10 @@ class Generator:
         keep: Keep = forget,
         prompts: Mapping[int, str] = _NONE,
         limit: int | None = None,
+        around: Surroundings | None = None,
     ) -> None:
-        """`start`: go on from there. `keep` is handed a checkpoint now and then, and returns soon.
+        """`start`: go on from there, or begin there with a section, which `around` is beside.
+        `keep` is handed a checkpoint now and then, and returns soon.
 
         What it is handed may be saved in any other thread: nothing in it is written into.
         `prompts` and `limit` are what `set_prompt` and `stop` were told and gave before.
@@ -87,6 +91,7 @@ class Generator:
         self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
         self._limit = limit
         self.is_decoding = False
+        self._around = around
         self._keeper = Keeper(plan.config.checkpoint.every_s, keep, start)
         self._cuts = plan.cuts
 
@@ -102,7 +107,7 @@ class Generator:
 
     def chunks(self) -> Stream[Chunk]:
         """Frames in order, decoded while later blocks are still being made."""
-        total = self._plan.config.video.frames
+        total = self._last_frame()
         start = self._start.frames if self._start else 0
         with (
             _broken_ends_render(),
@@ -111,12 +116,17 @@ class Generator:
                 run_ahead(self._decode(backend), most=1, on_close=backend.given_up.set)
             ) as blocks,
         ):
-            for block, arrays in blocks:
+            for moved, arrays in blocks:
                 for decoded in self._decoding(arrays):
                     if isinstance(decoded, DecoderState):
-                        self._keeper.add_decoder(block, start, decoded)
+                        self._keeper.add_decoder(moved.block, start, decoded)
                         continue
-                    yield Chunk(block=block, start=start, frames=decoded)
+                    yield Chunk(
+                        block=moved.block,
+                        start=start,
+                        frames=decoded,
+                        latents_BCTHW=moved.latents_BCTHW,
+                    )
                     start += len(decoded)
                     self._report("decode", start, total)
 
@@ -186,27 +196,46 @@ class Generator:
             self.is_decoding = True
         self.is_decoding = False
 
-    def _decode(self, backend: Backend) -> Stream[tuple[int, Iterator[Decoded]]]:
+    def _decode(self, backend: Backend) -> Stream[tuple[Moved, Iterator[Decoded]]]:
         """Every block with its frames, which a worker of its own, if there is one, begins on."""
+        around = self._around
         if self._start and self._start.decoder:
             backend.restore(self._start.decoder, self._start.frames)
+        elif around and around.lead_BCTHW is not None:
+            for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
+                if backend.given_up.is_set():
+                    return
         with closing(self._denoise(backend)) as blocks:
             for block in blocks:
                 number = block.block
                 keep = self._cuts.ends(number) and self._keeper.wants_decoder(number)
-                yield number, backend.decode(block.latents_BCTHW, keep)
+                yield block, backend.decode(block.latents_BCTHW, keep)
+        if around and around.tail_BCTHW is not None and not backend.given_up.is_set():
+            schedule, tail_BCTHW = self._plan.schedule, around.tail_BCTHW
+            assert schedule.num_blocks is not None
+            tail = Moved(block=schedule.num_blocks, step=schedule.steps, latents_BCTHW=tail_BCTHW)
+            yield tail, backend.decode(tail_BCTHW)
+
+    def _last_frame(self) -> int:
+        """The one after it, of what is made and what is decoded anew; 0: there is no end."""
+        schedule, stride = self._plan.schedule, self._plan.arch.vae.time_stride
+        if schedule.num_blocks is None:
+            return 0
+        tail_BCTHW = self._around.tail_BCTHW if self._around else None
+        behind = 0 if tail_BCTHW is None else tail_BCTHW.shape[2] * stride
+        return self._cuts.stop_frame(schedule.num_blocks - 1) + behind
 
     def sampling(self, backend: Backend) -> Sampling:
         plan, levels = self._plan, self._plan.levels
         channels, _, height, width = plan.latents_shape
         return Sampling(
-            seed=plan.request.seed,
+            seed=plan.seed,
             frame_shape=(channels, height, width),
             schedule=plan.schedule,
             levels=levels,
             guidance=self._guidance,
             boundary=plan.config.model.boundary,
-            pool=NoisePool(plan.request.seed, plan.schedule) if plan.shares_noise else None,
+            pool=NoisePool(plan.seed, plan.schedule) if plan.shares_noise else None,
             texts=dict(
                 zip(self._prompts, self._texts(backend, [*self._prompts.values()]), strict=True)
             ),

@@ -8,7 +8,7 @@ _STREAM = 2**63  # of the generators that shuffle; seeds of noise stay below it
 
 
 class NoisePool:
-    """Which frame of the pool every latent of a video starts from.
+    """Which frame of the pool every latent that is made starts from.
 
     A pure function of seed, schedule and block. No frame stands twice inside a window, context
     included, nor in two blocks that follow each other closer than that. The first block has the
@@ -22,19 +22,15 @@ class NoisePool:
         self._reach = schedule.left + schedule.right + largest  # latents that must differ
         self._size = self._reach + largest
         self._frames: list[int] = []  # of every latent drawn so far
+        self._next = schedule.first_block  # to be drawn
 
     def frames(self, block: int) -> tuple[int, ...]:
         """Numbers of pool frames, one per latent of the block."""
-        start, stop = self._schedule.bounds(block)
-        next_block = self._drawn()
-        while len(self._frames) < stop:
-            self._draw(next_block)
-            next_block += 1
+        while self._next <= block:
+            self._draw(self._next)
+            self._next += 1
+        start, stop = (latent - self._schedule.first for latent in self._schedule.bounds(block))
         return tuple(self._frames[start:stop])
-
-    def _drawn(self) -> int:
-        """How many blocks are drawn: all but the last one are of one size."""
-        return -(-len(self._frames) // self._schedule.size)
 
     def _draw(self, block: int) -> None:
         start, stop = self._schedule.bounds(block)

@@ -18,7 +18,8 @@ from ..models.vae_load import check_vae, load_vae
 from ..models.wan import WanDiT
 from ..models.wan_load import load_dit
 from .condition import Condition, encode_pictures
-from .plan import DTYPES, Plan, expand
+from .plan import DTYPES, Plan
+from .plan_pictures import expand
 
 _log = logging.getLogger("longreel")
 

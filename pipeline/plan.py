@@ -1,6 +1,5 @@
 """What a render will do, worked out and checked before anything is loaded."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from PIL import Image
 from ..configs.schema import Config
 from ..configs.suggest import did_you_mean
 from ..models.arch import ARCHS, ModelArch
-from ..models.image import open_image
 from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
 from ..parallel.layout import Layout, make_layout
@@ -22,9 +20,11 @@ from .levels import Levels, make_levels
 from .noise import check_seed
 from .plan_attention import check_attention, check_backend, describe_attention
 from .plan_blocks import find_policy, plan_schedule, widest_window
+from .plan_pictures import check_pictures, open_pictures
 from .policies import default_noise
 from .prompts import prompts_by_block
 from .schedule import BlockSchedule
+from .section import Section, revision_seed, section_prompts
 from .shares import check_shares, describe_shares
 from .slices import describe_slices, find_measured
 
@@ -46,6 +46,7 @@ class Request:
     image: Path | None = None
     prompt_at: tuple[tuple[float, str], ...] = ()  # seconds, and the prompt from then on
     max_inflight: int | None = None  # blocks, where memory was not enough for the policy's number
+    section: Section | None = None  # of a video that is there: what is to be made; none: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,14 @@ class Plan:
     @property
     def policy(self) -> str:
         """The queue, where the configuration leaves it to the model and the length."""
-        return find_policy(self.config, self.arch, self.latents_shape[1] or None)
+        num_latents = self.latents_shape[1] or None
+        return find_policy(self.config, self.arch, num_latents, self.request.section)
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        section = self.request.section
+        return revision_seed(self.request.seed, section.revision if section else 0)
 
     @property
     def causal_latents(self) -> int:
@@ -114,31 +122,35 @@ def make_plan(request: Request) -> Plan:
     check_seed(request.seed)
     arch = _find_arch(config.model.arch)
     shape = _latents_shape(config, arch)
-    _check_images(request, arch)
+    check_pictures(request, arch)
     _check_experts(config, arch)
     dtype = DTYPES[config.model.dtype]
     levels = make_levels(sampling.solver, sampling.steps, sampling.shift, sampling.timesteps)
     check_branches(config, plan_guidance(sampling, levels, config.model.boundary).guided)
-    schedule = plan_schedule(config, arch, levels.steps, shape[1] or None)
+    section = request.section
+    schedule = plan_schedule(config, arch, levels.steps, shape[1] or None, section)
     if request.max_inflight is not None:
         most = max(1, schedule.burst, request.max_inflight)
         schedule = replace(schedule, max_inflight=min(schedule.max_inflight, most))
     _, patch_height, patch_width = arch.dit.patch
     rows, columns = shape[2] // patch_height, shape[3] // patch_width
     check_shares(config, arch, schedule, rows)
-    policy = find_policy(config, arch, shape[1] or None)
+    policy = find_policy(config, arch, shape[1] or None, section)
     causal = arch.causal_latents if policy == "whole" else schedule.causal
     check_attention(config, arch, schedule, rows, columns, causal)
     device = _driver_device(config)
     if _find_backend(config) == "local":
         check_backend(config, arch, device, dtype)
-    prompts = prompts_by_block(
-        request.prompt,
-        request.prompt_at,
-        schedule,
-        fps=config.video.fps,
-        frames_per_latent=arch.vae.time_stride,
-    )
+    if section:
+        prompts = section_prompts(section, schedule)
+    else:
+        prompts = prompts_by_block(
+            request.prompt,
+            request.prompt_at,
+            schedule,
+            fps=config.video.fps,
+            frames_per_latent=arch.vae.time_stride,
+        )
     return Plan(
         request=request,
         arch=arch,
@@ -148,7 +160,7 @@ def make_plan(request: Request) -> Plan:
         prompts=prompts,
         num_tokens=widest_window(schedule) * rows * columns,
         levels=levels,
-        pictures=_open_images(request),
+        pictures=open_pictures(request),
         weights_bytes=_weights_bytes(config, arch, dtype),
         latents_bytes=4 * shape[0] * shape[1] * shape[2] * shape[3],
     )
@@ -188,11 +200,6 @@ def _find_measured(plan: Plan) -> Seconds | None:
         return None
     has_gpu = plan.config.model.device != "cpu" and torch.cuda.device_count() > 0
     return find_measured(plan, torch.device("cuda" if has_gpu else "cpu"))
-
-
-def expand(path: str | Path) -> Path:
-    """With the home folder for a leading ~, which Path.expanduser refuses in names like ~draft."""
-    return Path(os.path.expanduser(path))
 
 
 def _find_backend(config: Config) -> str:
@@ -276,46 +283,6 @@ def _check_side(name: str, size: int, grid: int, arch: ModelArch) -> None:
             f"video.{name}={size} is off the model's grid of {grid} pixels, so tokens would "
             f"not cover the picture; use {choice}"
         )
-
-
-def _check_images(request: Request, arch: ModelArch) -> None:
-    name, last = request.config.model.arch, request.config.video.last_image
-    if arch.image == "none":
-        if request.image is not None or last:
-            field, value = ("image", request.image) if request.image else ("video.last_image", last)
-            raise ValueError(
-                f"{field}={value} would be ignored: model.arch={name} takes a prompt alone; "
-                "leave it out, or choose an image-to-video preset (see `longreel presets`)"
-            )
-    elif arch.image == "channels" and request.image is None:
-        raise ValueError(
-            f"image is missing, and model.arch={name} starts from one; give --image FILE"
-        )
-    if last and arch.image != "channels":
-        raise ValueError(
-            f"video.last_image={last} would be ignored: model.arch={name} takes a first image "
-            "only; leave it out, or use model.arch=wan2.1-flf2v-14b"
-        )
-    if arch.dit.image_positions and not last:
-        raise ValueError(
-            f"video.last_image is missing, and model.arch={name} ends on one; "
-            "give video.last_image=FILE"
-        )
-    if request.config.video.frames == 0 and arch.image == "channels":
-        raise ValueError(
-            f"video.frames=0 has no end, and model.arch={name} reads a picture for every latent to "
-            "come; give a number of frames"
-        )
-    if request.config.video.frames == 1 and last:
-        raise ValueError(
-            f"video.frames=1 leaves no frame for video.last_image={last}; use at least 5"
-        )
-
-
-def _open_images(request: Request) -> tuple[Image.Image, ...]:
-    last = request.config.video.last_image
-    paths = {"image": request.image, "video.last_image": expand(last) if last else None}
-    return tuple(open_image(path, field) for field, path in paths.items() if path is not None)
 
 
 def _check_experts(config: Config, arch: ModelArch) -> None:

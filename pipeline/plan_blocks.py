@@ -9,32 +9,46 @@ from ..parallel.layout import make_layout
 from ..parallel.split import split_layers
 from .policies import make_schedule
 from .schedule import BlockSchedule
+from .section import Section
 
 _LOOKED_AT = 10_000  # tasks: windows are as wide as they get long before
 
 
 def plan_schedule(
-    config: Config, arch: ModelArch, steps: int, num_latents: int | None
+    config: Config,
+    arch: ModelArch,
+    steps: int,
+    num_latents: int | None,
+    section: Section | None = None,
 ) -> BlockSchedule:
     """ValueError where the policy cannot run on this model or on so many stages."""
-    policy = find_policy(config, arch, num_latents)
+    policy = find_policy(config, arch, num_latents, section)
     blocks = replace(config.blocks, policy=policy)
     if arch.mixed_levels and blocks.levels is None and policy.startswith("dualparal"):
         blocks = replace(blocks, levels="latent")
-    schedule = make_schedule(blocks, steps, num_latents)
+    if section is None:
+        schedule = make_schedule(blocks, steps, num_latents)
+    else:
+        assert num_latents is not None
+        schedule = make_schedule(blocks, steps, section.stop)
+        after = min(schedule.right, num_latents - section.stop)
+        schedule = replace(schedule, first=section.first, after=after)
     _check_model(config, arch, policy, schedule)
     _check_stages(config, arch, policy, schedule)
     _check_positions(config, arch, policy, schedule)
     return schedule
 
 
-def find_policy(config: Config, arch: ModelArch, num_latents: int | None) -> str:
-    """The policy that is named; auto: one window while it is no longer than the model's own."""
+def find_policy(
+    config: Config, arch: ModelArch, num_latents: int | None, section: Section | None = None
+) -> str:
+    """The policy that is named; auto: one window while it is no longer than the model's own.
+    A section has others beside it, and so is made in blocks."""
     if config.blocks.policy != "auto":
         return config.blocks.policy
     if arch.causal_latents:
         return "causal"
-    if num_latents is not None and num_latents <= arch.window:
+    if num_latents is not None and num_latents <= arch.window and not section:
         return "whole"
     return "dualparal-grouped"
 

@@ -16,11 +16,15 @@ class BlockSchedule:
     """Blocks of `size` latents that take `steps` steps each.
 
     The last block of a finite video takes what remains: from half a block to one and a half.
+    Of a video that is there already, latents from `first` to `num_latents` are made: those before
+    them count as clean blocks that end there, and `after` latents behind them as one more.
     """
 
     size: int
     steps: int
     num_latents: int | None  # none: until somebody stops
+    first: int = 0  # latents that are there before those to be made
+    after: int = 0  # latents that are there behind them: context of the last block
     stagger: int = 1  # steps that the block to the left must be ahead
     burst: int = 0  # at least so many blocks take every step together; 0: no bursts
     max_inflight: int
@@ -51,6 +55,8 @@ class BlockSchedule:
         assert not (self.causal and (self.right or self.commits)), "runs take no cached keys"
         assert not self.recache or self.max_inflight == 1, "others in flight read the old prompt"
         assert not (self.commits and (self.burst or self.left or not self.stagger))
+        assert not (self.first or self.after) or self.num_latents is not None
+        assert self.after <= self.right, "clean latents behind a block are its right context"
 
     @property
     def commits(self) -> bool:
@@ -58,17 +64,31 @@ class BlockSchedule:
         return bool(self.clean or self.sink)
 
     @property
+    def first_block(self) -> int:
+        """The first one that is made."""
+        return -(-self.first // self.size)
+
+    @property
     def num_blocks(self) -> int | None:
         if self.num_latents is None:
             return None
-        return max(1, (self.num_latents + self.size // 2) // self.size)
+        made = self.num_latents - self.first
+        return self.first_block + max(1, (made + self.size // 2) // self.size)
 
     def bounds(self, block: int) -> tuple[int, int]:
         """First latent of a block, and the one after its last."""
-        start = block * self.size
-        if self.num_latents is not None and block + 1 == self.num_blocks:
-            return start, self.num_latents
-        return start, start + self.size
+        start = block * self.size - self._shift
+        if self.num_latents is not None and self.num_blocks is not None:
+            if block == self.num_blocks:
+                return self.num_latents, self.num_latents + self.after
+            if block + 1 == self.num_blocks:
+                return start, self.num_latents
+        return max(0, start), start + self.size
+
+    @property
+    def _shift(self) -> int:
+        """So many latents the video's first block is short of a whole one."""
+        return self.first_block * self.size - self.first
 
     def gap(self, block: int) -> int:
         """How many steps the block to the left must be ahead of this one."""
@@ -77,7 +97,7 @@ class BlockSchedule:
         return self.steps if block == self.burst_of(block).start else 0
 
     def block_at(self, latent: int) -> int:
-        block = latent // self.size
+        block = (latent + self._shift) // self.size
         return block if self.num_blocks is None else min(block, self.num_blocks - 1)
 
     def tasks(
@@ -89,7 +109,23 @@ class BlockSchedule:
 
         `begins_prompt` is asked once about each block, before its first task; none: as planned.
         """
-        return self.walk(WalkState(), stopped, begins_prompt).tasks()
+        return self.walk(self.beginning, stopped, begins_prompt).tasks()
+
+    @property
+    def beginning(self) -> WalkState:
+        """Before the first task: of what is there, it holds what is read."""
+        if not (self.first or self.after):
+            return WalkState()
+        reach = self.clean if self.commits else self.left + self.right * self.extend_left
+        kept = [
+            block
+            for block in range(self.first_block)
+            if self.bounds(block)[0] < self.sink or self.bounds(block)[1] > self.first - reach
+        ]
+        if self.after:
+            assert self.num_blocks is not None
+            kept.append(self.num_blocks)
+        return WalkState(next_block=self.first_block, kept=tuple(kept))
 
     def walk(
         self,
@@ -105,9 +141,10 @@ class BlockSchedule:
         if self.num_blocks is None:
             first = block - block % self.burst
             return range(first, first + self.burst)
-        small, num_larger = divmod(self.num_blocks, max(1, self.num_blocks // self.burst))
-        cut = num_larger * (small + 1)
-        size, origin = (small + 1, 0) if block < cut else (small, cut)
+        made = self.num_blocks - self.first_block
+        small, num_larger = divmod(made, max(1, made // self.burst))
+        cut = self.first_block + num_larger * (small + 1)
+        size, origin = (small + 1, self.first_block) if block < cut else (small, cut)
         first = block - (block - origin) % size
         return range(first, first + size)
 

@@ -37,6 +37,7 @@ class Timeline:
 def play(schedule: BlockSchedule, num_stages: int, cost: Cost) -> Timeline:
     """Every stage keeps the one order; links send while stages compute, one window at a time."""
     assert schedule.num_latents is not None, "a video without an end takes for ever"
+    assert not schedule.beginning.kept, "a section's context is made by nobody here"
     tasks = tuple(schedule.tasks())
     layers = cost.split(num_stages, max(tasks, key=cost.layer_seconds))
     chain = _Chain(layers, cost)

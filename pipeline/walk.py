@@ -33,6 +33,9 @@ class Walk:
         self.tick_start = start  # of the tick whose tasks are being taken
 
     def tasks(self) -> Iterator[Task]:
+        if self._s.commits and not self._number:  # what is there has no keys and values yet
+            for block in self._kept.copy():
+                yield self._commit(block)
         while (admitted := self._admit()) or self._done:
             if admitted and self._s.recache and self._begins_prompt(self._next - 1):
                 yield from self._recache(self._next - 1)
@@ -116,8 +119,9 @@ class Walk:
         ]
         first, last = own[0].start, group[-1]
         right = self._right(last) if last + 1 in moving else ()
-        seen = s.first_seen(group[0], has_right=bool(right))
-        parts = (*self._left(seen, first), *own)
+        behind = self._behind(last)
+        seen = s.first_seen(group[0], has_right=bool(right or behind))
+        parts = (*self._left(seen, first), *own, *behind)
         reads = (*self._clean(first), *right)
         stores = (self._entry(group[0], s.right),) if group[0] - 1 in moving and s.right else ()
         finishes = tuple(b for b in group if self._done[b] + 1 == s.steps)
@@ -194,6 +198,14 @@ class Walk:
     def _right(self, block: int) -> tuple[Entry, ...]:
         return (self._entry(block + 1, self._s.right),) if self._s.right else ()
 
+    def _behind(self, block: int) -> tuple[Part, ...]:
+        """Clean latents after the last block to be made."""
+        s = self._s
+        if not s.after or block + 1 != s.num_blocks:
+            return ()
+        start, stop = s.bounds(block + 1)
+        return (Part(block=block + 1, start=start, stop=stop, step=s.steps, write=False),)
+
     def _entry(self, block: int, count: int) -> Entry:
         """The first latents of a block in flight."""
         start, stop = self._s.bounds(block)
@@ -218,7 +230,7 @@ class Walk:
         unfinished = (block for block, steps in self._done.items() if steps + 1 < s.steps)
         block = min(unfinished, default=self._next)
         if block == s.num_blocks:
-            return self._drop_before(s.bounds(block - 1)[1])
+            return self._drop_before(s.bounds(block - 1)[1] + s.after)
         if any(b < block and b not in self._entries for b in self._kept if self._is_read_clean(b)):
             return ()  # their commits are yet to come
         extra = s.right if s.extend_left else 0

@@ -197,7 +197,7 @@ class Windows:
         return 1000 * self.sampling.prefix_level if part.noised else 0.0
 
     def _texts(self, task: Task) -> tuple[Tensor, ...]:
-        block = task.parts[-1].block if task.text_of is None else task.text_of
+        block = (task.written or task.parts)[-1].block if task.text_of is None else task.text_of
         text = self.sampling.text(block)
         if not self.sampling.guided(task):
             return (text.prompt_BSD,)

@@ -252,6 +252,26 @@ class AsyncRender:
         """Of the blocks that are yet to begin, while it runs."""
         await self._do("prompt", {"prompt": prompt})
 
+    async def extend(
+        self,
+        frames: int | None = None,
+        *,
+        seconds: float | None = None,
+        prompt: str | None = None,
+        prompt_at: Sequence[tuple[float, str]] = (),
+    ) -> None:
+        """More of it once it is done, by frames or by seconds; `wait` then waits for that.
+
+        It is sent once: where a connection breaks over it, `refresh` says whether it was taken.
+        """
+        times = [{"seconds": at, "prompt": text} for at, text in prompt_at]
+        more = {"frames": frames, "seconds": seconds, "prompt": prompt, "prompt_at": times}
+        await self._do("extend", more, again=False)
+
+    async def redo(self, first: int, stop: int, *, prompt: str | None = None) -> None:
+        """Frames from `first` to before `stop` anew, once it is done; sent once, as `extend`."""
+        await self._do("redo", {"first": first, "stop": stop, "prompt": prompt}, again=False)
+
     async def cancel(self) -> None:
         await self._do("cancel")
 

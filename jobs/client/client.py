@@ -105,6 +105,8 @@ class Render:
     download = _waited(AsyncRender.download)
     thumbnail = _waited(AsyncRender.thumbnail)
     set_prompt = _waited(AsyncRender.set_prompt)
+    extend = _waited(AsyncRender.extend)
+    redo = _waited(AsyncRender.redo)
     cancel = _waited(AsyncRender.cancel)
     pause = _waited(AsyncRender.pause)
     resume = _waited(AsyncRender.resume)

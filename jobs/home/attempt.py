@@ -9,15 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...configs.schema import Config
 from ...pipeline.checkpoint import Checkpoint
 from .checkpoints import KEPT, CheckpointFolder, Saved
 from .durable import write_whole
+from .edits import Edit
 from .journal import JournalWriter
+from .latents import save_latents
 from .ledger import Ledger
 from .lock import Held
 from .measures import Changes
-from .segments import Frames, digest, encode_segment
+from .segments import Frames, Segment, digest, encode_segment
 
 _log = logging.getLogger("longreel")
 
@@ -36,7 +40,10 @@ class Attempt:
         self.prompts: dict[int, str] = {}
         self.changes: dict[str, Any] = {}
         self.limit: int | None = None
-        self._segments = 0
+        self.edit: Edit | None = None
+        self.redoes = False  # that edit takes the place of something, once it is done
+        self.segments: list[Segment] = []  # that were there when it began
+        self._next_number = 0  # of a segment
         self._saved: list[Saved] = []
         self._checkpoints = CheckpointFolder(folder / "checkpoints", held.check)
         self._writing = threading.Lock()
@@ -46,7 +53,9 @@ class Attempt:
         self._journal.append(event="started", host=socket.gethostname(), pid=os.getpid())
 
     def resume(self, ledger: Ledger) -> None:
-        self.frames_done, self._segments = ledger.frames_done, len(ledger.segments)
+        self.frames_done, self._next_number = ledger.position, ledger.next_number
+        self.edit, self.segments = ledger.edit, list(ledger.segments)
+        self.redoes = ledger.renewed is not None
         self.prompts, self.limit = dict(ledger.prompts), ledger.limit
         self.changes = dict(ledger.changes)
         self._saved = list(ledger.checkpoints)
@@ -86,7 +95,11 @@ class Attempt:
         self._checkpoints.prune(self._saved)
 
     def commit(
-        self, frames: Sequence[Frames], blocks: tuple[int, int], busy_s: Sequence[float] = ()
+        self,
+        frames: Sequence[Frames],
+        blocks: tuple[int, int],
+        latents_BCTHW: Tensor,
+        busy_s: Sequence[float] = (),
     ) -> None:
         """The next segment. OSError: it is not there, and may be committed again."""
         count = sum(map(len, frames))
@@ -95,21 +108,25 @@ class Attempt:
         )
         self._held.check()
         self._keep_init(init)
-        name = f"{self._segments:06d}.m4s"
-        write_whole(self._folder / "segments" / name, media, self._held.check)
+        revision = f"r{self.edit.section.revision}-" if self.edit else ""  # else a name comes twice
+        name, check = f"{revision}{self._next_number:06d}", self._held.check
+        path = self._folder / "latents" / f"{name}.safetensors"
+        latents = save_latents(path, latents_BCTHW, check)
+        write_whole(self._folder / "segments" / f"{name}.m4s", media, check)
         self.note(
             "segment",
-            number=self._segments,
+            number=self._next_number,
             first=self.frames_done,
             frames=count,
             blocks=blocks,
-            file=name,
+            file=f"{name}.m4s",
             bytes=len(media),
             digest=digest(media),
+            latents=latents,
             busy_s=[round(seconds, 3) for seconds in busy_s],
         )
         self.frames_done += count
-        self._segments += 1
+        self._next_number += 1
 
     def finish(self) -> None:
         """It is whole: nobody goes on from a checkpoint any more."""

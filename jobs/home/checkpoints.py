@@ -58,20 +58,20 @@ class CheckpointFolder:
             "frames": str(checkpoint.frames),
             "pages": json.dumps(list(pages.values())),
         }
-        digest = self._save(path, _tensors(checkpoint), metadata)
+        digest = save_tensors(path, _tensors(checkpoint), metadata, self._may)
         sizes = [path.stat().st_size, *(self._size(file) for file, _ in pages.values())]
         return Saved(file=path.name, digest=digest, frames=checkpoint.frames, bytes=sum(sizes))
 
     def load(self, saved: Saved) -> Checkpoint:
         """ValueError: it cannot be used, and why."""
         path = self._folder / saved.file
-        metadata, tensors = _load(path, saved.digest)
+        metadata, tensors = load_tensors(path, saved.digest)
         if metadata.get("format") != str(FORMAT):
             raise ValueError(f"{path} is of format {metadata.get('format')}, not {FORMAT}")
         caches: dict[CacheKey, tuple[Tensor, Tensor]] = {}
         pages = json.loads(metadata["pages"])
         for file, digest in pages:
-            _, page = _load(self._folder / file, digest)
+            _, page = load_tensors(self._folder / file, digest)
             caches |= _unpack_page(page)
         checkpoint = _checkpoint(metadata, tensors, caches)
         for entry, (file, digest) in zip(checkpoint.chain.walk.entries, pages, strict=True):
@@ -104,15 +104,12 @@ class CheckpointFolder:
             if entry.key not in self._pages:
                 name = f"keys-{entry.block:06d}-{entry.step}-{entry.take}.safetensors"
                 tensors = _pack_page(entry, snapshot.caches)
-                self._pages[entry.key] = name, self._save(self._folder / name, tensors, {})
+                self._pages[entry.key] = (
+                    name,
+                    save_tensors(self._folder / name, tensors, {}, self._may),
+                )
             pages[entry.key] = self._pages[entry.key]
         return pages
-
-    def _save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-        """The digest of the file, which is on the disk."""
-        with written_aside(path, self._may) as part:
-            save_file(_own(tensors), part, metadata)
-            return _digest(part)
 
     def _size(self, file: str) -> int:
         return (self._folder / file).stat().st_size
@@ -188,6 +185,18 @@ def _unpack_page(page: dict[str, Tensor]) -> dict[CacheKey, tuple[Tensor, Tensor
     return caches
 
 
+def save_tensors(
+    path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    may: Callable[[], None],
+) -> str:
+    """The digest of the file, which is on the disk; `may` as for `written_aside`."""
+    with written_aside(path, may) as part:
+        save_file(_own(tensors), part, metadata)
+        return _digest(part)
+
+
 def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """On the host, each with memory of its own, as the format wants them."""
     seen: set[int] = set()
@@ -201,7 +210,7 @@ def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
-def _load(path: Path, digest: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def load_tensors(path: Path, digest: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         if _digest(path) != digest:
             raise ValueError(f"{path} is damaged: its digest is not the one in the journal")

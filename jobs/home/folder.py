@@ -3,21 +3,26 @@
 manifest.json        what was asked for (manifest.py)
 journal              what has happened (journal.py, ledger.py)
 init.mp4, segments/  the video so far (segments.py)
+latents/             what it was decoded from (latents.py)
 inputs/              pictures it starts from or ends on
 lock                 who is making it (lock.py)
 """
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ...models.arch import ARCHS
 from ...pipeline.plan import Plan, Request, make_plan
+from ...pipeline.section import change_prompts, prompt_times
 from ..metadata import metadata
 from .attempt import Attempt
 from .durable import remove_parts
+from .edits import Edit, check_done
 from .export import export
 from .journal import JournalReader, JournalWriter
 from .ledger import ENDS, Ledger, Status
@@ -46,12 +51,22 @@ class RenderFolder:
 
     @property
     def request(self) -> Request:
-        return self.manifest.request(self.path, self._read().changes)
+        return self.request_with({})
+
+    def request_with(self, changes: Mapping[str, Any]) -> Request:
+        """As `plan_with`."""
+        ledger = self._read()
+        section = ledger.edit.section if ledger.edit else None
+        return self.manifest.request(self.path, {**ledger.changes, **changes}, section)
 
     @property
     def plan(self) -> Plan:
         """ValueError where this machine cannot make it."""
-        return make_plan(self.request)
+        return self.plan_with({})
+
+    def plan_with(self, changes: Mapping[str, Any]) -> Plan:
+        """With other values of some fields."""
+        return make_plan(self.request_with(changes))
 
     @property
     def init(self) -> Path:
@@ -71,11 +86,16 @@ class RenderFolder:
             state=state,
             reason=reason,
             frames_done=ledger.frames_done,
-            frames=manifest.config.video.frames,
+            frames=ledger.changes.get("video.frames", manifest.config.video.frames),
             attempt=ledger.attempt,
             created_s=manifest.created_s,
             updated_s=ledger.updated_s or manifest.created_s,
         )
+
+    @property
+    def frames_done(self) -> int:
+        """That are as they will be."""
+        return self._read().frames_done
 
     def segments(self) -> Sequence[Segment]:
         """Those that are final, in order."""
@@ -122,8 +142,40 @@ class RenderFolder:
                 f"render {self.id} has no frame yet, so there is no video to write to {output}; "
                 f"`longreel resume {self.id}` makes it"
             )
-        request = replace(self.request, config=self.manifest.config)
+        config = self.manifest.config
+        video = replace(config.video, frames=segments[-1].stop)
+        request = replace(self.request, config=replace(config, video=video))
+        if section := request.section:
+            stride = ARCHS[config.model.arch].vae.time_stride
+            times = prompt_times(section.prompts, fps=video.fps, frames_per_latent=stride)
+            request = replace(request, prompt=section.prompts[0][1], prompt_at=times)
         export(self.init, segments, output, request.config, metadata(request))
+
+    def prompts(self, plan: Plan) -> tuple[tuple[int, str], ...]:
+        """Of the video by latents, those that were set while it was made included."""
+        section, bounds = plan.request.section, plan.schedule.bounds
+        found = {bounds(block)[0]: text for block, text in plan.prompts.items()}
+        prompts = section.prompts if section else tuple(sorted(found.items()))
+        for block, text in sorted(self._read().prompts.items()):
+            stop = section.stop if section and section.stop < plan.latents_shape[1] else None
+            prompts = change_prompts(prompts, bounds(block)[0], stop, text)
+        return prompts
+
+    def edit(self, edit: Edit) -> None:
+        """Have the next attempt make it. Taken where another process makes something."""
+        with self._lock.held(self.id) as held:
+            check_done(self)
+            ledger = self._read()
+            kept = {path for segment in ledger.segments for path in segment.files}
+            for path in (*self.path.glob("segments/*"), *self.path.glob("latents/*")):
+                if path not in kept:  # what the edit before this one replaced
+                    path.unlink()
+            journal, size = self.path / "journal", self._reader.size
+            writer = JournalWriter(journal, ledger.attempt, size, held.check)
+            try:
+                writer.append(event="edit", **edit.to_event())
+            finally:
+                writer.close()
 
     def num_bytes(self) -> int:
         """On the disk."""

@@ -10,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...pipeline.parts import check_parts, fingerprints
-from ...pipeline.plan import Plan, expand
+from ...pipeline.plan import Plan
+from ...pipeline.plan_pictures import expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
 from .lock import Taken
@@ -63,6 +64,25 @@ class Home:
                 f"--home={self.path} takes no render ({error.strerror}: {error.filename}); name "
                 "another folder with --home"
             ) from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return RenderFolder(folder)
+
+    def copy(self, source: RenderFolder) -> RenderFolder:
+        """A render of its own that begins with all that is there of this one."""
+        name, journal = new_name(), (source.path / "journal").read_bytes()
+        folder = self._renders / name
+        kept = [source.init, *(path for s in source.segments() for path in s.files)]
+        try:
+            for path in (*kept, *(p for p in source.path.glob("inputs/*/*"))):
+                place = folder / path.relative_to(source.path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.hardlink_to(path)  # neither is ever written into
+            write_whole(folder / "journal", journal)
+            made = replace(source.manifest, render=name, created_s=round(time.time(), 3), output="")
+            write_manifest(folder, made)  # the last: without it, it is no render
+            sync(self._renders)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

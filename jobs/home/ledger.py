@@ -1,10 +1,11 @@
 """What a journal's events add up to: what there is of a render, and how it stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .checkpoints import KEPT, Saved
+from .edits import Edit
 from .journal import Event
 from .segments import Segment
 
@@ -35,6 +36,8 @@ class Ledger:
         self.prompts: dict[int, str] = {}  # that were set while it ran, by their first block
         self.changes: dict[str, Any] = {}  # of the plan, as memory was not enough
         self.limit: int | None = None  # blocks there will be, if it was told to come to its end
+        self.edit: Edit | None = None  # the last one
+        self.renewed: list[Segment] | None = None  # of a redo that is not done: in place of others
         self.state = "queued"
         self.reason = ""
         self.attempt = 0
@@ -57,13 +60,57 @@ class Ledger:
             self.changes |= event["changes"]
         elif kind == "finishing":
             self.limit = event["blocks"]
+        elif kind == "edit":
+            self._begin(Edit.from_event(event))
         elif kind in ENDS:
             self.state, self.reason = kind, event.get("reason", "")
-            self.checkpoints = [] if kind == "done" else self.checkpoints
+            if kind == "done":
+                self.checkpoints = []
+                self._splice()
 
     @property
     def frames_done(self) -> int:
-        return self.segments[-1].stop if self.segments else 0
+        """As they will be."""
+        if self.renewed is None:
+            return self.position
+        assert self.edit is not None
+        return self.edit.frames - self.edit.stop + self.position
+
+    @property
+    def position(self) -> int:
+        """The frame that the next segment begins with."""
+        if self.renewed == []:
+            assert self.edit is not None
+            return self.edit.first
+        made = self.renewed or self.segments
+        return made[-1].stop if made else 0
+
+    @property
+    def next_number(self) -> int:
+        """Of a segment."""
+        if self.renewed is None:
+            return len(self.segments)
+        return len(self._stay()) + len(self.renewed)
+
+    def _begin(self, edit: Edit) -> None:
+        self.state, self.reason = "queued", ""
+        self.renewed = [] if edit.first < self.position else None
+        self.edit, self.limit, self.prompts = edit, None, {}
+        self.changes["video.frames"] = edit.frames
+
+    def _stay(self) -> list[Segment]:
+        """Segments before those that are made anew."""
+        assert self.edit is not None
+        return [segment for segment in self.segments if segment.stop <= self.edit.first]
+
+    def _splice(self) -> None:
+        if self.renewed is None:
+            return
+        assert self.edit is not None
+        later = [segment for segment in self.segments if segment.first >= self.edit.stop]
+        segments = [*self._stay(), *self.renewed, *later]
+        self.segments = [replace(segment, number=i) for i, segment in enumerate(segments)]
+        self.renewed = None
 
     def _save(self, event: Event) -> None:
         saved = Saved(
@@ -86,6 +133,7 @@ class Ledger:
             path=self._folder / "segments" / event["file"],
             bytes=event["bytes"],
             digest=event["digest"],
+            latents=event.get("latents", ""),
         )
-        if segment.number == len(self.segments):
-            self.segments.append(segment)
+        if segment.number == self.next_number:
+            (self.segments if self.renewed is None else self.renewed).append(segment)

@@ -13,6 +13,7 @@ from ...configs.fields import check_key, fields
 from ...configs.load import merge
 from ...configs.schema import Config
 from ...pipeline.plan import Request
+from ...pipeline.section import Section
 from .durable import write_whole
 
 FORMAT = 1
@@ -35,8 +36,14 @@ class Manifest:
     versions: dict[str, str]  # of what it was begun with
     weights: dict[str, str]  # fingerprints by part; empty: files of a cluster, not of this machine
 
-    def request(self, folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> Request:
-        """`changes`: fields by dotted key that this machine, or its memory, want otherwise."""
+    def request(
+        self,
+        folder: Path,
+        changes: Mapping[str, Any] = MappingProxyType({}),
+        section: Section | None = None,
+    ) -> Request:
+        """`changes`: fields by dotted key that this machine, its memory, or an edit want otherwise;
+        `section`: what an edit makes."""
         others = dict(changes)
         max_inflight = others.pop("max_inflight", None)
         config = _merge(_flatten(self.config) | others) if others else self.config
@@ -50,6 +57,7 @@ class Manifest:
             image=folder / self.image if self.image else None,
             prompt_at=self.prompt_at,
             max_inflight=max_inflight,
+            section=section,
         )
 
 

@@ -4,17 +4,20 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...pipeline.backend import Backend
 from ...pipeline.checkpoint import apart
 from ...pipeline.generator import Chunk, Generator, Report, quiet
 from ...pipeline.parts import fingerprints
-from ...pipeline.plan import Plan, make_plan
+from ...pipeline.plan import Plan
 from ..cluster import open_backend
 from .attempt import Attempt
 from .folder import RenderFolder
@@ -24,6 +27,7 @@ from .lock import Taken
 from .measures import Changes, in_words, is_memory, next_measure
 from .saver import Saver
 from .segments import Frames
+from .splice import Splice
 
 _log = logging.getLogger("longreel")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -88,6 +92,11 @@ class RenderRun:
     def finish(self) -> None:
         """Begin no more blocks: those in flight are the last. From any thread, once it runs."""
         generator, attempt = self._running()
+        if attempt.redoes:
+            raise ValueError(
+                f"a section of render {self._folder.id} is being made anew, and without its last "
+                "blocks the video would have a hole; stop it, or wait"
+            )
         with self._telling:
             attempt.limit = generator.stop()
             attempt.note("finishing", blocks=attempt.limit)
@@ -109,8 +118,8 @@ class RenderRun:
         """Whether it is whole; with less memory, if there is not enough."""
         self._attempt = attempt
         while True:
-            plan = make_plan(self._folder.manifest.request(self._folder.path, self._all_changes))
-            if 0 < plan.config.video.frames == attempt.frames_done:
+            plan = self._folder.plan_with(self._all_changes)
+            if 0 < _end(plan, attempt) <= attempt.frames_done:
                 return True  # its process ended before it could say so
             try:
                 return self._render_as(plan, attempt)
@@ -135,7 +144,11 @@ class RenderRun:
 
     def _render_as(self, plan: Plan, attempt: Attempt) -> bool:
         self._check_weights(plan, attempt)
-        start = attempt.start_point()
+        start, around = attempt.start_point(), None
+        splice: Splice | None = None
+        if edit := attempt.edit:
+            splice = Splice(plan, edit, self._folder.init, attempt.segments)
+            start, around = start or splice.opening(), splice.around()
         if start and not plan.batched:
             start = apart(start)
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
@@ -148,18 +161,22 @@ class RenderRun:
                 keep=saver.keep,
                 prompts=attempt.prompts,
                 limit=attempt.limit,
+                around=around,
             )
             if self._asked.is_set():
                 self._generator.give_up()
             with closing(self._generator.chunks()) as chunks:
                 for chunk in chunks:
-                    gathered.add(chunk)
-                    if gathered.stop == cuts.stop_frame(chunk.block) and cuts.ends(chunk.block):
+                    gathered.add(chunk, splice)
+                    is_last = chunk.block + 1 == plan.schedule.num_blocks
+                    if gathered.stop == cuts.stop_frame(chunk.block) and (
+                        cuts.ends(chunk.block) or is_last
+                    ):
                         self._commit(attempt, gathered)
                         saver.committed()
                         gathered = _Gathered(gathered.stop)
             if self._asked.is_set():
-                return attempt.frames_done == plan.config.video.frames
+                return attempt.frames_done == _end(plan, attempt)
             if gathered.frames:
                 self._commit(attempt, gathered)
         return True
@@ -189,7 +206,7 @@ class RenderRun:
         if gathered.start >= attempt.frames_done:  # else it is final already
             assert gathered.start == attempt.frames_done, "segments are the same each time"
             busy_s = self._generator.busy_s() if self._generator else []
-            self._patiently(lambda: attempt.commit(gathered.frames, gathered.blocks, busy_s))
+            self._patiently(lambda: gathered.commit(attempt, busy_s))
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """A full disk is waited for: somebody may clear it."""
@@ -208,19 +225,28 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def _end(plan: Plan, attempt: Attempt) -> int:
+    """The frame after the last one to be made; 0: there is none."""
+    return attempt.edit.stop if attempt.edit else plan.config.video.frames
+
+
 class _Gathered:
     """Frames that do not make a segment yet."""
 
     def __init__(self, start: int) -> None:
         self.start = start
         self.frames: list[Frames] = []
-        self.blocks = (0, 0)
+        self._latents: dict[int, Tensor] = {}  # latents_BCTHW by block
 
     @property
     def stop(self) -> int:
         return self.start + sum(map(len, self.frames))
 
-    def add(self, chunk: Chunk) -> None:
-        first = self.blocks[0] if self.frames else chunk.block
-        self.blocks = (first, chunk.block + 1)
-        self.frames.append(chunk.frames)
+    def add(self, chunk: Chunk, splice: Splice | None) -> None:
+        self._latents[chunk.block] = chunk.latents_BCTHW
+        self.frames.append(splice.blend(chunk.start, chunk.frames) if splice else chunk.frames)
+
+    def commit(self, attempt: Attempt, busy_s: Sequence[float]) -> None:
+        blocks = min(self._latents), max(self._latents) + 1
+        latents_BCTHW = torch.cat([*self._latents.values()], dim=2)
+        attempt.commit(self.frames, blocks, latents_BCTHW, busy_s)

@@ -35,11 +35,20 @@ class Segment:
     path: Path  # fragments alone; `init.mp4` goes before them
     bytes: int
     digest: str  # of the fragments
+    latents: str = ""  # digest of the file that keeps them; empty: none does
 
     @property
     def stop(self) -> int:
         """The frame after its last."""
         return self.first + self.frames
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path, self.latents_path) if self.latents else (self.path,)
+
+    @property
+    def latents_path(self) -> Path:
+        return self.path.parents[1] / "latents" / f"{self.path.stem}.safetensors"
 
 
 def encode_segment(

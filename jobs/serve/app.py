@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from ... import __version__
 from . import routes_media, routes_page, routes_renders, routes_socket, routes_videos
 from .context import Context
+from .edits import Editing
 from .errors import ApiError, envelope
 from .files import AllFiles
 from .guard import Guard
@@ -56,6 +57,7 @@ def make_app(
     )
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     queue, files, metrics = Queue(home / "queue.sqlite3"), AllFiles(home), Metrics()
+    intake = Intake(queue, files, limits, preset, overrides)
     app.state.context = Context(
         queue=queue,
         files=files,
@@ -67,7 +69,8 @@ def make_app(
             files=files,
             metrics=metrics,
         ),
-        intake=Intake(queue, files, limits, preset, overrides),
+        intake=intake,
+        editing=Editing(queue, files, limits, intake),
         limits=limits,
         tokens=tokens,
         metrics=metrics,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request, WebSocket
 
+from .edits import Editing
 from .errors import ApiError
 from .files import AllFiles
 from .intake import Intake
@@ -23,6 +24,7 @@ class Context:
     files: AllFiles
     keeper: Keeper
     intake: Intake
+    editing: Editing
     limits: Limits
     tokens: Tokens
     metrics: Metrics

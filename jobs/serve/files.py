@@ -28,6 +28,7 @@ class RenderFiles:
         self._looked = 0.0
         self._events: list[Event] = []
         self._segments: Sequence[Segment] = ()
+        self._done = 0
 
     def events(self) -> Sequence[Event]:
         """All there are; those that were there stay as they are."""
@@ -47,6 +48,12 @@ class RenderFiles:
         """Frames that can be had."""
         segments = self.segments()
         return segments[-1].stop if segments else 0
+
+    @property
+    def done(self) -> int:
+        """Frames that are as they will be."""
+        self._look()
+        return self._done
 
     def init(self) -> bytes:
         """What goes before the first segment; it is there with it."""
@@ -84,6 +91,7 @@ class RenderFiles:
                 return
             if new := self._reader.poll():
                 self._segments = self.folder.segments()
+                self._done = self.folder.frames_done
                 self._events.extend(new)
             self._looked = now
 
@@ -132,7 +140,7 @@ class AllFiles:
 
 def told(event: Event) -> dict[str, Any]:
     """What a client may know of an event of the journal: nothing of machines and files."""
-    hidden = ("host", "pid", "file", "attempt", "digest", "changes")
+    hidden = ("host", "pid", "file", "attempt", "digest", "changes", "latents", "section")
     return {
         key: without_paths(value) if isinstance(value, str) else value
         for key, value in event.items()

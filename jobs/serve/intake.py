@@ -57,18 +57,18 @@ class Intake:
         """`overrides` are the server's own, under those of a request."""
         self._queue, self._files, self._limits = queue, files, limits
         self.preset, self._overrides = preset, overrides
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
 
     async def accept(
         self, asked: CreateRender, sender: Sender, parent: str | None = None
     ) -> tuple[Record, bool]:
         """The render, and whether it is new. ApiError says what the request cannot have."""
         digest = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
-        async with self._turn:
-            if (known := self._known(sender, digest)) is not None:
+        async with self.turn:
+            if (known := self.known(sender, digest)) is not None:
                 return known, False
-            self._check_room(sender.client)
-            with _said():
+            self.check_room(sender.client)
+            with said():
                 plan, render = await asyncio.to_thread(self._make, asked)
             now = time.time()
             deadline = None if asked.deadline_s is None else now + asked.deadline_s
@@ -98,7 +98,7 @@ class Intake:
         except (OSError, ValueError) as error:
             complain("the preset cannot be rendered here", error=str(error))
 
-    def _known(self, sender: Sender, digest: str) -> Record | None:
+    def known(self, sender: Sender, digest: str) -> Record | None:
         if sender.key is not None:
             try:
                 return self._queue.find_key(sender.client, sender.key, digest)
@@ -108,7 +108,7 @@ class Intake:
             return self._queue.find_same(sender.client, digest, time.time() - _RETRIED_S)
         return None
 
-    def _check_room(self, client: str) -> None:
+    def check_room(self, client: str) -> None:
         counts, most = self._queue.counts(client), self._limits.queued
         if counts.get("queued", 0) + counts.get("running", 0) + counts.get("paused", 0) >= most:
             raise ApiError(
@@ -158,8 +158,11 @@ class Intake:
 
     def _check_words(self, asked: CreateRender) -> None:
         words = [asked.prompt, *(change.prompt for change in asked.prompt_at)]
-        words += [value for value in asked.settings.values() if isinstance(value, str)]
-        longest = max(map(len, words))
+        self.check_length(words + [v for v in asked.settings.values() if isinstance(v, str)])
+
+    def check_length(self, words: Sequence[str]) -> None:
+        """Of prompts."""
+        longest = max(map(len, words), default=0)
         if longest > self._limits.prompt_chars:
             raise ValueError(
                 f"prompt has {longest} characters and this server reads {self._limits.prompt_chars}"
@@ -208,7 +211,7 @@ def frames_of(seconds: float, fps: int) -> int:
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def said() -> Iterator[None]:
     """What a request cannot have, without what the server's folders are called."""
     try:
         yield

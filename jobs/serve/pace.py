@@ -6,7 +6,8 @@ from ...pipeline.plan import Plan
 def longest_segment(plan: Plan) -> int:
     """Frames: half a second at least, and whole blocks."""
     schedule, fps = plan.schedule, plan.config.video.fps
-    ends = {0, (schedule.num_blocks or 1) - 1}  # the last block may be the longest
+    # the last block may be the longest
+    ends = {schedule.first_block, (schedule.num_blocks or 1) - 1}
     latents = max(stop - start for start, stop in map(schedule.bounds, ends))
     return (fps + 1) // 2 + latents * plan.arch.vae.time_stride
 

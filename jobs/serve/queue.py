@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .record import OVER, NewRender, Record, State, Wish
 
@@ -208,6 +209,13 @@ class Queue:
         """A running or paused render waits for its turn again; `lost`: its process was at fault."""
         count = "attempts" if lost else "0"
         self._update(render, f"state = 'queued', wish = '', attempts = {count}")
+
+    def edit(self, render: str, request: Mapping[str, Any]) -> Record:
+        """One that is done waits for its turn again, with more to be made of it."""
+        change = "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL"
+        self._update(render, f"{change}, deadline_at = NULL, request = ?", json.dumps(request))
+        with self._lock:
+            return self._get(render)
 
     def ask(self, render: str, wish: Wish) -> None:
         """What a running render shall do; whoever runs it obeys and calls `end` or `pause`."""

@@ -11,6 +11,8 @@ from .record import Record, State
 from .schemas import (
     ChangePrompt,
     CreateRender,
+    ExtendRender,
+    RedoRender,
     Removed,
     RenderId,
     RenderPage,
@@ -141,6 +143,23 @@ async def resume(own: Own, here: Here) -> RenderView:
         raise ApiError(409, "not_paused", f"it is {own.state}, so there is nothing to resume")
     here.keeper.resume(own)
     return view(here, here.again(own))
+
+
+@router.post("/{id}/extend", responses=failures(404, 409, 429))
+async def extend(asked: ExtendRender, own: Own, here: Here) -> RenderView:
+    """More of it, after its end: it waits for its turn again. What is there stays as it is."""
+    record = await here.editing.edit(own, asked)
+    here.keeper.accepted(record)
+    return view(here, record)
+
+
+@router.post("/{id}/redo", responses=failures(404, 409, 429))
+async def redo(asked: RedoRender, own: Own, here: Here) -> RenderView:
+    """A section of it with other noise, grown to whole segments; the segment behind it is blended.
+    Until it is done the video is the old one."""
+    record = await here.editing.edit(own, asked)
+    here.keeper.accepted(record)
+    return view(here, record)
 
 
 @router.post("/{id}/prompt", responses=failures(404, 409))

@@ -14,11 +14,12 @@ from .intake import Sender
 from .record import Record
 from .routes_media import ranged, spritesheet, thumbnail
 from .routes_renders import Asker, Client, Here, Own
-from .schemas import CreateRender, RenderId, failures
+from .schemas import CreateRender, ExtendRender, RenderId, failures
 from .streams import growing_mp4, pieces
 from .video_form import (
     CreateVideo,
     EditVideo,
+    ExtendVideo,
     RemixVideo,
     body_of,
     read,
@@ -141,10 +142,17 @@ async def get_character(id: str, client: Client) -> None:
     raise ApiError(404, "no_characters", "this server has no characters")
 
 
-@router.post("/extensions", responses=failures(400))
-async def extend(client: Client) -> None:
-    """The client has a method for it; a render here has the length that it was asked for."""
-    raise ApiError(400, "no_extensions", "this server does not extend videos; ask for a longer one")
+@router.post(
+    "/extensions",
+    openapi_extra=body_of(ExtendVideo, file="video"),
+    responses=failures(404, 409, 429),
+)
+async def extend(request: Request, here: Here, sender: Asker, response: Response) -> Video:
+    """Another video: all of the one that is named by its id, or by itself, and more of it."""
+    asked, upload = await read(request, ExtendVideo, "video")
+    source = await _source(here, sender.client, asked.video.id, upload)
+    more = ExtendRender(seconds=asked.seconds, prompt=asked.prompt)
+    return _answer(here, response, *await here.editing.go_on(source, more, sender))
 
 
 async def _remix(
@@ -167,9 +175,11 @@ async def _accept(
     sender: Sender,
     parent: Record | None = None,
 ) -> Video:
-    record, made = await here.intake.accept(
-        asked, sender, None if parent is None else parent.render
-    )
+    source = None if parent is None else parent.render
+    return _answer(here, response, *await here.intake.accept(asked, sender, source))
+
+
+def _answer(here: Context, response: Response, record: Record, made: bool) -> Video:
     if made:
         here.keeper.accepted(record)
     response.headers["openai-poll-after-ms"] = str(poll_after_ms(here, record))

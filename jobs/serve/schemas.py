@@ -73,6 +73,39 @@ class CreateRender(_Strict):
     )
 
 
+class ExtendRender(_Strict):
+    """More of a render that is done."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"seconds": 4, "prompt": "a blue square rests"}]},
+    )
+
+    frames: int | None = Field(default=None, ge=1, le=10_000_000, description="So many more.")
+    seconds: float | None = Field(
+        default=None, gt=0, le=86_400, description="In place of frames: the nearest number of them."
+    )
+    prompt: Prompt | None = Field(
+        default=None, description="Of what is added; by default the last one goes on."
+    )
+    prompt_at: list[PromptAt] = Field(
+        default=[], max_length=1000, description="Other prompts, by seconds of the whole video."
+    )
+
+
+class RedoRender(_Strict):
+    """A section of a render that is done, made anew."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"first": 8, "stop": 16, "prompt": "a blue square rests"}]},
+    )
+
+    first: int = Field(ge=0, le=10_000_000, description="Its first frame.")
+    stop: int = Field(ge=0, le=10_000_000, description="The frame after its last.")
+    prompt: Prompt | None = Field(default=None, description="By default those it had.")
+
+
 class ChangePrompt(_Strict):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"prompt": "a blue square rests"}]}

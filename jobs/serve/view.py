@@ -13,6 +13,7 @@ def view(context: "Context", record: Record) -> RenderView:
     request, live = record.request, context.keeper.live.get(record.render)
     segments = context.files.segments(record.render)
     frames = segments[-1].stop if segments else 0
+    done = context.files.of(record.render).done if segments else 0
     denoise = live.stages.get("denoise") if live else None
     started = record.started_at
     first = context.files.of(record.render).first_segment_at() if segments else None
@@ -32,7 +33,7 @@ def view(context: "Context", record: Record) -> RenderView:
         progress=Progress(
             frames=frames,
             of=request["frames"],
-            fraction=fraction(record, frames, live.done_fraction() if live else 0.0),
+            fraction=fraction(record, done, live.done_fraction() if live else 0.0),
             blocks=segments[-1].blocks[1] if segments else 0,
             of_blocks=request["blocks"],
             step=denoise.done if denoise else 0,

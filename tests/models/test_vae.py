@@ -1,6 +1,7 @@
 """Streaming through the VAE is diffusers' one-shot result, bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
+from longreel.models.arch import ARCHS
 from longreel.models.vae import StreamingDecoder, StreamingEncoder, to_uint8
+from longreel.models.vae_build import random_vae
 from longreel.models.vae_state import DecoderState, EncoderState, StreamState
 
 KINDS = sorted(tiny_vae.ARCHS)
@@ -179,6 +182,31 @@ def test_a_kept_state_stays_as_it_was_while_decoding_goes_on():
 
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert torch.equal(decoder.decode(latents_BCTHW[:, :, 2:]), first)
+
+
+def deep(kind):
+    """With as many stages and blocks a stage as are published, and narrow."""
+    arch = {"shapes": ARCHS["shapes"].vae, "wan": ARCHS["wan2.1-t2v-1.3b"].vae} | tiny_vae.ARCHS
+    return replace(arch[kind], base_dim=8) if kind in ("shapes", "wan") else arch[kind]
+
+
+@pytest.mark.parametrize("kind", ["shapes", "wan", *KINDS])
+def test_a_decoder_stands_where_its_last_latents_have_left_it(kind):
+    arch = deep(kind)
+    vae, reach = random_vae(arch, seed=3), arch.decoder_reach
+    latents = torch.randn(1, arch.z_dim, reach + 5, 1, 1)
+
+    def state_after(count):
+        decoder = StreamingDecoder(vae)
+        decoder.decode(latents[:, :, -count:])
+        return decoder.state().to_tensors()
+
+    def same(state, other):
+        return all(torch.equal(state[name], other[name]) for name in state if name != "seen")
+
+    whole = state_after(reach + 5)
+    assert same(state_after(reach), whole)
+    assert not same(state_after(reach - 1), whole)
 
 
 def test_reset_begins_another_video_of_another_size():

@@ -15,7 +15,6 @@ from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
 from longreel.parallel.chain import Done
 from longreel.parallel.snapshot import Admission, Snapshot
-from longreel.parallel.tasks import WalkState
 from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.generator import Generator
 
@@ -26,7 +25,7 @@ VARIANTS = ["causal-recache", "forcing-causal", "dualparal-staggered-wide"]
 @given(schedules(), st.integers(1, 7))
 def test_a_walk_goes_on_from_any_tick(schedule, every):
     tasks = first_tasks(schedule)
-    walk = schedule.walk(WalkState())
+    walk = schedule.walk(schedule.beginning)
     states = {}
     for task in islice(walk.tasks(), MANY):
         states.setdefault(task.tick, walk.tick_start)

@@ -39,7 +39,8 @@ def test_every_block_takes_every_step_once_in_order_and_as_a_whole(schedule):
             latents.update(range(part.start, part.stop))
     assert max(done.values()) <= schedule.steps
     if is_finite(schedule):
-        assert latents == dict.fromkeys(range(schedule.num_latents), schedule.steps)
+        made = range(schedule.first, schedule.num_latents)
+        assert latents == dict.fromkeys(made, schedule.steps)
 
 
 @SETTINGS
@@ -48,16 +49,22 @@ def test_blocks_cover_the_video_and_none_is_under_half_or_over_one_and_a_half(sc
     spans = [schedule.bounds(block) for block in range(schedule.num_blocks)]
     assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
     assert spans[-1][1] == schedule.num_latents
-    assert all(stop - start == schedule.size for start, stop in spans[:-1])
+    given, made = spans[: schedule.first_block], spans[schedule.first_block :]
+    assert made[0][0] == schedule.first
+    assert all(stop - start == schedule.size for start, stop in [*given[1:], *made[:-1]])
+    assert all(stop - start <= schedule.size for start, stop in given)
     last = spans[-1][1] - spans[-1][0]
     assert 2 * last <= 3 * schedule.size
-    assert 2 * last >= schedule.size or len(spans) == 1
+    assert 2 * last >= schedule.size or len(made) == 1
+    for latent in range(schedule.num_latents):
+        start, stop = spans[schedule.block_at(latent)]
+        assert start <= latent < stop
 
 
 @SETTINGS
 @given(schedules())
 def test_a_window_reads_the_newest_version_and_an_earlier_task_made_it(schedule):
-    newest = Counter()
+    newest = Counter(dict.fromkeys(schedule.beginning.kept, schedule.steps))
     for task in first_tasks(schedule):
         for part in task.parts:
             assert part.step == newest[part.block]
@@ -82,7 +89,7 @@ def test_tasks_are_numbered_in_order_and_walked_alike_every_time(schedule):
 @given(schedules())
 def test_blocks_in_flight_are_neighbours_and_no_more_than_allowed(schedule):
     active: set[int] = set()
-    begun = finished = 0
+    begun = finished = schedule.first_block
     for tick in ticks(first_tasks(schedule)):
         new = sorted(block for task in tick for block in task.admits)
         assert new == list(range(begun, begun + len(new)))
@@ -109,7 +116,7 @@ def test_a_block_steps_only_when_its_left_neighbour_is_far_enough(schedule):
             if schedule.burst:
                 gap = schedule.steps if part.block in starts else 0
             needed = min(schedule.steps, part.step + gap)
-            assert part.block == 0 or before[part.block - 1] >= needed
+            assert part.block == schedule.first_block or before[part.block - 1] >= needed
             done[part.block] += 1
 
 
@@ -117,7 +124,8 @@ def burst_starts(schedule: BlockSchedule) -> list[int]:
     """First blocks of bursts: as many as have `burst` blocks, sizes equal, larger ones first."""
     if schedule.num_blocks is None:
         return list(range(0, 1000, schedule.burst))
-    rest, bursts, starts = schedule.num_blocks, max(1, schedule.num_blocks // schedule.burst), [0]
+    rest = schedule.num_blocks - schedule.first_block
+    bursts, starts = max(1, rest // schedule.burst), [schedule.first_block]
     for left in range(bursts, 1, -1):
         share = -(-rest // left)
         starts.append(starts[-1] + share)
@@ -137,8 +145,9 @@ def test_blocks_finish_in_order_once(schedule):
             assert set(task.finishes) == last
             now += task.finishes
         seen += sorted(now)  # a burst's last sweep, too, is served newest first
-    assert seen == list(range(len(seen)))
-    assert not is_finite(schedule) or len(seen) == schedule.num_blocks
+    first = schedule.first_block
+    assert seen == list(range(first, first + len(seen)))
+    assert not is_finite(schedule) or seen[-1] + 1 == schedule.num_blocks
 
 
 @SETTINGS
@@ -182,16 +191,20 @@ def test_latents_are_dropped_once_after_their_last_reader_and_soon(schedule):
     bound = schedule.max_inflight + -(-reach // schedule.size) + 1
     if schedule.recache:  # what is cached may be run again
         bound += -(-(schedule.clean + schedule.sink) // schedule.size) + 1
+    kept = schedule.beginning.kept
+    bound += len(kept)
     begun, dropped = 0, set()
     for task in first_tasks(schedule):
         begun += len(task.admits)
         assert not dropped & {part.block for part in task.parts}, "read after it was dropped"
         assert not dropped & set(task.drops)
         dropped.update(task.drops)
-        assert schedule.recache or dropped == set(range(len(dropped)))
+        assert schedule.recache or dropped >= set(
+            range(schedule.first_block, max(dropped, default=0))
+        )
         assert begun - len(dropped) <= bound
     if is_finite(schedule):
-        assert dropped == set(range(schedule.num_blocks))
+        assert dropped == {*kept, *range(schedule.first_block, schedule.num_blocks)}
 
 
 @SETTINGS
@@ -314,7 +327,7 @@ def shift(task: Task, schedule: BlockSchedule, blocks: int) -> Task:
 @SETTINGS
 @given(schedules(open_ended=False))
 def test_the_last_block_sees_as_much_of_the_past_as_its_queue_can_give(schedule):
-    assume(schedule.num_blocks > 1)
+    assume(schedule.num_blocks > schedule.first_block + 1 and not schedule.after)
     seen = Counter()  # fewest latents before any window that a block is written in
     for task in first_tasks(schedule):
         if task.written:
@@ -329,7 +342,7 @@ def test_the_last_block_sees_as_much_of_the_past_as_its_queue_can_give(schedule)
 
 def latents_before(schedule: BlockSchedule, block: int, *, has_right: bool) -> int:
     """Without a right neighbour those to the left make up for it, while nobody has to wait."""
-    start, extra = block * schedule.size, 0
+    start, extra = schedule.bounds(block)[0], 0
     if schedule.extend_left and not has_right:
         extra = schedule.right
         starts = [*burst_starts(schedule), schedule.num_blocks or 10**6]
@@ -348,7 +361,8 @@ def test_a_window_of_a_burst_has_one_level(schedule):
         (own,) = task.written
         first = max(start for start in starts if start <= own.block)
         for run in (*task.parts, *task.reads):
-            assert run.step == (own.step if run.block >= first else schedule.steps)
+            clean = run.block < first or run.block == schedule.num_blocks
+            assert run.step == (schedule.steps if clean else own.step)
 
 
 @SETTINGS
@@ -361,5 +375,10 @@ def test_every_block_has_its_neighbour_to_the_right_while_that_is_in_flight(sche
             (own,) = task.written
             right = [entry for entry in task.reads if entry.block == own.block + 1]
             assert len(right) == (own.block + 1 in moving) == len(task.reads)
-            left = sum(part.num_latents for part in task.parts if not part.write)
-            assert left == latents_before(schedule, own.block, has_right=bool(right))
+            behind = [part for part in task.parts if part.start >= own.stop]
+            assert [part.block for part in behind] == [own.block + 1] * bool(behind)
+            assert bool(behind) == (schedule.after > 0 and own.block + 1 == schedule.num_blocks)
+            assert sum(part.num_latents for part in behind) in (0, schedule.after)
+            left = sum(part.num_latents for part in task.parts if part.stop <= own.start)
+            has_right = bool(right or behind)
+            assert left == latents_before(schedule, own.block, has_right=has_right)

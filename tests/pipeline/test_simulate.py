@@ -64,7 +64,7 @@ def plain_slots(tasks: list[Task], num_stages: int) -> list[int]:
 
 
 @SETTINGS
-@given(schedules(open_ended=False), st.integers(1, 5))
+@given(schedules(open_ended=False, sections=False), st.integers(1, 5))
 def test_times_are_those_of_a_loop_over_slots(schedule, num_stages):
     tasks = list(schedule.tasks())
     ends = plain_slots(tasks, num_stages)
@@ -192,7 +192,7 @@ def test_links_carry_one_window_at_a_time_beside_the_computing():
 
 
 @SETTINGS
-@given(schedules(open_ended=False), st.integers(1, 4))
+@given(schedules(open_ended=False, sections=False), st.integers(1, 4))
 def test_branches_on_free_links_keep_step_in_twice_the_devices(schedule, num_stages):
     one = play(schedule, num_stages, Cost(num_layers=num_stages))
     two = play(schedule, num_stages, Cost(num_layers=num_stages, branches=2))

@@ -28,9 +28,13 @@ QUEUES = tuple(NUMBERS)
 
 @st.composite
 def schedules(
-    draw: st.DrawFn, policies: tuple[str, ...] = QUEUES, open_ended: bool | None = None
+    draw: st.DrawFn,
+    policies: tuple[str, ...] = QUEUES,
+    open_ended: bool | None = None,
+    sections: bool = True,
 ) -> BlockSchedule:
-    """`open_ended`: whether the video has no end; none: either."""
+    """`open_ended`: whether the video has no end; none: either. `sections`: or some of the video is
+    there already."""
     policy = draw(st.sampled_from(policies))
     steps = draw(st.integers(1, 8))
     size = draw(st.integers(1, 6))
@@ -45,10 +49,16 @@ def schedules(
     )
     endless = draw(st.booleans()) if open_ended is None else open_ended
     num_latents = None if endless and policy != "whole" else draw(st.integers(1, 40))
-    schedule = make_schedule(blocks, steps, num_latents)
+    if sections and num_latents is not None and policy != "whole" and draw(st.booleans()):
+        first = draw(st.integers(0, 13))
+        schedule = make_schedule(blocks, steps, first + num_latents)
+        after = draw(st.integers(0, schedule.right))
+        schedule = replace(schedule, first=first, after=after)
+    else:
+        schedule = make_schedule(blocks, steps, num_latents)
     if not schedule.recache or schedule.num_blocks is None:
         return schedule
-    later = list(range(1, schedule.num_blocks))
+    later = list(range(schedule.first_block + 1, schedule.num_blocks))
     new = draw(st.sets(st.sampled_from(later), max_size=4)) if later else set()
     return replace(schedule, new_prompts=tuple(sorted(new)))
 

@@ -123,9 +123,24 @@ def test_an_edit_takes_the_video_itself_or_its_id(videos, done):
         videos.edit(prompt="x", video=("other.mp4", b"no video of ours"))
 
 
-def test_characters_and_extensions_are_said_not_to_be_there(videos):
-    with pytest.raises(openai.BadRequestError, match="longer one"):
-        videos.extend(prompt="x", seconds="4", video=("a.mp4", b"x"))
+def test_an_extension_is_another_video_that_begins_with_the_whole_of_the_first(videos, done):
+    whole = videos.download_content(done.id).read()
+    longer = videos.extend(prompt="a green triangle", seconds="4", video=("mine.mp4", whole))
+    assert (longer.remixed_from_video_id, longer.prompt) == (done.id, "a green triangle")
+    assert float(longer.seconds) == pytest.approx(float(done.seconds) + 4, abs=0.5)
+    assert videos.poll(longer.id).status == "completed"
+    both = videos.download_content(longer.id).read()
+    assert both.startswith(whole)
+    assert frames_in(both) > frames_in(whole)
+    assert videos.download_content(done.id).read() == whole
+    body = {"prompt": "a green triangle", "seconds": 1, "video": {"id": done.id}}
+    again = videos._client.post("/videos/extensions", body=body, cast_to=Video)
+    assert videos.poll(again.id).status == "completed"
+    with pytest.raises(openai.UnprocessableEntityError, match="made here"):
+        videos.extend(prompt="x", seconds="4", video=("other.mp4", b"no video of ours"))
+
+
+def test_characters_are_said_not_to_be_there(videos):
     with pytest.raises(openai.BadRequestError, match="no characters"):
         videos.create_character(name="anna", video=("a.mp4", b"x"))
     with pytest.raises(openai.NotFoundError):

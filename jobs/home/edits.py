@@ -1,0 +1,200 @@
+"""Edits of a finished render: more of it after its end, or some of it made anew.
+
+What an edit replaces is there until it is done; what it does not replace stays as it is, byte for
+byte. It ends where segments end, so a section grows to those it touches; the segment behind it is
+where what was there is faded in again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ...pipeline.plan import Plan, make_plan
+from ...pipeline.prompts import prompts_by_block
+from ...pipeline.section import Section, change_prompts
+from .journal import Event
+from .latents import KeptLatents
+from .segments import Segment
+
+if TYPE_CHECKING:
+    from .folder import RenderFolder
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What is made, in frames and in latents."""
+
+    section: Section
+    first: int  # frame
+    fade: int  # frame from which on there is more and more of what was there
+    stop: int  # the frame after the last one that is written
+    frames: int  # of the whole video
+
+    def to_event(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_event(cls, event: Event) -> "Edit":
+        section = event["section"]
+        prompts = tuple((latent, text) for latent, text in section["prompts"])
+        names = ("first", "fade", "stop", "frames")
+        return cls(
+            section=Section(**{**section, "prompts": prompts}), **{n: event[n] for n in names}
+        )
+
+
+def extend(
+    folder: "RenderFolder",
+    frames: int,
+    *,
+    prompt: str | None = None,
+    prompt_at: Sequence[tuple[float, str]] = (),
+    changes: Mapping[str, Any] = _NONE,
+) -> Edit:
+    """So many frames more after its end: whoever makes the render next makes them.
+
+    `prompt`: of all of them; none: the last one goes on. `prompt_at`: in seconds of the whole
+    video. `changes`: of fields that change no frame, for the checks alone.
+    """
+    desk = _Desk(folder, changes)
+    stride = desk.plan.arch.vae.time_stride
+    if frames < 1:
+        raise ValueError(f"extend={frames} adds no frame to render {folder.id}; give 1 or more")
+    if frames % stride:
+        below = frames - frames % stride
+        choice = f"{below} or {below + stride}" if below else f"{stride}"
+        raise ValueError(
+            f"extend={frames} comes from no whole number of latents, which are {stride} frames "
+            f"each; use {choice}"
+        )
+    if last := desk.plan.config.video.last_image:
+        raise ValueError(
+            f"video.last_image={last} is what render {folder.id} ends on, so nothing comes after "
+            "it; render anew without it, or use redo"
+        )
+    total = desk.frames + frames
+    section = desk.section(desk.latents.count(desk.frames), desk.latents.count(total), prompt)
+    edit = Edit(section=section, first=desk.frames, fade=total, stop=total, frames=total)
+    plan = desk.check(edit)
+    if prompt_at:
+        edit = replace(edit, section=_with_prompts(plan, section, prompt_at))
+    folder.edit(edit)
+    return edit
+
+
+def redo(
+    folder: "RenderFolder",
+    first: int,
+    stop: int,
+    *,
+    prompt: str | None = None,
+    changes: Mapping[str, Any] = _NONE,
+) -> Edit:
+    """Frames from `first` to before `stop` anew, with other noise: made by whoever makes it next.
+
+    `prompt`: of the section; none: those it had.
+    """
+    desk = _Desk(folder, changes)
+    asked = f"redo={first}..{stop}"
+    if first > stop:
+        raise ValueError(f"{asked} ends before it begins; use redo={stop}..{first}")
+    if first == stop:
+        raise ValueError(f"{asked} holds no frame; name the one after the last, as {first + 1}")
+    if first < 0 or stop > desk.frames:
+        raise ValueError(
+            f"{asked} is not inside render {folder.id}, whose frames are 0..{desk.frames}"
+        )
+    touched = [s for s in desk.segments if s.first < stop and first < s.stop]
+    if len(touched) == len(desk.segments):
+        raise ValueError(
+            f"{asked} touches every segment of render {folder.id} (a section grows to "
+            "whole ones), so nothing of it would stay; choose fewer frames, or render anew with "
+            "another seed"
+        )
+    after = [s for s in desk.segments if s.first >= touched[-1].stop][:1]
+    fade = touched[-1].stop
+    edit = Edit(
+        section=desk.section(
+            desk.latents.count(touched[0].first), desk.latents.count(fade), prompt
+        ),
+        first=touched[0].first,
+        fade=fade,
+        stop=after[0].stop if after else fade,
+        frames=desk.frames,
+    )
+    plan = desk.check(edit)
+    if not plan.schedule.right:  # it cannot lead to what it does not see: it goes on beside it
+        behind = desk.latents.count(edit.stop)
+        edit = replace(edit, section=desk.section(edit.section.first, behind, prompt))
+        desk.check(edit)
+    folder.edit(edit)
+    return edit
+
+
+class _Desk:
+    """A render that is to be edited, opened and found to be fit for it."""
+
+    def __init__(self, folder: "RenderFolder", changes: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._changes = changes
+        check_done(folder)
+        self.plan = folder.plan_with(changes)
+        self.segments: Sequence[Segment] = folder.segments()
+        self.frames = self.segments[-1].stop
+        self.latents = KeptLatents(self.segments, self.plan.arch.vae.time_stride)
+        if not all(segment.latents for segment in self.segments):
+            raise ValueError(
+                f"render {folder.id} was made by a longreel that kept no latents, so there is "
+                "nothing to go on from; render it again with this one"
+            )
+        if self.plan.config.blocks.policy == "whole":
+            raise ValueError(
+                f"blocks.policy=whole made render {folder.id} in one window, which has nothing "
+                "before or after it; render it again with blocks.policy=auto, or another policy"
+            )
+
+    def section(self, first: int, stop: int, prompt: str | None) -> Section:
+        """Of latents."""
+        prompts = self._folder.prompts(self.plan)
+        if prompt is not None:
+            to_end = stop >= self.latents.count(self.frames)
+            prompts = change_prompts(prompts, first, None if to_end else stop, prompt)
+        past = self.plan.request.section
+        revision = past.revision + 1 if past else 1
+        return Section(revision=revision, first=first, stop=stop, prompts=prompts)
+
+    def check(self, edit: Edit) -> Plan:
+        changes = {**self._changes, "video.frames": edit.frames}
+        return make_plan(replace(self._folder.request_with(changes), section=edit.section))
+
+
+def check_done(folder: "RenderFolder") -> None:
+    state = folder.status().state
+    if state != "done":
+        raise ValueError(
+            f"render {folder.id} is {state}, and only what is finished can be extended or redone; "
+            + ("wait for it" if state == "running" else f"`longreel resume {folder.id}` goes on")
+        )
+
+
+def _with_prompts(plan: Plan, section: Section, prompt_at: Sequence[tuple[float, str]]) -> Section:
+    schedule, fps = plan.schedule, plan.config.video.fps
+    found = prompts_by_block(
+        plan.request.prompt,
+        prompt_at,
+        schedule,
+        fps=fps,
+        frames_per_latent=plan.arch.vae.time_stride,
+    )
+    prompts = section.prompts
+    for block, text in sorted(found.items())[1:]:
+        if block < schedule.first_block:
+            raise ValueError(
+                f"prompt_at holds a time before the extension, which stays as it is; choose times "
+                f"from {(1 + (section.first - 1) * plan.arch.vae.time_stride) / fps:g} s on"
+            )
+        prompts = change_prompts(prompts, schedule.bounds(block)[0], None, text)
+    return replace(section, prompts=prompts)

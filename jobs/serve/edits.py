@@ -1,0 +1,123 @@
+"""Finished renders that go on, or are made anew in their midst: back into the queue, or copied."""
+
+import asyncio
+import hashlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..home import edits
+from .errors import ApiError
+from .files import AllFiles
+from .intake import Intake, Sender, said
+from .limits import Limits
+from .pace import longest_segment
+from .queue import Queue
+from .record import NewRender, Record
+from .schemas import ExtendRender, RedoRender
+
+if TYPE_CHECKING:
+    from ..home.folder import RenderFolder
+
+
+class Editing:
+    """One at a time, in turn with requests for new renders."""
+
+    def __init__(self, queue: Queue, files: AllFiles, limits: Limits, intake: Intake) -> None:
+        self._queue, self._files, self._limits, self._intake = queue, files, limits, intake
+
+    async def edit(self, own: Record, asked: ExtendRender | RedoRender) -> Record:
+        """In the queue again. ApiError says why it cannot be."""
+        async with self._intake.turn:
+            record = self._queue.get(own.render) or own
+            if record.state != "done":
+                raise ApiError(
+                    409, "not_done", f"it is {record.state}, and only what is done can be edited"
+                )
+            self._intake.check_room(record.client)
+            folder = self._files.of(record.render).folder
+            pending = folder.status().state != "done"  # one was lost on its way to the queue
+            with said():
+                if not pending:
+                    await asyncio.to_thread(self._begin, folder, record, asked)
+                request = await asyncio.to_thread(_measured, folder, record)
+            record = self._queue.edit(record.render, request)
+            if pending:
+                raise ApiError(
+                    409, "not_done", "what was asked for before is made first; ask again after it"
+                )
+            return record
+
+    async def go_on(
+        self, source: Record, asked: ExtendRender, sender: Sender
+    ) -> tuple[Record, bool]:
+        """As another render, which begins with this one's video; and whether it is new."""
+        words = f"{source.render} {asked.model_dump_json()}"
+        digest = hashlib.sha256(words.encode()).hexdigest()
+        async with self._intake.turn:
+            if (known := self._intake.known(sender, digest)) is not None:
+                return known, False
+            if source.state != "done":
+                raise ApiError(
+                    409, "not_done", f"it is {source.state}, and only what is done can be extended"
+                )
+            self._intake.check_room(sender.client)
+            folder = self._files.of(source.render).folder
+            copy = await asyncio.to_thread(self._files.home.copy, folder)
+            try:
+                with said():
+                    await asyncio.to_thread(self._begin, copy, source, asked)
+                    request = await asyncio.to_thread(_measured, copy, source)
+                new = NewRender(
+                    render=copy.id,
+                    client=sender.client,
+                    request=request | {"prompt": asked.prompt or request["prompt"]},
+                    digest=digest,
+                    priority=source.priority,
+                    idempotency_key=sender.key,
+                    parent=source.render,
+                )
+                return await asyncio.to_thread(self._queue.add, new, time.time())
+            except BaseException:
+                self._files.remove(copy.id)
+                raise
+
+    def _begin(
+        self, folder: "RenderFolder", record: Record, asked: ExtendRender | RedoRender
+    ) -> None:
+        times = [] if isinstance(asked, RedoRender) else asked.prompt_at
+        words = [asked.prompt, *(change.prompt for change in times)]
+        self._intake.check_length([text for text in words if text is not None])
+        if isinstance(asked, RedoRender):
+            edits.redo(folder, asked.first, asked.stop, prompt=asked.prompt)
+            return
+        frames = _frames(asked, record.request["fps"])
+        total = folder.segments()[-1].stop + frames
+        if total > self._limits.frames:
+            raise ValueError(
+                f"frames={frames} would make {total} of it, more than the {self._limits.frames} "
+                "that this server makes; ask for less"
+            )
+        prompt_at = [(change.seconds, change.prompt) for change in times]
+        edits.extend(folder, frames, prompt=asked.prompt, prompt_at=prompt_at)
+
+
+def _measured(folder: "RenderFolder", record: Record) -> dict[str, Any]:
+    """The request, with the measures of what will be."""
+    plan = folder.plan
+    return record.request | {
+        "frames": plan.config.video.frames,
+        "blocks": plan.schedule.num_blocks,
+        "segment_frames": max(record.request["segment_frames"], longest_segment(plan)),
+    }
+
+
+def _frames(asked: ExtendRender, fps: int) -> int:
+    if (asked.frames is None) == (asked.seconds is None):
+        raise ValueError(
+            f"frames={asked.frames} and seconds={asked.seconds}: it is unknown how much to add; "
+            "give one of them"
+        )
+    if asked.seconds is None:
+        assert asked.frames is not None
+        return asked.frames
+    return 4 * max(1, round(asked.seconds * fps / 4))  # whole latents

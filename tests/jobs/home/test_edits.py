@@ -1,0 +1,387 @@
+"""A finished render goes on, or is made anew in its midst: the rest stays, byte for byte."""
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import tiny_vae
+from command import longreel
+from ray_cluster import two_nodes
+from thread_chain import ThreadBackend
+from tiny_blocks import ARCHS, POLICIES, overrides
+
+from longreel.jobs.home.edits import extend, redo
+from longreel.jobs.home.folder import RenderFolder
+from longreel.jobs.home.home import Home
+from longreel.jobs.home.journal import JournalReader, JournalWriter
+from longreel.jobs.home.latents import KeptLatents
+from longreel.jobs.home.lock import Taken
+from longreel.jobs.home.record import RenderRun
+from longreel.jobs.mp4 import decode_mp4
+from longreel.jobs.render import plan_render
+from longreel.models import arch as archs
+from longreel.models.vae import to_uint8
+from longreel.models.vae_build import random_vae
+
+FRAMES = 41
+MORE = 16
+SOON = ["dualparal-grouped", "causal"]
+LATER = [name for name in POLICIES if name not in ("whole", *SOON)] + ["causal-recache"]
+EACH = [*SOON, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
+
+
+@pytest.fixture(autouse=True)
+def _arch(monkeypatch):
+    for name, arch in ARCHS.items():
+        monkeypatch.setitem(archs.ARCHS, name, arch)
+
+
+def plan(policy, *more, frames=FRAMES, **request):
+    few = ["sampling.steps=3"] if policy not in ("causal", "causal-recache", "rolling") else []
+    settings = overrides(policy, "model.device=cpu", *few, *more)
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings, **request)
+
+
+class Finished:
+    """Renders that were made once; every test has copies of its own."""
+
+    def __init__(self, place):
+        self._place = place
+        self._made = {}
+
+    def copy(self, into, policy, *more, **request):
+        key = (policy, *more, *request.items())
+        if key not in self._made:
+            render = Home(self._place).create(plan(policy, *more, **request))
+            assert RenderRun(render).run().state == "done"
+            self._made[key] = render
+        path = into / f"{len(list(into.iterdir()))}"
+        shutil.copytree(self._made[key].path, path)
+        return RenderFolder(path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return Finished(tmp_path_factory.mktemp("finished"))
+
+
+def digests(render):
+    return [segment.digest for segment in render.segments()]
+
+
+def frames_of(render):
+    return np.stack(list(render.frames()))
+
+
+def make(render, **how):
+    assert RenderRun(render, **how).run().state == "done"
+    return digests(render)
+
+
+def threads(plan, hear):
+    """Stages that work at once, as Ray's actors do."""
+    return ThreadBackend(plan)
+
+
+STAGES = {"changes": {"parallel.num_stages": 3}, "open_backend": threads}
+
+
+def video_of(render):
+    """What a player is given, and what it makes of it: times and frames."""
+    data = render.init.read_bytes() + b"".join(s.path.read_bytes() for s in render.segments())
+    with av.open(io.BytesIO(data)) as container:
+        shown = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode()]
+    return [pts for pts, _ in shown], np.stack([frame for _, frame in shown])
+
+
+@pytest.mark.parametrize("policy", EACH)
+def test_an_extended_video_begins_with_the_bytes_of_the_old_one(finished, tmp_path, policy):
+    render, again = (finished.copy(tmp_path, policy) for _ in range(2))
+    before = digests(render)
+    extend(render, MORE)
+    after = make(render)
+    assert after[: len(before)] == before
+    times, _ = video_of(render)
+    assert times == list(range(FRAMES + MORE))
+    assert (render.status().frames, render.status().frames_done) == (FRAMES + MORE,) * 2
+    extend(again, MORE)
+    assert make(again, **STAGES) == after
+
+
+@pytest.mark.parametrize("policy", EACH)
+def test_a_section_made_anew_leaves_every_other_frame_as_it_was(finished, tmp_path, policy):
+    render, again = (finished.copy(tmp_path, policy) for _ in range(2))
+    _, before = video_of(render)
+    edit = redo(render, 16, 18)
+    assert edit.first <= 16 < 18 <= edit.fade < edit.stop < FRAMES
+    assert np.array_equal(video_of(render)[1], before), "the old video is there until it is done"
+    after = make(render)
+    times, frames = video_of(render)
+    assert times == list(range(FRAMES))
+    assert np.array_equal(frames[: edit.first], before[: edit.first])
+    assert np.array_equal(frames[edit.stop :], before[edit.stop :])
+    differs = (frames != before).any(axis=(1, 2, 3))
+    assert differs[edit.first : edit.fade].all()
+    redo(again, 16, 18)
+    assert make(again, **STAGES) == after
+
+
+def test_each_redo_of_a_section_is_another(finished, tmp_path):
+    render = finished.copy(tmp_path, "dualparal-grouped")
+    seen = [digests(render)]
+    for _ in range(2):
+        redo(render, 16, 18)
+        seen.append(make(render))
+    first, second, third = ({*one} for one in seen)
+    assert first & second == first & third == second & third  # what stays
+    assert 0 < len(first & second) < len(first)
+    kept = {segment.path for segment in render.segments()}
+    redo(render, 0, 1)  # removes what the redo before it replaced
+    assert set((render.path / "segments").iterdir()) == kept
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+def killed(render, what, at):
+    def report(now, done, total, note=""):
+        if now == what and done >= at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        RenderRun(render, report, changes={"checkpoint.every_s": 0.0}).run()
+    return render
+
+
+INTERRUPTED = [
+    (policy, edit, what)
+    for policy in ("dualparal-grouped", "forcing", "causal")
+    for edit in ("extend", "redo")
+    for what in ("denoise", "decode")
+]
+NOW = [("dualparal-grouped", "redo", "decode"), ("causal", "extend", "denoise")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "edit", "what"),
+    [pytest.param(*case, marks=[] if case in NOW else pytest.mark.slow) for case in INTERRUPTED],
+)
+def test_an_edit_that_was_interrupted_goes_on_to_the_same_bytes(
+    finished, tmp_path, policy, edit, what
+):
+    whole, render = (finished.copy(tmp_path, policy) for _ in range(2))
+    before = digests(render)
+    for one in (whole, render):
+        one_edit = extend(one, 24) if edit == "extend" else redo(one, 14, 26)
+    killed(render, what, {"denoise": 4, "decode": one_edit.first + 12}[what])
+    assert digests(render)[: len(before)] == before
+    assert render.status().state == "paused"
+    assert render.status().frames_done < render.status().frames
+    with pytest.raises(ValueError, match=r"is paused, .*`longreel resume .*` goes on"):
+        redo(render, 0, 4)
+    if what == "decode" and policy == "causal":  # from the beginning of the edit, that is
+        shutil.rmtree(render.path / "checkpoints")
+    assert make(RenderFolder(render.path)) == make(whole)
+
+
+def decoded_at_once(render, policy):
+    """diffusers' decoding of all latents that the folder keeps, in one go."""
+    vae = random_vae(ARCHS["test-blocks"].vae, seed=0)
+    latents = KeptLatents(render.segments(), 4)
+    latents_BCTHW = latents.read(0, latents.count(render.status().frames))
+    return to_uint8(tiny_vae.decode_at_once(vae, latents_BCTHW)).numpy()
+
+
+def test_frames_are_those_of_all_latents_decoded_at_once(finished, tmp_path):
+    """But where what was there is faded in again."""
+    lossless = ["output.format=png", "sampling.steps=1"]
+    render = finished.copy(tmp_path, "dualparal-grouped", *lossless, frames=145)
+    extend(render, MORE)
+    make(render)
+    assert np.array_equal(frames_of(render), decoded_at_once(render, "dualparal-grouped"))
+    old = frames_of(render)
+    edit = redo(render, 134, 140)
+    make(render)
+    new, truth = frames_of(render), decoded_at_once(render, "dualparal-grouped")
+    assert np.array_equal(new[: edit.fade], truth[: edit.fade])
+    share = np.arange(1, edit.stop - edit.fade + 1) / (edit.stop - edit.fade + 1)
+    share = share[:, None, None, None]
+    faded = (1 - share) * truth[edit.fade : edit.stop] + share * old[edit.fade : edit.stop]
+    assert np.array_equal(new[edit.fade : edit.stop], np.rint(faded).astype(np.uint8))
+
+
+def test_another_prompt_is_read_where_it_is_asked_for_and_nowhere_else(finished, tmp_path):
+    render, plain = (
+        finished.copy(tmp_path, "causal", prompt_at=((2.0, "a dog"),)) for _ in range(2)
+    )
+    edit = redo(render, 16, 18, prompt="a fish")
+    redo(plain, 16, 18)
+    assert make(render) != make(plain)
+    section = edit.section
+    assert tuple(dict(section.prompts)[i] for i in (section.first, section.stop)) == (
+        "a fish",
+        "a dog",
+    )
+    assert [
+        text for _, text in extend(render, 24, prompt_at=[(3.0, "a bird")]).section.prompts
+    ] == [
+        "a cat",
+        "a fish",
+        "a dog",
+        "a bird",
+    ]
+    make(render)
+    assert extend(render, MORE).section.prompts[-1][1] == "a bird"  # goes on
+
+
+def test_what_cannot_be_edited_is_refused_before_anything_is_made(finished, tmp_path):
+    render = finished.copy(tmp_path, "dualparal-grouped")
+    journal = (render.path / "journal").read_bytes()
+    for ask, said in [
+        (lambda: extend(render, 0), r"extend=0 adds no frame"),
+        (lambda: extend(render, -4), r"extend=-4 adds no frame"),
+        (lambda: extend(render, 6), r"extend=6 comes from no whole number .*; use 4 or 8"),
+        (lambda: extend(render, 8, prompt_at=[(0.5, "a dog")]), r"choose times from 2\.5625 s on"),
+        (lambda: extend(render, 8, prompt_at=[(60, "a dog")]), r"prompt_at=60 is after the last"),
+        (lambda: redo(render, 20, 10), r"redo=20\.\.10 ends before it begins; use redo=10\.\.20"),
+        (lambda: redo(render, 20, 20), r"redo=20\.\.20 holds no frame; .* as 21"),
+        (lambda: redo(render, 40, 44), r"redo=40\.\.44 is not inside .* frames are 0\.\.41"),
+        (lambda: redo(render, -1, 6), r"redo=-1\.\.6 is not inside"),
+        (lambda: redo(render, 0, 41), r"touches every segment .*render anew with another seed"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            ask()
+    with render.attempt(), pytest.raises(ValueError, match=r"is running, .*wait for it"):
+        extend(render, 8)
+    assert (render.path / "journal").read_bytes().startswith(journal)
+    whole = finished.copy(tmp_path, "whole", frames=17)
+    with pytest.raises(ValueError, match=r"blocks\.policy=whole made render .* in one window"):
+        extend(whole, 8)
+    queued = Home(tmp_path / "home").create(plan("causal"))
+    with pytest.raises(ValueError, match=r"is queued, and only what is finished"):
+        extend(queued, 8)
+
+
+def test_two_processes_do_not_edit_one_render(finished, tmp_path):
+    render = finished.copy(tmp_path, "dualparal-grouped")
+    with render._lock.held(render.id), pytest.raises(Taken, match="is being made by process"):
+        extend(RenderFolder(render.path), 8)
+
+
+def test_a_render_without_latents_is_refused_with_the_reason(finished, tmp_path):
+    """As longreel 0.1 left it: its journal knew nothing of them."""
+    render = finished.copy(tmp_path, "dualparal-grouped")
+    events = JournalReader(render.path / "journal").poll()
+    writer = JournalWriter(render.path / "journal", 1, 0)
+    for event in events:
+        writer.append(**{k: v for k, v in event.items() if k not in ("latents", "time", "attempt")})
+    writer.close()
+    with pytest.raises(ValueError, match=r"kept no latents, so .*; render it again with this one"):
+        extend(RenderFolder(render.path), 8)
+
+
+def test_latents_that_were_hurt_end_an_edit_with_the_file_and_leave_the_video(finished, tmp_path):
+    render = finished.copy(tmp_path, "dualparal-grouped")
+    before = frames_of(render)
+    extend(render, 8)
+    path = render.segments()[-1].latents_path
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
+        RenderRun(render).run()
+    assert np.array_equal(frames_of(render), before)
+
+
+def test_the_command_line_extends_and_redoes(tmp_path):
+    place, output = tmp_path / "home", tmp_path / "cat.mp4"
+    sizes = ["model.device=cpu", "sampling.steps=1", "video.frames=33"]
+    asked = overrides("dualparal-grouped", *sizes)
+    assert longreel("render", "a cat", "-o", output, "--home", place, *asked).code == 0
+    old = np.stack(list(decode_mp4(output)))
+    (render,) = Home(place).renders()
+
+    def resume(*more):
+        return longreel("resume", render.id, "--home", place, *more)
+
+    more = ["--extend", "0.9s", "--prompt-at", "2.5", "a dog", "parallel.num_stages=2"]
+    assert resume(*more).code == 0
+    longer = np.stack(list(decode_mp4(output)))
+    assert (len(longer), np.array_equal(longer[:33], old)) == (49, True)
+    said = resume("--redo", "1s..1.2s", "--prompt", "a fish").err
+    assert "frames 13..21 are made anew (whole segments), 21..29 blended" in said
+    frames = np.stack(list(decode_mp4(output)))
+    same = (frames == longer).all(axis=(1, 2, 3))
+    assert same[:13].all()
+    assert not same[13:21].any()
+    assert same[29:].all()
+    with av.open(str(output)) as container:
+        at = container.metadata["prompt_at"].splitlines()
+        assert container.metadata["config"].count("frames: 49") == 1
+    assert at == ["0.8125 a fish", "1.3125 a cat", "2.0625 a dog"]
+    for options, said in [
+        (["--extend", "8", "--redo", "0..4"], "two edits"),
+        (["--prompt", "a dog"], "give --extend or --redo with it"),
+        (["--redo", "0..4", "--prompt-at", "1", "a dog"], "is for what --extend makes"),
+        (["--redo", "12"], "is no section of a video"),
+        (["--extend", "8m"], "or seconds as 12s"),
+        (["--extend", "1.5"], "or seconds as 12s"),
+        (["--extend", "8", "--submit"], "leave --submit out"),
+        (["--extend", "8", "sampling.steps=4"], "would change the frames to come"),
+    ]:
+        assert re.search(said, resume(*options).message), options
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("policy", ["dualparal-grouped", "causal"])
+def test_over_ray_an_edit_makes_the_bytes_of_one_process(finished, tmp_path, policy):
+    over_ray = {"parallel.backend": "ray", "parallel.num_stages": 2}
+    here, there = (finished.copy(tmp_path, policy) for _ in range(2))
+    with two_nodes():
+        for ask in (lambda one: extend(one, MORE), lambda one: redo(one, 16, 18)):
+            ask(here)
+            ask(there)
+            assert make(there, changes=over_ray) == make(here)
+
+
+SIZES = ["video.height=32", "video.width=48", "sampling.steps=3", "model.text_cache="]
+QUEUE = ["blocks.policy=dualparal-grouped", "blocks.size=2", "blocks.left=2", "video.frames=41"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("segments", [0, 1])  # that the edit has made when it is killed
+@pytest.mark.parametrize("edit", [("--extend", "64"), ("--redo", "14..34")])
+def test_a_command_that_was_killed_in_an_edit_goes_on_to_the_same_file(tmp_path, edit, segments):
+    place, output = tmp_path / "home", tmp_path / "cat.mp4"
+    asked = [*SIZES, *QUEUE, "checkpoint.every_s=0"]
+    assert longreel("render", "a cat", "-o", output, "--home", place, *asked).code == 0
+    (render,) = Home(place).renders()
+    shutil.copytree(place, tmp_path / "other")
+    there = ["resume", render.id, "--home", place, "-o", output]
+    whole = tmp_path / "whole.mp4"
+    assert longreel("resume", render.id, "--home", tmp_path / "other", "-o", whole, *edit).code == 0
+    before = len(render.segments())
+    command = [str(Path(sys.executable).parent / "longreel"), *map(str, there), *edit]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        journal, deadline = JournalReader(render.path / "journal"), time.monotonic() + 200
+        seen = Counter()
+        while seen["edit"] < 1 or seen["segment"] < before + segments:
+            seen.update(event["event"] for event in journal.poll())
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    assert render.status().state in ("queued", "paused")
+    assert longreel(*there).code == 0
+    assert output.read_bytes() == whole.read_bytes()
+    hidden = [path for path in place.rglob(".*") if path.name != ".lock-guard"]
+    assert not hidden

@@ -1,0 +1,43 @@
+"""Where an edit begins and ends, the small model that is shipped draws no cut."""
+
+import numpy as np
+import pytest
+
+from longreel.jobs.home.edits import extend, redo
+from longreel.jobs.home.home import Home
+from longreel.jobs.home.record import RenderRun
+from longreel.jobs.render import plan_render
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = [f"blocks.{name}=6" for name in ("size", "left", "right")]
+SETTINGS = ["sampling.steps=12", "blocks.policy=dualparal-grouped", "model.device=cpu", *BLOCKS]
+PROMPT = "a red circle drifts slowly to the right over a blue background"
+
+
+def test_borders_of_edits_are_steps_as_others_and_no_cuts(tmp_path):
+    plan = plan_render(PROMPT, preset="shapes", frames=97, seed=1, overrides=SETTINGS)
+    render = Home(tmp_path).create(plan)
+    RenderRun(render).run()
+    frames = made_of(render)
+    usual = steps(frames).max()
+    extend(render, 24)
+    RenderRun(render).run()
+    longer = made_of(render)
+    assert np.array_equal(longer[:97], frames)
+    assert steps(longer)[96] < 1.5 * usual
+    edit = redo(render, 50, 60)
+    RenderRun(render).run()
+    redone = made_of(render)
+    change = np.abs(redone - longer)[edit.first : edit.fade].mean()  # what a cut would be
+    for border in (edit.first, edit.fade, edit.stop):
+        assert steps(redone)[border - 1] < min(1.5 * usual, change / 2)
+
+
+def made_of(render):
+    return np.stack(list(render.frames())).astype(np.float64)
+
+
+def steps(frames):
+    """How much every frame differs from the one before it."""
+    return np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))

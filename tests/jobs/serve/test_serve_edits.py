@@ -1,0 +1,108 @@
+"""The server's side of edits, with renders made in this process."""
+
+import io
+import time
+
+import av
+import numpy as np
+import pytest
+from app import call, made, open_app
+from server import SMALL
+
+from longreel.jobs.home.edits import extend
+from longreel.jobs.home.record import RenderRun
+from longreel.jobs.serve.streams import pieces
+
+
+@pytest.fixture
+def app(tmp_path):
+    with open_app(tmp_path / "home") as app:
+        yield app
+
+
+def finish(app, render):
+    here = app.state.context
+    assert here.queue.get(render).state == "queued"
+    assert RenderRun(here.files.home.open(render)).run().state == "done"
+    here.queue.end(render, "done", time.time())
+
+
+def video(app, render):
+    data = call(app, "GET", f"/api/v1/renders/{render}/video").content
+    with av.open(io.BytesIO(data)) as file:
+        return data, np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def test_a_render_is_extended_and_redone_in_place(app):
+    render = made(app, frames=33)
+    old, _ = video(app, render)
+    answer = call(app, "POST", f"/api/v1/renders/{render}/extend", json={"seconds": 1}).json()
+    assert (answer["status"], answer["frames"], answer["error"]) == ("queued", 41, None)
+    assert answer["progress"]["of"] == 41
+    finish(app, render)
+    longer, more = video(app, render)
+    assert longer.startswith(old)
+    assert len(more) == 41
+    asked = {"first": 16, "stop": 18, "prompt": "a blue square"}
+    answer = call(app, "POST", f"/api/v1/renders/{render}/redo", json=asked).json()
+    assert 0.1 < answer["progress"]["fraction"] < 0.9
+    files = app.state.context.files.of(render)
+    assert b"".join(pieces(files, 0, files.size())) == longer  # until it is done
+    finish(app, render)
+    changed = (video(app, render)[1] != more).any(axis=(1, 2, 3))
+    assert changed[16:18].all()
+    assert not changed[:9].any()
+    assert not changed[33:].any()
+
+
+@pytest.mark.parametrize("named", ["by its id", "by itself"])
+def test_an_extension_is_another_video_that_begins_with_the_first(app, named):
+    render = made(app, frames=17)
+    old, _ = video(app, render)
+    said = {"prompt": "a blue square", "seconds": "1"}
+    if named == "by its id":
+        how = {"json": {**said, "video": {"id": render}}}
+    else:
+        form = {name: (None, value) for name, value in said.items()}
+        how = {"files": {**form, "video": ("mine.mp4", old)}}
+    answer = call(app, "POST", "/v1/videos/extensions", **how).json()
+    assert (answer["remixed_from_video_id"], answer["prompt"]) == (render, "a blue square")
+    assert (answer["status"], float(answer["seconds"])) == ("queued", 25 / SMALL["video.fps"])
+    again = call(
+        app, "POST", "/v1/videos/extensions", headers={"x-stainless-retry-count": "1"}, **how
+    ).json()
+    assert again["id"] == answer["id"] != render
+    finish(app, answer["id"])
+    assert video(app, answer["id"])[0].startswith(old)
+    assert video(app, render)[0] == old
+    call(app, "DELETE", f"/v1/videos/{render}")
+    assert len(video(app, answer["id"])[1]) == 25  # its files are its own
+
+
+def test_an_edit_that_was_lost_on_its_way_to_the_queue_is_made_first(app):
+    """The server ended between the two: the folder knows of it, the queue does not."""
+    render = made(app, frames=9)
+    extend(app.state.context.files.home.open(render), 8)
+    answer = call(app, "POST", f"/api/v1/renders/{render}/extend", json={"frames": 4})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_done")
+    seen = call(app, "GET", f"/api/v1/renders/{render}").json()
+    assert (seen["status"], seen["frames"]) == ("queued", 17)
+
+
+REFUSED = [
+    ("extend", {"frames": 6}, "use 4 or 8"),
+    ("extend", {}, "give one of them"),
+    ("extend", {"frames": 4, "seconds": 1}, "give one of them"),
+    ("extend", {"frames": 10_000_000}, "more than the 57601"),
+    ("redo", {"first": 8, "stop": 8}, "holds no frame"),
+    ("redo", {"first": 0, "stop": 99}, "is not inside render"),
+]
+
+
+def test_what_cannot_be_edited_is_refused_and_stays_done(app):
+    render = made(app, frames=9)
+    for path, body, said in REFUSED:
+        answer = call(app, "POST", f"/api/v1/renders/{render}/{path}", json=body)
+        assert answer.status_code == 422
+        assert said in answer.json()["error"]["message"]
+    assert call(app, "GET", f"/api/v1/renders/{render}").json()["status"] == "done"
