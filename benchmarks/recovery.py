@@ -110,6 +110,16 @@ class Blows:
         if since and since[-1][1] == "RUN" and chain._newest > self._newest:
             self.rows.append((self._struck, since, now))
             self._struck = None
+            print(account(self.rows[-1]), flush=True)
+
+
+def account(row):
+    """Of one blow: seconds of each part."""
+    start, states, end = row
+    marks = [start, *(when for when, _ in states), end]
+    names = ["detect", *(PARTS[name] for _, name in states)]
+    spans = [stop - start for start, stop in itertools.pairwise(marks)]
+    return ", ".join(f"{name} {span:.2f}" for name, span in zip(names, spans, strict=True))
 
 
 def blows(args, sent):
@@ -127,15 +137,10 @@ def blows(args, sent):
     with closing(stream_chunks(ours, hurt.report)) as stream:
         hurt.stream = stream
         for _ in stream:
-            pass
-    totals, detected = [], []
-    for start, states, end in hurt.rows:
-        marks = [start, *(when for when, _ in states), end]
-        names = ["detect", *(PARTS[name] for _, name in states)]
-        spans = [stop - start for start, stop in itertools.pairwise(marks)]
-        print(", ".join(f"{name} {span:.2f}" for name, span in zip(names, spans, strict=True)))
-        totals.append(end - start)
-        detected.append(spans[0])
+            if len(hurt.rows) == args.times:
+                break
+    totals = [end - start for start, _, end in hurt.rows]
+    detected = [states[0][0] - start for start, states, _ in hurt.rows]
     print(
         f"{len(totals)} blows; to the next new block: median {statistics.median(totals):.2f} s, "
         f"{min(totals):.2f} to {max(totals):.2f}; noticed after {max(detected):.2f} s at most"

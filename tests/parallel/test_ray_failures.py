@@ -48,7 +48,6 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
         ("causal", THREE, 1, STOP, r"stage 2 of 3 \(layers 2 to 3\) .* does not answer"),
         ("dualparal", SPLIT, 2, KILL, r"stage 1 of 2 \(layers 0 to 2, unconditional branch\) "),
         ("dualparal", SHARED, 1, KILL, r"the actor of stages 3 to 4 of 4 \(layers 3 to 4\) "),
-        ("causal", PAIRS, 3, KILL, r"device 2 of 2 of stage 2 of 2 \(layers 3 to 4\) "),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -56,6 +55,7 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
                 ("dualparal-grouped", THREE, 2, STOP, r"stage 3 of 3 .* does not answer"),
                 ("dualparal", SPLIT, 0, KILL, r"stage 1 of 2 \(layers 0 to 2, conditional branch"),
                 ("dualparal", SPLIT, 3, STOP, r"stage 2 of 2 \(.*, unconditional branch\) "),
+                ("causal", PAIRS, 3, KILL, r"device 2 of 2 of stage 2 of 2 \(layers 3 to 4\) "),
                 ("causal", PAIRS, 0, STOP, r"device 1 of 2 of stage 1 of 2 .* does not answer"),
             )
         ),

@@ -1,6 +1,8 @@
 """Actors that share their stage's tokens make the video of one process, and end together."""
 
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from longreel.configs.parallel import ParallelConfig
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline.backend import LocalBackend
+from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 from longreel.pipeline.ray_backend import RayBackend
 from longreel.pipeline.shares import tile_shares
@@ -60,6 +63,28 @@ def pids_of_others(backend):
         for other in backend._tiles._others
     ]
     return ray.get(asked, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [(signal.SIGKILL, "ended"), pytest.param(signal.SIGSTOP, "answer", marks=pytest.mark.slow)],
+)
+def test_a_device_of_a_stage_that_is_lost_ends_the_render_with_its_name(sent, said):
+    short = ("sampling.steps=2", "sampling.guidance_mode=none", "parallel.transfer_timeout_s=6")
+    short += ("parallel.repairs=0",)
+    plan = make_plan("dualparal", *short, frames=241, **PAIRS)
+    generator = Generator(plan)
+    blocks = generator.blocks()
+    next(blocks)
+    pids = pids_of(generator._backend)
+    os.kill(pids[3], sent)
+    start = time.monotonic()
+    words = rf"^device 2 of 2 of stage 2 of 2 \(layers 3 to 4\) was lost at block .* {said}"
+    with pytest.raises(RenderError, match=words):
+        list(blocks)
+    assert time.monotonic() - start < 30
+    assert all_gone(pids, within_s=1.0)
+    assert free_cpus() == 6
 
 
 @pytest.mark.parametrize(

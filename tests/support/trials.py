@@ -22,7 +22,7 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.journal import JournalReader
 
 LIMIT_S = 120.0  # for any process to end, on a machine that has other work
-_FOLDER = {".lock-guard", "manifest.json", "journal", "init.mp4", "segments", "inputs"}
+_FOLDER = {".lock-guard", "manifest.json", "journal", "init.mp4", "segments", "latents", "inputs"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(  # what every victim would import for itself
     [
@@ -163,8 +163,9 @@ class Trial:
         assert [s.digest for s in render.segments()] == list(truth.digests), self.log
         assert np.array_equal(np.stack(list(render.frames())), truth.frames), self.log
         assert {path.name for path in render.path.iterdir()} == _FOLDER
-        segments = [segment.path.name for segment in render.segments()]
-        assert sorted(path.name for path in (render.path / "segments").iterdir()) == segments
+        for folder in ("segments", "latents"):
+            kept = sorted(path.stem for path in (render.path / folder).iterdir())
+            assert kept == [segment.path.stem for segment in render.segments()], self.log
 
 
 def make_truth(folder: Path, plan) -> Truth:
