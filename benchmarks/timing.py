@@ -15,7 +15,8 @@ def in_turn(
 ) -> dict[str, float]:
     """Median seconds of a call each, in turn and back again, after one that is not counted.
 
-    Fewer runs, at least one, where so many would take longer than the budget.
+    Fewer runs, at least one, where so many would take longer than the budget. On a CPU with one
+    thread: of that thread, so that a core it has to share does not count.
     """
     for call in calls.values():
         call()  # compiles
@@ -41,11 +42,13 @@ def machine(device: str, runs: int) -> str:
 
 
 def _seconds(call: Callable[[], object], device: str, repeats: int) -> float:
-    if device == "cuda":
+    cuda = device == "cuda"
+    clock = time.perf_counter if cuda or torch.get_num_threads() > 1 else time.thread_time
+    if cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         call()
-    if device == "cuda":
+    if cuda:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats

@@ -1,7 +1,8 @@
 """Attention over lists of tiles in Triton: one program per tile of queries and head.
 
 B batch, L queries, S keys, H heads, D channels of a head, R tiles of queries, C tiles of keys, K
-columns of the longest list. Plain pointers: block pointers are gone from Triton 3.9.
+columns of the longest list. Keys and values come by tensor descriptor where one describes them,
+else by plain pointers: block pointers are gone from Triton 3.9.
 """
 
 import math
@@ -240,21 +241,19 @@ def attend_lists_triton(
     if not out.numel():
         return out, lse
     order = None if blocks.alike else counts.flatten().argsort(descending=True, stable=True)
+    boxed = in_boxes(k) and in_boxes(v)
     options = options or launch_options(
         blocks.q_tile,
         blocks.k_tile,
         channels,
         item=q.element_size(),
         shared=shared_bytes(q.device),
-        descriptors=has_descriptors(q.device),
+        descriptors=boxed and has_descriptors(q.device),
         even=blocks.even,
     )
-    block_n, descriptors = options["BLOCK_N"], options["DESCRIPTORS"]
-    descriptors = bool(descriptors) and in_boxes(k) and in_boxes(v)
+    block_n, descriptors = options["BLOCK_N"], boxed and bool(options["DESCRIPTORS"])
     split = max(1, -(-blocks.k_tile // block_n))
     tile = blocks.k_tile if len(blocks.k_starts) > 2 else split * block_n  # a single one is last
-    if options["DESCRIPTORS"]:
-        options = options | {"DESCRIPTORS": in_boxes(k) and in_boxes(v)}
     boxes = [_boxes(x, block_n) if descriptors else x for x in (k, v)]
     _attend_kernel[(batch * heads * rows,)](
         q,

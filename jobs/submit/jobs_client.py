@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,10 +60,12 @@ class Jobs:
         attempt = 1 + max((job["attempt"] for job in self._of(errand.render)), default=0)
         job = f"{errand.render}-{attempt}"
         with self._plainly(), tempfile.TemporaryDirectory() as folder:
-            write_errand(errand, Path(folder))
-            runtime_env: dict[str, Any] = {"working_dir": folder}
+            sent = Path(folder, "errand")
+            sent.mkdir()
+            write_errand(errand, sent)
+            runtime_env: dict[str, Any] = {"working_dir": str(sent)}
             if wheel is not None:
-                runtime_env["py_modules"] = [str(_checked(wheel))]
+                runtime_env["py_modules"] = [str(unpack_wheel(wheel, Path(folder, "code")))]
             self._client.submit_job(
                 entrypoint=f"python -P -m {__package__}.driver",
                 submission_id=job,
@@ -178,13 +181,24 @@ class Jobs:
             ) from error
 
 
-def _checked(wheel: Path) -> Path:
-    if wheel.suffix != ".whl" or not wheel.is_file():
+def unpack_wheel(wheel: Path, folder: Path) -> Path:
+    """Its package, as a folder that Ray sends under the digest of its content.
+
+    Of a wheel as such Ray sends nothing where one of that name has been before, and installs it on
+    every node with all that it depends on: another torch in front of the cluster's own.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith("longreel/")]
+            archive.extractall(folder, names)
+    except (OSError, zipfile.BadZipFile):
+        names = []
+    if "longreel/__init__.py" not in names:
         raise ValueError(
-            f"wheel={wheel} is no wheel, so there is no code to send; build one with "
+            f"wheel={wheel} is no wheel of longreel, so there is no code to send; build one with "
             "`python -m build --wheel`, and give the file that it makes in dist"
         )
-    return wheel
+    return folder / "longreel"
 
 
 def facts(log: str) -> Iterator[dict[str, Any]]:

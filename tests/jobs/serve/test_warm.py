@@ -84,6 +84,28 @@ def test_other_layouts_and_idle_workers_free_the_devices():
         assert free_cpus() == 6
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_that_share_the_vaes_tiles_stay_too():
+    tiles = ("model.vae_tile=64", "video.height=64", "video.width=96", "blocks.policy=whole")
+    pairs = ("parallel.backend=ray", "model.device=cpu", "parallel.gpus_per_stage=2")
+    warm = WarmBackends()
+    with two_nodes():
+        seen = []
+        for seed in (0, 1):
+            frames_over(warm, make_plan(seed, *tiles, *pairs, frames=9))
+            others = [other._actor._actor_id for other in warm._ray._tiles._others]
+            seen.append((pids_of(warm._ray), others))
+        assert seen[0] == seen[1]
+        assert len(seen[0][1]) == 1
+        fresh = WarmBackends()
+        again = frames_over(warm, make_plan(1, *tiles, *pairs, frames=9))
+        warm.release()
+        assert np.array_equal(frames_over(fresh, make_plan(1, *tiles, *pairs, frames=9)), again)
+        fresh.release()
+        assert free_cpus() == 6
+
+
 def test_a_worker_with_nothing_to_do_lets_go_of_its_devices():
     runs = SimpleQueue()
     start = time.monotonic()
