@@ -146,7 +146,9 @@ class RenderRun:
         self._check_weights(plan, attempt)
         start, around = attempt.start_point(), None
         splice: Splice | None = None
+        fade = 0  # of a section: a segment ends where what was there begins to come back
         if edit := attempt.edit:
+            fade = edit.fade if edit.fade < edit.stop else 0
             splice = Splice(plan, edit, self._folder.init, attempt.segments)
             start, around = start or splice.opening(), splice.around()
         if start and not plan.batched:
@@ -168,10 +170,8 @@ class RenderRun:
             with closing(self._generator.chunks()) as chunks:
                 for chunk in chunks:
                     gathered.add(chunk, splice)
-                    is_last = chunk.block + 1 == plan.schedule.num_blocks
-                    if gathered.stop == cuts.stop_frame(chunk.block) and (
-                        cuts.ends(chunk.block) or is_last
-                    ):
+                    is_cut = cuts.ends(chunk.block) or gathered.stop == fade
+                    if gathered.stop == cuts.stop_frame(chunk.block) and is_cut:
                         self._commit(attempt, gathered)
                         saver.committed()
                         gathered = _Gathered(gathered.stop)
