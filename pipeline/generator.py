@@ -32,7 +32,7 @@ from .noise_pool import NoisePool
 from .overlap import run_ahead
 from .parts import check_parts
 from .plan import Plan
-from .section import Surroundings
+from .surroundings import Surroundings
 from .windows import Sampling, Text
 
 _NONE: Mapping[int, str] = MappingProxyType({})

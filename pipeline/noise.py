@@ -3,6 +3,8 @@
 C channels, H height, W width of a latent; T latents of a window.
 """
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,3 +56,11 @@ def _draw(seed: int, index: int, shape: tuple[int, int, int], stream: int) -> Te
     # tie decided the other way would shift everything drawn after it.
     noise = np.random.Generator(bits).standard_normal(shape)
     return torch.from_numpy(noise.astype(np.float32))
+
+
+def revision_seed(seed: int, revision: int) -> int:
+    """A pure function of both; that of the first video is its own."""
+    if not revision:
+        return seed
+    words = hashlib.sha256(f"{seed} {revision}".encode()).digest()
+    return int.from_bytes(words[:8], "little") % SEED_LIMIT

@@ -17,14 +17,14 @@ from .cost import Seconds
 from .cuts import Cuts
 from .guidance import plan_guidance
 from .levels import Levels, make_levels
-from .noise import check_seed
+from .noise import check_seed, revision_seed
 from .plan_attention import check_attention, check_backend, describe_attention
 from .plan_blocks import find_policy, plan_schedule, widest_window
 from .plan_pictures import check_pictures, open_pictures
 from .policies import default_noise
 from .prompts import prompts_by_block
 from .schedule import BlockSchedule
-from .section import Section, revision_seed, section_prompts
+from .section import Section, section_prompts
 from .shares import check_shares, describe_shares
 from .slices import describe_slices, find_measured
 

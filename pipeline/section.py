@@ -1,21 +1,10 @@
-"""A section of a video that is there: latents made anew between those that stay, or after them.
+"""A section of a video that is there: latents made anew between those that stay, or after them."""
 
-B batch, C channels, T latents, H height, W width.
-"""
-
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import Tensor
-
-from ..parallel.snapshot import Snapshot
-from .checkpoint import Checkpoint
-from .noise import SEED_LIMIT
 from .schedule import BlockSchedule
-
-Latents = Callable[[int, int], Tensor]  # clean ones of a video, from one to before another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +15,6 @@ class Section:
     first: int
     stop: int
     prompts: tuple[tuple[int, str], ...]  # of the whole video: a latent, and the prompt from there
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What is there beside a section that a decoder reads."""
-
-    lead_BCTHW: Tensor | None  # before it, for the decoder's state alone
-    tail_BCTHW: Tensor | None  # after it: decoded anew, as the state before it is another
-
-
-def revision_seed(seed: int, revision: int) -> int:
-    """A pure function of both; that of the first video is its own."""
-    if not revision:
-        return seed
-    words = hashlib.sha256(f"{seed} {revision}".encode()).digest()
-    return int.from_bytes(words[:8], "little") % SEED_LIMIT
 
 
 def section_prompts(section: Section, schedule: BlockSchedule) -> dict[int, str]:
@@ -74,19 +47,6 @@ def prompt_times(
         ((1 + (latent - 1) * frames_per_latent) / fps, text)
         for (_, before), (latent, text) in pairwise(prompts)
         if text != before
-    )
-
-
-def opening(schedule: BlockSchedule, frames: int, latents: Latents) -> Checkpoint:
-    """Where a section's chain begins: blocks that its windows read are there and clean."""
-    walk = schedule.beginning
-    held = {block: (schedule.steps, latents(*schedule.bounds(block))) for block in walk.kept}
-    return Checkpoint(
-        chain=Snapshot(walk=walk, latents=held, samples={}),
-        decoder=None,
-        decoded=schedule.first_block,
-        frames=frames,
-        clean={},
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...pipeline.checkpoint import Checkpoint
 from ...pipeline.plan import Plan
-from ...pipeline.section import Surroundings, opening
+from ...pipeline.surroundings import Surroundings, opening
 from .edits import Edit
 from .latents import KeptLatents
 from .segments import Frames, Segment, decode_segments

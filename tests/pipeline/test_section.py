@@ -3,13 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longreel.pipeline.noise import SEED_LIMIT
+from longreel.pipeline.noise import SEED_LIMIT, revision_seed
 from longreel.pipeline.schedule import BlockSchedule
 from longreel.pipeline.section import (
     Section,
     change_prompts,
     prompt_times,
-    revision_seed,
     section_prompts,
 )
 

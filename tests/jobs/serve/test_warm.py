@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command import SMALL
-from ray_cluster import all_gone, free_cpus, pids_of, two_nodes
+from processes import all_gone
+from ray_cluster import free_cpus, pids_of, two_nodes
 
 from longreel.jobs.render import plan_render, stream_chunks
 from longreel.jobs.serve.keeper import Keeper
