@@ -128,7 +128,8 @@ def add_node(cluster):
     return cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
 
 
-@pytest.mark.parametrize("comes_back", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("comes_back", [True, False])
 def test_a_render_outlives_a_node(cluster, comes_back, caplog):
     other = other_node(cluster)
 

@@ -46,7 +46,9 @@ def still_there(pids: set[int], within_s: float) -> set[int]:
     return set()
 
 
-@pytest.mark.parametrize("layout", [(), ("parallel.cfg=split",)])
+@pytest.mark.parametrize(
+    "layout", [pytest.param((), marks=pytest.mark.slow), ("parallel.cfg=split",)]
+)
 def test_the_command_renders_over_a_cluster_of_its_own(tmp_path, layout):
     settings = [*SMALL, "video.frames=17", "blocks.policy=dualparal", "blocks.size=2"]
     local = longreel("render", "a cat", "-o", tmp_path / "one", *settings, "output.format=png")

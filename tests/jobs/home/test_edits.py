@@ -342,7 +342,9 @@ def test_the_command_line_extends_and_redoes(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("policy", ["dualparal-grouped", "causal"])
+@pytest.mark.parametrize(
+    "policy", ["dualparal-grouped", pytest.param("causal", marks=pytest.mark.slow)]
+)
 def test_over_ray_an_edit_makes_the_bytes_of_one_process(finished, tmp_path, policy):
     over_ray = {"parallel.backend": "ray", "parallel.num_stages": 2}
     here, there = (finished.copy(tmp_path, policy) for _ in range(2))

@@ -24,8 +24,8 @@ needs_deepspeed = pytest.mark.skipif(
 )
 STAGES = [
     0,
-    *(pytest.param(stage, marks=[needs_deepspeed, pytest.mark.slow]) for stage in (1, 2)),
-    pytest.param(3, marks=needs_deepspeed),
+    pytest.param(1, marks=needs_deepspeed),
+    *(pytest.param(stage, marks=[needs_deepspeed, pytest.mark.slow]) for stage in (2, 3)),
 ]
 
 
