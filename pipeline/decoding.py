@@ -99,19 +99,20 @@ class SteadyDecoder:
             self._reading = True
         if begun_by is not self._worker():
             stream = self._begin(None, latents_BCTHW, keep)
-        count = 0  # items that came
-        while True:
+        count, over = 0, False  # items that came; the state that ends a block was one of them
+        while not over:
             try:
                 for i, item in enumerate(stream):
                     if i >= count:
-                        count += 1
+                        count, over = count + 1, isinstance(item, dict)
                         yield self._take(item)
-                if not keep:
-                    self._since.append(latents_BCTHW)
-                self._reading = False
-                return
+                break
             except self._lost as error:
-                stream = self._begin(error, latents_BCTHW, keep)
+                if not over:  # or the block would be decoded once more, after itself
+                    stream = self._begin(error, latents_BCTHW, keep)
+        if not keep:
+            self._since.append(latents_BCTHW)
+        self._reading = False
 
     def _take(self, item: Any) -> Decoded:
         if not isinstance(item, dict):

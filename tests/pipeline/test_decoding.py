@@ -1,0 +1,74 @@
+"""A worker that decodes may be lost between any two items: every frame comes once, and right."""
+
+import pytest
+import torch
+
+from longreel.models.vae_state import DecoderState
+from longreel.pipeline.decoding import SteadyDecoder
+
+BLOCKS, LATENTS = 5, 2
+
+
+class Lost(Exception):
+    pass
+
+
+class SumWorker:
+    """Frames are the sum of all latents so far; it is lost when it has said `left` more."""
+
+    def __init__(self, left):
+        self.sum, self.left = torch.zeros(1), left
+
+    def call(self, method, tensors, num_frames):
+        assert method == "restore_packed"
+        self._say()
+        self.sum = tensors["taps.0"].tensor().clone()
+
+    def stream(self, method, latents, keep):
+        for latent in latents:
+            self.sum = self.sum + latent
+            self._say()
+            yield self.sum.clone().numpy()
+        if keep:
+            self._say()
+            yield {"taps.0": self.sum.clone()}
+        self._say()  # the end of it
+
+    def _say(self):
+        if self.left == 0:
+            raise Lost
+        self.left -= 1
+
+
+class SumState:
+    """What stands for a VAE's: the sum."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def to_tensors(self):
+        return self.tensors
+
+
+@pytest.fixture(autouse=True)
+def _states(monkeypatch):
+    monkeypatch.setattr(DecoderState, "from_tensors", SumState)
+
+
+@pytest.mark.parametrize("again", [3, 1000])  # another one is lost as well, or none
+@pytest.mark.parametrize("lost_after", range(BLOCKS * (LATENTS + 2)))
+def test_whenever_a_worker_is_lost_the_frames_are_those_of_one(lost_after, again):
+    workers = [SumWorker(lost_after)]
+
+    def revive(error):
+        workers.append(SumWorker(again if len(workers) == 1 else 1000))
+
+    decoder = SteadyDecoder(lambda: workers[-1], revive, Lost)
+    frames = []
+    for block in range(BLOCKS):
+        latents = torch.arange(LATENTS).float() + LATENTS * block + 1
+        items = decoder.decode(latents, keep=block % 2 == 1)
+        frames += [float(item[0]) for item in items if not isinstance(item, SumState)]
+    values = range(1, BLOCKS * LATENTS + 1)
+    assert frames == [sum(values[: n + 1]) for n in range(len(values))]
+    assert len(workers) > 1 or lost_after >= BLOCKS * (LATENTS + 1) + 2
