@@ -49,7 +49,7 @@ class NoModel:
         )
 
     def run_layers(
-        self, state: DiTState, layers: range, cache: LayerCache | None = None
+        self, state: DiTState, layers: range, cache: LayerCache | None = None, **more: object
     ) -> DiTState:
         return state
 
@@ -144,6 +144,11 @@ def milliseconds(chain: Chain, schedule: BlockSchedule) -> tuple[float, float]:
     return 1000 * (time.perf_counter() - start) / (num_tasks - before), first
 
 
+def in_process(num_stages: int, schedule: BlockSchedule) -> float:
+    stages = [stage(layers, "cpu") for layers in split_layers(LAYERS, num_stages)]
+    return milliseconds(LocalChain(stages, NoWindows(), NoSolver()), schedule)[0]
+
+
 def over_ray(num_stages: int, schedule: BlockSchedule) -> tuple[float, float, float]:
     begin = time.perf_counter()
     ray.init(
@@ -187,15 +192,12 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
         f"ray {ray.__version__}; {args.blocks} blocks of {STEPS} steps, medians of {args.runs}"
     )
+    # before Ray, whose processes take a while to end
+    local = {n: [in_process(n, schedule) for _ in range(args.runs)] for n in args.stages}
     for num_stages in args.stages:
-        cut = split_layers(LAYERS, num_stages)
-        local = []
-        for _ in range(args.runs):
-            stages = [stage(layers, "cpu") for layers in cut]
-            local.append(milliseconds(LocalChain(stages, NoWindows(), NoSolver()), schedule)[0])
         remote = [over_ray(num_stages, schedule) for _ in range(args.runs)]
         print(
-            f"{num_stages} stages: in process {statistics.median(local):.3f} ms, "
+            f"{num_stages} stages: in process {statistics.median(local[num_stages]):.3f} ms, "
             f"over ray {statistics.median(r[0] for r in remote):.3f} ms a block-step; first task "
             f"{statistics.median(r[2] for r in remote):.1f} s after placement, "
             f"render of nothing {statistics.median(r[1] for r in remote):.1f} s in all"

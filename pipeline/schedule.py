@@ -6,6 +6,7 @@ Every queue of the field is one setting of these fields (policies.py).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..parallel.tasks import Task, WalkState
 from .walk import Walk
@@ -68,7 +69,7 @@ class BlockSchedule:
         """The first one that is made."""
         return -(-self.first // self.size)
 
-    @property
+    @cached_property  # asked for twenty times a task
     def num_blocks(self) -> int | None:
         if self.num_latents is None:
             return None

@@ -9,7 +9,7 @@ from longreel.pipeline.decoding import SteadyDecoder
 BLOCKS, LATENTS = 5, 2
 
 
-class Lost(Exception):
+class LostError(Exception):
     pass
 
 
@@ -36,7 +36,7 @@ class SumWorker:
 
     def _say(self):
         if self.left == 0:
-            raise Lost
+            raise LostError
         self.left -= 1
 
 
@@ -63,7 +63,7 @@ def test_whenever_a_worker_is_lost_the_frames_are_those_of_one(lost_after, again
     def revive(error):
         workers.append(SumWorker(again if len(workers) == 1 else 1000))
 
-    decoder = SteadyDecoder(lambda: workers[-1], revive, Lost)
+    decoder = SteadyDecoder(lambda: workers[-1], revive, LostError)
     frames = []
     for block in range(BLOCKS):
         latents = torch.arange(LATENTS).float() + LATENTS * block + 1
