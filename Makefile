@@ -4,13 +4,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PROMPT := a red circle drifts slowly to the right over a blue background
+PROMPT := two blue squares bounce up and down on a beige background
 
 .PHONY: video test lint openapi
 
 video: .venv/installed
 	@mkdir -p videos
-	@$(BIN)/longreel render "$(PROMPT)" -o videos/first.mp4
+	@$(BIN)/longreel render "$(PROMPT)" --preset shapes --frames 257 parallel.num_stages=2 -o videos/first.mp4
 
 test: .venv/installed-dev
 	$(BIN)/pytest -m "not gpu and not slow and not ray" -n 2 --dist loadfile
