@@ -87,6 +87,7 @@ def make_plan(stages: int, num_blocks: int) -> Plan:
         frames=1 + 4 * (SIZE * num_blocks - 1),
         overrides=[
             "model.arch=scaling",
+            "model.checkpoint=random",
             "model.device=cpu",
             "model.text_cache=",
             f"video.height={HEIGHT}",

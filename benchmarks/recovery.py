@@ -48,7 +48,7 @@ SMALL = (
 
 
 def plan(frames, *more):
-    return plan_render("a cat", frames=frames, overrides=[*SMALL, *more])
+    return plan_render("a cat", preset="tiny", frames=frames, overrides=[*SMALL, *more])
 
 
 def pace(every_s, frames):

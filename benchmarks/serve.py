@@ -46,7 +46,9 @@ def first_frame(home: Path, runs: int) -> None:
 
     def in_process(seed: int) -> float:
         start = time.monotonic()
-        folder = alone.create(plan_render("a red circle", frames=9, seed=seed, overrides=overrides))
+        folder = alone.create(
+            plan_render("a red circle", preset="tiny", frames=9, seed=seed, overrides=overrides)
+        )
         RenderRun(folder, open_backend=warm.open).run()
         events = folder.segments()
         assert events[0].first == 0

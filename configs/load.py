@@ -15,7 +15,7 @@ from .files import read_settings
 from .schema import Config
 from .suggest import did_you_mean
 
-DEFAULT_PRESET = "tiny"
+DEFAULT_PRESET = "shapes"
 
 _FOLDER = Path(__file__).parent
 # type in the schema: what to call it, an example

@@ -27,7 +27,7 @@ class CreateRender(_Strict):
         extra="forbid",
         json_schema_extra={
             "examples": [
-                {"prompt": "a red circle drifts to the right", "preset": "tiny", "frames": 17},
+                {"prompt": "a red circle drifts to the right", "preset": "shapes", "frames": 17},
                 {
                     "prompt": "a red circle drifts to the right",
                     "frames": 33,

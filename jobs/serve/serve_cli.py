@@ -23,7 +23,7 @@ def serve(
         Path | None, typer.Option(help="Tokens of clients, a line each: TOKEN or NAME: TOKEN.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Of requests that name none; by default tiny.")
+        str | None, typer.Option(help="Of requests that name none; by default shapes.")
     ] = None,
     workers: Annotated[
         int, typer.Option(help="Renders that are made at once.", min=1, max=256)

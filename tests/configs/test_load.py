@@ -26,11 +26,7 @@ def write(folder, text):
 
 
 def test_no_preset_means_the_default_one():
-    assert (
-        load_config()
-        == load_config(DEFAULT_PRESET)
-        == Config(preset="tiny", summary=load_config().summary)
-    )
+    assert load_config() == load_config(DEFAULT_PRESET)
 
 
 def test_an_override_changes_its_field_and_no_other():
@@ -257,8 +253,7 @@ def test_an_absent_or_unreadable_file_is_explained(tmp_path):
 
 
 def test_checks_see_overrides_together_and_not_one_by_one():
-    config = load_config(
-        overrides=["sampling.timesteps=[900]", "sampling.steps=1", "sampling.solver=renoise"]
-    )
+    few = ["sampling.timesteps=[900]", "sampling.steps=1", "sampling.solver=renoise"]
+    config = load_config("tiny", few)
     assert config.sampling == SamplingConfig(solver="renoise", steps=1, timesteps=(900,))
     assert config.model == ModelConfig()

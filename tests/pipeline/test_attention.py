@@ -44,6 +44,7 @@ def _plan(*overrides, frames=9):
         frames=frames,
         overrides=[
             "model.arch=test-blocks",
+            "model.checkpoint=random",
             "model.text_cache=",
             "video.height=128",  # 8 x 8 tokens a latent
             "video.width=128",

@@ -11,6 +11,8 @@ from longreel.pipeline import backend, codec
 
 # a render of a second: 9 frames of 32 x 48 in 3 steps, with untrained weights and no cache
 SMALL = (
+    "model.arch=tiny",  # random weights: what is asked here holds of any
+    "model.checkpoint=random",
     "video.height=32",
     "video.width=48",
     "video.frames=9",

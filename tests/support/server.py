@@ -40,10 +40,10 @@ class Server:
 
     def start(self):
         command = [str(Path(sys.executable).parent / "longreel"), "serve"]
-        command += ["--port", str(self.port), "--home", str(self.home), *self._arguments]
+        command += ["--port", str(self.port), "--home", str(self.home), "--preset", "tiny"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*command, "model.text_cache="],
+                [*command, *self._arguments, "model.text_cache="],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

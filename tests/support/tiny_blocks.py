@@ -47,6 +47,7 @@ def overrides(policy: str, *more: str) -> list[str]:
     name = next(known for known in sorted(POLICIES, reverse=True) if policy.startswith(known))
     return [
         "model.arch=test-blocks",
+        "model.checkpoint=random",
         "model.text_cache=",
         "video.height=16",
         "video.width=32",

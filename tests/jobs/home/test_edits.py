@@ -355,7 +355,8 @@ def test_over_ray_an_edit_makes_the_bytes_of_one_process(finished, tmp_path, pol
             assert make(there, changes=over_ray) == make(here)
 
 
-SIZES = ["video.height=32", "video.width=48", "sampling.steps=3", "model.text_cache="]
+TINY = ["model.arch=tiny", "model.checkpoint=random", "model.text_cache="]
+SIZES = [*TINY, "video.height=32", "video.width=48", "sampling.steps=3"]
 QUEUE = ["blocks.policy=dualparal-grouped", "blocks.size=2", "blocks.left=2", "video.frames=41"]
 
 

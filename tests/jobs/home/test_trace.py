@@ -44,7 +44,7 @@ def test_the_share_of_a_stage_is_of_the_time_between_two_segments():
 def test_a_render_tells_of_its_stages(tmp_path):
     small = ["video.height=32", "video.width=48", "sampling.steps=2", "model.text_cache="]
     stages = ["parallel.num_stages=2", "parallel.backend=local"]
-    plan = plan_render("a cat", frames=9, overrides=[*small, *stages])
+    plan = plan_render("a cat", preset="tiny", frames=9, overrides=[*small, *stages])
     render = Home(tmp_path / "home").create(plan)
     RenderRun(render).run()
     write_trace(render.path, tmp_path / "trace.json")

@@ -41,7 +41,7 @@ with longreel.Client(url) as client:
 def undisturbed(folder, **request):
     """Bytes of the video that nobody has disturbed."""
     overrides = [f"{key}={value}" for key, value in SMALL.items()]
-    plan = plan_render("a red circle", overrides=overrides, **request)
+    plan = plan_render("a red circle", preset="tiny", overrides=overrides, **request)
     render = Home(folder).create(plan)
     RenderRun(render).run()
     parts = [render.init, *(segment.path for segment in render.segments())]

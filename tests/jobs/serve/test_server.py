@@ -79,7 +79,7 @@ def test_the_growing_video_opens_at_any_moment_of_the_render(http):
 def test_it_is_the_video_that_a_render_in_process_makes(done, tmp_path):
     _, grown = done
     overrides = [f"{key}={value}" for key, value in SMALL.items()]
-    plan = plan_render("a red circle", frames=41, seed=3, overrides=overrides)
+    plan = plan_render("a red circle", preset="tiny", frames=41, seed=3, overrides=overrides)
     render = Home(tmp_path).create(plan)
     RenderRun(render).run()
     parts = [render.init, *(segment.path for segment in render.segments())]

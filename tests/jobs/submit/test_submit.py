@@ -16,7 +16,8 @@ from longreel.jobs.render import plan_render
 from longreel.jobs.submit.errand import Errand, read_errand, read_request, write_errand
 from longreel.jobs.submit.jobs_client import unpack_wheel
 
-SETTINGS = [f"{key}={value}" for key, value in SMALL.items()] + ["model.text_cache="]
+TINY = ["model.arch=tiny", "model.checkpoint=random", "model.text_cache="]
+SETTINGS = [f"{key}={value}" for key, value in SMALL.items()] + TINY
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def runner(url, environment):
 def test_a_job_makes_the_render_that_this_process_makes(longreel, tmp_path):
     request = tmp_path / "request.yaml"
     lines = "".join(f"  {key}: {value}\n" for key, value in SMALL.items())
-    request.write_text(f"prompt: a red circle\nframes: 41\nseed: 3\nsettings:\n{lines}")
+    request.write_text(
+        f"prompt: a red circle\npreset: tiny\nframes: 41\nseed: 3\nsettings:\n{lines}"
+    )
     video = tmp_path / "video.mp4"
     home = tmp_path / "home"
     out, _ = longreel(
