@@ -27,7 +27,7 @@ from .edits import Edit, check_done
 from .export import export
 from .journal import JournalReader, JournalWriter
 from .ledger import ENDS, Cut, Ledger, Making, Status
-from .lock import Held, Lock
+from .lock import Held, Lock, Taken
 from .manifest import Manifest, read_manifest
 from .segments import Frames, Segment, decode_segments
 
@@ -185,12 +185,12 @@ class RenderFolder:
             check_done(self)
             before = self._read().revision
             if edit.section.revision != before + 1:
-                raise ValueError(
+                raise Taken(
                     f"render {self.id} was edited by another process meanwhile, so this edit would "
                     "be one of a video that is not there any more; ask for it again"
                 )
             self._append(held, event="edit", **edit.to_event())
-            self._clear()
+            self._clear(held)
 
     def drop(self) -> None:
         """Without the edit that is not done: the video is what it was before it was asked for.
@@ -205,8 +205,9 @@ class RenderFolder:
                 )
             remove_parts(self.path, held.check)
             self._append(held, event="dropped")
+            held.check()
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-            self._clear()
+            self._clear(held)
 
     def num_bytes(self) -> int:
         """On the disk."""
@@ -238,12 +239,13 @@ class RenderFolder:
         finally:
             writer.close()
 
-    def _clear(self) -> None:
+    def _clear(self, held: Held) -> None:
         """Without what edits have replaced, or made for nothing."""
+        found = {*self.path.glob("segments/*"), *self.path.glob("latents/*")}
         kept = {path for segment in self.segments() for path in segment.files}
-        for path in (*self.path.glob("segments/*"), *self.path.glob("latents/*")):
-            if path not in kept:
-                path.unlink()
+        held.check()  # none of these is of one that takes over from here on
+        for path in found - kept:
+            path.unlink(missing_ok=True)
 
     def _request(self, making: Making, changes: Mapping[str, Any]) -> Request:
         section = making.edit.section if making.edit else None

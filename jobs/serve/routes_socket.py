@@ -33,11 +33,17 @@ async def stream(
     here = context_of_socket(socket)
     try:
         record = here.record(id, socket.state.client)
-        found = here.files.of(record.render).cut(cut).number
-    except ApiError as error:
-        await socket.close(4000 + error.status)
+        files = here.files.of(record.render)
+    except ApiError:
+        await socket.close(4404)
         return
     await socket.accept()
+    try:
+        found = files.cut(cut).number
+    except ApiError as error:
+        await socket.send_json({"type": "error", "message": error.message})
+        await socket.close(4409)
+        return
     reader = Reader()
     reading = asyncio.create_task(_hear(socket, here, record, reader))
     sending = asyncio.create_task(_send(socket, here, record, reader, start, found))
@@ -48,7 +54,7 @@ async def stream(
     for task in done:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError, OSError):
             task.result()
-    with contextlib.suppress(RuntimeError, OSError):
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
         await socket.close()
 
 

@@ -1,10 +1,14 @@
 """The server's side of edits, with renders made in this process."""
 
+import asyncio
+import contextlib
 import io
 import json
 import time
+from types import SimpleNamespace
 
 import av
+import httpx
 import numpy as np
 import pytest
 from app import call, made, on_a_port, open_app
@@ -12,6 +16,7 @@ from server import SMALL
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+import longreel
 from longreel.jobs.home.edits import extend
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve.streams import pieces
@@ -60,6 +65,37 @@ def test_a_render_is_extended_and_redone_in_place(app):
     assert not changed[33:].any()
 
 
+async def read_broken(url, id, meanwhile):
+    """Frames as our client has them whose connection breaks after two; then it is made anew."""
+    async with longreel.AsyncClient(url) as client:
+        render = await client.get(id)
+        stream = render._http.stream
+
+        @contextlib.asynccontextmanager
+        async def breaks(path, **asked):
+            async def some():
+                async for data in answer.aiter_raw():
+                    yield data[: 2 * len(data) // 3]
+                    break
+                await asyncio.to_thread(meanwhile)
+                raise httpx.ReadError("broken")
+
+            async with stream(path, **asked) as answer:
+                render._http.stream = stream
+                yield SimpleNamespace(headers=answer.headers, aiter_raw=some)
+
+        render._http.stream = breaks
+        return [frame.tobytes() async for frames in render.frames() for frame in frames]
+
+
+def pixels_of(data):
+    """Of raw frames."""
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        yield data[12 : 4 + size]
+        data = data[4 + size :]
+
+
 def test_every_way_out_gives_one_cut_of_a_video(app):
     """Old frames to whoever began with them, also where the connection is made anew."""
     render = made(app, frames=33)
@@ -83,7 +119,9 @@ def test_every_way_out_gives_one_cut_of_a_video(app):
     assert (answer.headers["x-longreel-cut"], answer.headers["x-longreel-frames"]) == ("0", "33")
     assert old.endswith(part)
     assert playlist() == names
-    finish(app, render)
+    with on_a_port(app) as url:
+        seen = asyncio.run(read_broken(url, render, lambda: finish(app, render)))
+    assert b"".join(seen) == b"".join(pixels_of(old))
     answer, rest = frames(start=10, cut=0)
     assert (answer.headers["x-longreel-cut"], answer.headers["x-longreel-frames"]) == ("0", "33")
     assert old.endswith(rest)
@@ -103,6 +141,7 @@ def test_every_way_out_gives_one_cut_of_a_video(app):
             assert b"".join(parts) == whole
         call(app, "POST", f"{path}/extend", json={"frames": 8})  # removes what was replaced
         with connect(f"{socket}?cut=0") as gone, pytest.raises(ConnectionClosed) as closed:
+            assert "cut 0 of render" in json.loads(gone.recv(timeout=60))["message"]
             gone.recv(timeout=60)
         assert closed.value.rcvd.code == 4409
     answer, _ = frames(start=10, cut=0)
