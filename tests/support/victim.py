@@ -81,6 +81,8 @@ def go(order: Order) -> None:
     fate.run = run
     try:
         if order.edit and not folder.revision:
+            if folder.status().state != "done":  # that line of its journal was cut off
+                run.run()
             {"extend": extend, "redo": redo}[order.edit[0]](folder, *order.edit[1:])
         run.run()
     except Taken:
