@@ -96,6 +96,17 @@ def test_a_section_made_anew_leaves_every_other_frame_as_it_was(finished, tmp_pa
     assert make(again, **STAGES) == after
 
 
+def test_the_beginning_of_a_video_is_made_anew_as_any_other_section(finished, tmp_path):
+    render = finished.copy(tmp_path, "dualparal-grouped")
+    before = frames_of(render)
+    edit = redo(render, 0, 1)
+    make(render)
+    differs = (frames_of(render) != before).any(axis=(1, 2, 3))
+    assert edit.first == 0
+    assert differs[: edit.fade].all()
+    assert not differs[edit.stop :].any()
+
+
 def test_each_redo_of_a_section_is_another(finished, tmp_path):
     render = finished.copy(tmp_path, "dualparal-grouped")
     seen = [digests(render)]
