@@ -8,15 +8,17 @@ python benchmarks/recovery.py hang          # a stage stopped: how soon that is 
 import argparse
 import itertools
 import logging
+import math
 import os
 import platform
 import signal
 import statistics
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from longreel.jobs.home.attempt import Attempt
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.record import RenderRun
@@ -51,28 +53,77 @@ def plan(frames, *more):
     return plan_render("a cat", preset="tiny", frames=frames, overrides=[*SMALL, *more])
 
 
-def pace(every_s, frames):
-    """Seconds from the first segment to the last, and how many checkpoints of how many MB."""
-    with tempfile.TemporaryDirectory() as folder:
+class Clock:
+    """What a render takes between its first and its last decoded block, and a checkpoint of it."""
+
+    def __init__(self):
+        self._marks, self.saves = [], []
+
+    def report(self, what, done, total, note=""):
+        if what == "decode" and done:
+            self._marks.append((time.perf_counter(), time.process_time()))
+
+    @property
+    def spans(self):
+        """Seconds by the clock, and of all threads on the cores."""
+        return [last - first for first, last in zip(self._marks[0], self._marks[-1], strict=True)]
+
+    @contextmanager
+    def watching(self):
+        """How long each checkpoint takes the thread that saves it: by the clock, on a core."""
+        save = Attempt.save
+
+        def timed(attempt, checkpoint):
+            start = time.perf_counter(), time.thread_time()
+            save(attempt, checkpoint)
+            self.saves.append((time.perf_counter() - start[0], time.thread_time() - start[1]))
+
+        Attempt.save = timed
+        try:
+            yield
+        finally:
+            Attempt.save = save
+
+
+def made(every_s, frames):
+    """The clock of a render, and how many checkpoints of how many MB it had."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, clock.watching():
         render = Home(Path(folder)).create(plan(frames, f"checkpoint.every_s={every_s}"))
-        RenderRun(render).run()
+        RenderRun(render, clock.report).run()
         events = JournalReader(render.path / "journal").poll()
-        times = [event["time"] for event in events if event["event"] == "segment"]
-        sizes = [event["bytes"] for event in events if event["event"] == "checkpoint"]
-        return times[-1] - times[0], len(sizes), max(sizes, default=0) / 1e6
+    sizes = [event["bytes"] for event in events if event["event"] == "checkpoint"]
+    return clock, len(sizes), max(sizes, default=0) / 1e6
 
 
 def checkpoints(args):
     """Pairs in turn, so that whatever else the machine does meets both."""
-    ratios = []
+    made(args.every_s, args.frames)  # warms up
+    ratios, saves, counts = [], [], []
     for i in range(args.times):
-        took = {}
-        for every_s in (3600, args.every_s) if i % 2 else (args.every_s, 3600):
-            took[every_s] = pace(every_s, args.frames)
-        without, (seconds, count, size) = took[3600][0], took[args.every_s]
-        ratios.append(seconds / without)
-        print(f"without {without:.2f} s, with {seconds:.2f} s ({count} of {size:.2f} MB)")
-    print(f"ratio: median {statistics.median(ratios):.4f}, {min(ratios):.4f} to {max(ratios):.4f}")
+        order = (3600, args.every_s) if i % 2 else (args.every_s, 3600)
+        took = {every_s: made(every_s, args.frames) for every_s in order}
+        (plain, *_), (clock, count, size) = took[3600], took[args.every_s]
+        ratios.append([a / b for a, b in zip(clock.spans, plain.spans, strict=True)])
+        saves += clock.saves
+        counts.append(count)
+    last = plain.spans
+    print(f"{args.times} pairs of about {last[0]:.2f} s ({last[1]:.2f} s on cores)", end=", ")
+    print(f"with {min(counts)} to {max(counts)} checkpoints of {size:.2f} MB each")
+    for name, found in zip(
+        ("by the clock", "on the cores"), zip(*ratios, strict=True), strict=True
+    ):
+        low, high = interval(found)
+        print(f"ratio {name}: median {statistics.median(found):.4f}, {low:.4f} to {high:.4f}")
+    clock_s, core_s = (statistics.median(each) * 1e3 for each in zip(*saves, strict=True))
+    print(f"one takes its thread {clock_s:.1f} ms, {core_s:.1f} ms of them on a core")
+
+
+def interval(values):
+    """In which the median lies with 95 % certainty, whatever the distribution."""
+    found = sorted(values)
+    rank = max(0, math.floor(len(found) / 2 - 0.98 * math.sqrt(len(found))))
+    return found[rank], found[-1 - rank]
 
 
 class States(logging.Handler):

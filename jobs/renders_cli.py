@@ -72,6 +72,9 @@ def resume(
             metavar="SECONDS PROMPT", help="Another prompt in what --extend makes; repeatable."
         ),
     ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Without its edit that is not done: as it was before.")
+    ] = False,
     wheel: Annotated[
         Path | None, typer.Option(help="The wheel that it was sent with, if it was (--submit).")
     ] = None,
@@ -80,7 +83,7 @@ def resume(
     from .home.home import Home
     from .progress import progress
 
-    is_edit = _check_edit(extend, redo, prompt, prompt_at or (), submit)
+    is_edit = _check_edit(extend, redo, prompt, prompt_at or (), drop, submit)
     if submit:
         from .submit.submit_cli import submit_again
 
@@ -89,6 +92,8 @@ def resume(
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
     wanted = output or Path(folder.manifest.output or f"{folder.id}.mp4")
+    if drop:
+        folder.drop()
     if is_edit:
         _edit(folder, wanted, changes, extend, redo, prompt, prompt_at or ())
     run_and_export(folder, wanted, changes, progress())
@@ -99,6 +104,7 @@ def _check_edit(
     redo: str | None,
     prompt: str | None,
     prompt_at: Sequence[str],
+    drop: bool,
     submit: bool,
 ) -> bool:
     """Whether there is to be one; ValueError where options do not go together."""
@@ -108,10 +114,10 @@ def _check_edit(
             "for one after the other"
         )
     edit = "extend" if extend is not None else "redo" if redo is not None else ""
-    if submit and edit:
+    if submit and (edit or drop):
         raise ValueError(
-            f"{edit} and --submit do not go together, as the render lies on this machine; leave "
-            "--submit out, and name a cluster with parallel.address"
+            f"{edit or 'drop'} and --submit do not go together, as the render is on this machine; "
+            "leave --submit out, and name a cluster with parallel.address"
         )
     if prompt is not None and not edit:
         raise ValueError(

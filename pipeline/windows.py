@@ -157,7 +157,8 @@ class Windows:
         device = self.sampling.device
         self._held = {block: (step, kept.to(device)) for block, (step, kept) in held.items()}
         self._admitted = walk.next_block
-        self._dropped = min(walk.kept, default=walk.next_block)
+        # of a section at the beginning, all that is kept may be what comes after it
+        self._dropped = min((*walk.kept, walk.next_block))
 
     def num_bytes(self) -> int:
         return sum(latents.nbytes for _, latents in self._held.values())

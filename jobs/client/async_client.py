@@ -193,17 +193,22 @@ class AsyncRender:
         """Frames from number `start` on, some at a time, each once, as soon as they are final.
 
         A connection that breaks is made anew where it broke. RenderFailed: it ended early. A live
-        session is asked for segment by segment: whatever lies in a buffer is not taken yet.
+        session is asked for segment by segment: whatever lies in a buffer is not taken yet. Of a
+        redo that is done meanwhile nothing is seen; ServerError where its files are gone by then.
         """
         reader: FrameReader | None = None
+        cut: dict[str, str] = {}  # that the first answer was of: a redo may be done meanwhile
+        total = ""  # frames of it, if it grows no more
         patience = self._http.patience()
         live = self.info.all["pace"] == "consumer"
         while True:
             here = start if reader is None else reader.next
             try:
                 async with self._http.stream(
-                    f"{self._path}/frames", params={"start": here, "receipt": live}
+                    f"{self._path}/frames", params={"start": here, "receipt": live, **cut}
                 ) as answer:
+                    cut = {"cut": answer.headers["x-longreel-cut"]}
+                    total = answer.headers.get("x-longreel-frames", "")
                     if reader is None:
                         height, width = (
                             int(answer.headers[f"x-longreel-{side}"])
@@ -221,6 +226,8 @@ class AsyncRender:
                 if reader is not None:
                     reader.forget()
                 continue
+            if total and reader.next >= int(total):
+                return
             if (await self.refresh()).over and reader.next >= self.info.frames_done:
                 self._check()
                 return

@@ -56,8 +56,8 @@ class Attempt:
         self.frames_done, self._next_number = ledger.position, ledger.next_number
         self.edit, self.segments = ledger.edit, list(ledger.segments)
         self.redoes = ledger.renewed is not None
-        self.prompts, self.limit = dict(ledger.prompts), ledger.limit
-        self.changes = dict(ledger.changes)
+        self.prompts, self.limit = dict(ledger.making.prompts), ledger.making.limit
+        self.changes = dict(ledger.making.changes)
         self._saved = list(ledger.checkpoints)
 
     def start_point(self) -> Checkpoint | None:

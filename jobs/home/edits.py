@@ -162,8 +162,7 @@ class _Desk:
         if prompt is not None:
             to_end = stop >= self.latents.count(self.frames)
             prompts = change_prompts(prompts, first, None if to_end else stop, prompt)
-        past = self.plan.request.section
-        revision = past.revision + 1 if past else 1
+        revision = self._folder.revision + 1
         return Section(revision=revision, first=first, stop=stop, prompts=prompts)
 
     def check(self, edit: Edit) -> Plan:

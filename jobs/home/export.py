@@ -49,7 +49,7 @@ def _packets(init: Path, segments: Sequence[Segment]) -> Iterator[Any]:
 
     start = init.read_bytes()
     for segment in segments:
-        with av.open(io.BytesIO(start + segment.path.read_bytes())) as container:
+        with av.open(io.BytesIO(start + segment.read())) as container:
             for packet in container.demux(video=0):
                 if packet.size:  # the last one says that there are no more
                     yield packet

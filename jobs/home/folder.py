@@ -8,6 +8,7 @@ inputs/              pictures it starts from or ends on
 lock                 who is making it (lock.py)
 """
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +26,8 @@ from .durable import remove_parts
 from .edits import Edit, check_done
 from .export import export
 from .journal import JournalReader, JournalWriter
-from .ledger import ENDS, Ledger, Status
-from .lock import Lock
+from .ledger import ENDS, Cut, Ledger, Making, Status
+from .lock import Held, Lock, Taken
 from .manifest import Manifest, read_manifest
 from .segments import Frames, Segment, decode_segments
 
@@ -55,9 +56,7 @@ class RenderFolder:
 
     def request_with(self, changes: Mapping[str, Any]) -> Request:
         """As `plan_with`."""
-        ledger = self._read()
-        section = ledger.edit.section if ledger.edit else None
-        return self.manifest.request(self.path, {**ledger.changes, **changes}, section)
+        return self._request(self._read().making, changes)
 
     @property
     def plan(self) -> Plan:
@@ -86,7 +85,7 @@ class RenderFolder:
             state=state,
             reason=reason,
             frames_done=ledger.frames_done,
-            frames=ledger.changes.get("video.frames", manifest.config.video.frames),
+            frames=ledger.making.changes.get("video.frames", manifest.config.video.frames),
             attempt=ledger.attempt,
             created_s=manifest.created_s,
             updated_s=ledger.updated_s or manifest.created_s,
@@ -97,22 +96,37 @@ class RenderFolder:
         """That are as they will be."""
         return self._read().frames_done
 
+    @property
+    def revision(self) -> int:
+        """How often it was edited; what was dropped counts as well, as some may have been seen."""
+        return self._read().revision
+
     def segments(self) -> Sequence[Segment]:
         """Those that are final, in order."""
-        return tuple(self._read().segments)
+        return self.cut().segments
 
-    def wait(self, number: int, timeout_s: float) -> Segment | None:
-        """A segment once it is final; none: the render is not being made, and has no such.
+    def cut(self, number: int | None = None) -> Cut:
+        """The video as it is now, or as the cut of this number has it.
 
-        TimeoutError after `timeout_s` without it.
+        A redo makes another cut at the moment that it is done. Files of the cut before it stay
+        until the next edit; Replaced once they are gone.
+        """
+        with self._reading:
+            return self._look().cut(number)
+
+    def wait(self, number: int, timeout_s: float, cut: int | None = None) -> Segment | None:
+        """A segment once it is final; none: it is not being made, and there is no such.
+
+        `cut`: whose it is; none: of now. TimeoutError after `timeout_s` without it.
         """
         deadline = time.monotonic() + timeout_s
+        cut = self.cut(cut).number
         while True:
             state = self.status().state  # before the look, or what came between would be missed
-            segments = self.segments()
-            if number < len(segments):
-                return segments[number]
-            if state in ENDS:
+            found = self.cut(cut)
+            if number < len(found.segments):
+                return found.segments[number]
+            if found.is_whole or state in ENDS:
                 return None
             if time.monotonic() > deadline:
                 raise TimeoutError(
@@ -123,9 +137,11 @@ class RenderFolder:
     def follow(self, start: int = 0, *, timeout_s: float) -> Iterator[Segment]:
         """Segments from number `start` on, each when it is final, until the render ends.
 
-        `status` then says how. TimeoutError after `timeout_s` without one.
+        `status` then says how. All are of the cut that was there at the beginning: of a redo that
+        is done meanwhile nothing is seen. TimeoutError after `timeout_s` without one.
         """
-        while (segment := self.wait(start, timeout_s)) is not None:
+        cut = self.cut().number
+        while (segment := self.wait(start, timeout_s, cut)) is not None:
             yield segment
             start += 1
 
@@ -136,7 +152,9 @@ class RenderFolder:
 
     def export(self, output: Path) -> None:
         """The video so far as a file, or a folder of pictures, which appears when complete."""
-        segments = self.segments()
+        with self._reading:
+            ledger = self._look()
+            segments, request = ledger.cut(None).segments, self._request(ledger.shown, {})
         if not segments:
             raise ValueError(
                 f"render {self.id} has no frame yet, so there is no video to write to {output}; "
@@ -144,7 +162,7 @@ class RenderFolder:
             )
         config = self.manifest.config
         video = replace(config.video, frames=segments[-1].stop)
-        request = replace(self.request, config=replace(config, video=video))
+        request = replace(request, config=replace(config, video=video))
         if section := request.section:
             stride = ARCHS[config.model.arch].vae.time_stride
             times = prompt_times(section.prompts, fps=video.fps, frames_per_latent=stride)
@@ -156,7 +174,7 @@ class RenderFolder:
         section, bounds = plan.request.section, plan.schedule.bounds
         found = {bounds(block)[0]: text for block, text in plan.prompts.items()}
         prompts = section.prompts if section else tuple(sorted(found.items()))
-        for block, text in sorted(self._read().prompts.items()):
+        for block, text in sorted(self._read().making.prompts.items()):
             stop = section.stop if section and section.stop < plan.latents_shape[1] else None
             prompts = change_prompts(prompts, bounds(block)[0], stop, text)
         return prompts
@@ -165,17 +183,31 @@ class RenderFolder:
         """Have the next attempt make it. Taken where another process makes something."""
         with self._lock.held(self.id) as held:
             check_done(self)
-            ledger = self._read()
-            kept = {path for segment in ledger.segments for path in segment.files}
-            for path in (*self.path.glob("segments/*"), *self.path.glob("latents/*")):
-                if path not in kept:  # what the edit before this one replaced
-                    path.unlink()
-            journal, size = self.path / "journal", self._reader.size
-            writer = JournalWriter(journal, ledger.attempt, size, held.check)
-            try:
-                writer.append(event="edit", **edit.to_event())
-            finally:
-                writer.close()
+            before = self._read().revision
+            if edit.section.revision != before + 1:
+                raise Taken(
+                    f"render {self.id} was edited by another process meanwhile, so this edit would "
+                    "be one of a video that is not there any more; ask for it again"
+                )
+            self._append(held, event="edit", **edit.to_event())
+            self._clear(held)
+
+    def drop(self) -> None:
+        """Without the edit that is not done: the video is what it was before it was asked for.
+
+        ValueError: there is none. Taken where another process makes it.
+        """
+        with self._lock.held(self.id) as held:
+            if self._read().finished is None:
+                raise ValueError(
+                    f"render {self.id} is {self.status().state} and has no unfinished edit, so "
+                    "there is nothing to drop; `longreel renders` lists what can be gone on with"
+                )
+            remove_parts(self.path, held.check)
+            self._append(held, event="dropped")
+            held.check()
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            self._clear(held)
 
     def num_bytes(self) -> int:
         """On the disk."""
@@ -198,8 +230,32 @@ class RenderFolder:
             finally:
                 writer.close()
 
+    def _append(self, held: Held, **event: object) -> None:
+        """Between two attempts."""
+        journal, ledger = self.path / "journal", self._read()
+        writer = JournalWriter(journal, ledger.attempt, self._reader.size, held.check)
+        try:
+            writer.append(**event)
+        finally:
+            writer.close()
+
+    def _clear(self, held: Held) -> None:
+        """Without what edits have replaced, or made for nothing."""
+        found = {*self.path.glob("segments/*"), *self.path.glob("latents/*")}
+        kept = {path for segment in self.segments() for path in segment.files}
+        held.check()  # none of these is of one that takes over from here on
+        for path in found - kept:
+            path.unlink(missing_ok=True)
+
+    def _request(self, making: Making, changes: Mapping[str, Any]) -> Request:
+        section = making.edit.section if making.edit else None
+        return self.manifest.request(self.path, {**making.changes, **changes}, section)
+
     def _read(self) -> Ledger:
         with self._reading:
-            for event in self._reader.poll():
-                self._ledger.apply(event)
-            return self._ledger
+            return self._look()
+
+    def _look(self) -> Ledger:
+        for event in self._reader.poll():
+            self._ledger.apply(event)
+        return self._ledger

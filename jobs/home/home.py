@@ -14,6 +14,7 @@ from ...pipeline.plan import Plan
 from ...pipeline.plan_pictures import expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
+from .ledger import read_ledger
 from .lock import Taken
 from .manifest import Manifest, write_manifest
 
@@ -73,13 +74,16 @@ class Home:
         """A render of its own that begins with all that is there of this one."""
         name, journal = new_name(), (source.path / "journal").read_bytes()
         folder = self._renders / name
-        kept = [source.init, *(path for s in source.segments() for path in s.files)]
         try:
-            for path in (*kept, *(p for p in source.path.glob("inputs/*/*"))):
-                place = folder / path.relative_to(source.path)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.hardlink_to(path)  # neither is ever written into
+            folder.mkdir(parents=True)
             write_whole(folder / "journal", journal)
+            segments = read_ledger(folder).segments  # of that journal, whatever has come since
+            kept = [folder / source.init.name, *(path for s in segments for path in s.files)]
+            kept += [folder / p.relative_to(source.path) for p in source.path.glob("inputs/*/*")]
+            for place in kept:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                # neither is ever written into
+                place.hardlink_to(source.path / place.relative_to(folder))
             made = replace(source.manifest, render=name, created_s=round(time.time(), 3), output="")
             write_manifest(folder, made)  # the last: without it, it is no render
             sync(self._renders)

@@ -1,13 +1,13 @@
 """What a journal's events add up to: what there is of a render, and how it stands."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .checkpoints import KEPT, Saved
 from .edits import Edit
-from .journal import Event
-from .segments import Segment
+from .journal import Event, JournalReader
+from .segments import Replaced, Segment
 
 STATES = ("queued", "running", "paused", "done", "failed", "cancelled")
 ENDS = ("paused", "done", "failed", "cancelled")  # events that an attempt ends with
@@ -26,18 +26,46 @@ class Status:
     updated_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A video as a reader finds it. Numbers and borders of segments are those of one cut."""
+
+    number: int
+    segments: tuple[Segment, ...]  # that are final, in order
+    is_whole: bool  # no more will come of it, whatever is being made
+
+
+@dataclass(kw_only=True)
+class Making:
+    """What the next attempt goes on with, besides what is made already."""
+
+    edit: Edit | None = None  # none: the render as it was asked for
+    prompts: dict[int, str] = field(default_factory=dict)  # set while it ran, by first block
+    changes: dict[str, Any] = field(default_factory=dict)  # of the plan, as memory was not enough
+    limit: int | None = None  # blocks there will be, if it was told to come to its end
+
+
+def read_ledger(folder: Path) -> "Ledger":
+    """What there is now."""
+    ledger = Ledger(folder)
+    for event in JournalReader(folder / "journal").poll():
+        ledger.apply(event)
+    return ledger
+
+
 class Ledger:
     """Grows with the journal."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.segments: list[Segment] = []
+        self.number = 0  # of their cut: the next one has others in place of some
+        self.replaced: list[Segment] = []  # those of the cut before, while their files are there
         self.checkpoints: list[Saved] = []  # the last of them
-        self.prompts: dict[int, str] = {}  # that were set while it ran, by their first block
-        self.changes: dict[str, Any] = {}  # of the plan, as memory was not enough
-        self.limit: int | None = None  # blocks there will be, if it was told to come to its end
-        self.edit: Edit | None = None  # the last one
+        self.making = Making()
+        self.finished: Making | None = None  # of the video before an edit that is not done
         self.renewed: list[Segment] | None = None  # of a redo that is not done: in place of others
+        self.revision = 0  # of the last edit, done or dropped
         self.state = "queued"
         self.reason = ""
         self.attempt = 0
@@ -55,18 +83,42 @@ class Ledger:
         elif kind == "checkpoint":
             self._save(event)
         elif kind == "prompt":
-            self.prompts[event["block"]] = event["prompt"]
+            self.making.prompts[event["block"]] = event["prompt"]
         elif kind == "plan":
-            self.changes |= event["changes"]
+            self.making.changes |= event["changes"]
         elif kind == "finishing":
-            self.limit = event["blocks"]
+            self.making.limit = event["blocks"]
         elif kind == "edit":
             self._begin(Edit.from_event(event))
+        elif kind == "dropped":
+            self._drop()
         elif kind in ENDS:
             self.state, self.reason = kind, event.get("reason", "")
             if kind == "done":
-                self.checkpoints = []
+                self.checkpoints, self.finished = [], None
                 self._splice()
+
+    def cut(self, number: int | None) -> Cut:
+        """This one, or the one of now. Replaced: its files are not there any more."""
+        if number in (None, self.number):
+            is_whole = self.renewed is not None
+            return Cut(number=self.number, segments=tuple(self.segments), is_whole=is_whole)
+        if number != self.number - 1 or not self.replaced:
+            raise Replaced(
+                f"cut {number} of render {self._folder.name} was replaced by cut {self.number}, "
+                "and its files are gone; read the video anew from its beginning"
+            )
+        return Cut(number=self.number - 1, segments=tuple(self.replaced), is_whole=True)
+
+    @property
+    def edit(self) -> Edit | None:
+        """The last one."""
+        return self.making.edit
+
+    @property
+    def shown(self) -> Making:
+        """Of what the segments are."""
+        return self.making if self.renewed is None or self.finished is None else self.finished
 
     @property
     def frames_done(self) -> int:
@@ -95,11 +147,20 @@ class Ledger:
     def _begin(self, edit: Edit) -> None:
         self.state, self.reason = "queued", ""
         self.renewed = [] if edit.first < self.position else None
-        self.edit, self.limit, self.prompts = edit, None, {}
-        self.changes["video.frames"] = edit.frames
+        changes = {**self.making.changes, "video.frames": edit.frames}
+        self.finished, self.making = self.making, Making(edit=edit, changes=changes)
+        self.replaced, self.revision = [], edit.section.revision
+
+    def _drop(self) -> None:
+        """The edit that is not done, and what was made of it."""
+        assert self.finished is not None
+        if self.renewed is None and len(self._stay()) < len(self.segments):
+            self.segments, self.number = self._stay(), self.number + 1
+        self.making, self.finished, self.renewed = self.finished, None, None
+        self.checkpoints, self.state, self.reason = [], "done", ""
 
     def _stay(self) -> list[Segment]:
-        """Segments before those that are made anew."""
+        """Segments before those that the edit makes."""
         assert self.edit is not None
         return [segment for segment in self.segments if segment.stop <= self.edit.first]
 
@@ -109,6 +170,7 @@ class Ledger:
         assert self.edit is not None
         later = [segment for segment in self.segments if segment.first >= self.edit.stop]
         segments = [*self._stay(), *self.renewed, *later]
+        self.replaced, self.number = self.segments, self.number + 1
         self.segments = [replace(segment, number=i) for i, segment in enumerate(segments)]
         self.renewed = None
 

@@ -24,6 +24,10 @@ Frames = npt.NDArray[np.uint8]  # n x height x width x 3
 _MOVFLAGS = "empty_moov+default_base_moof+frag_keyframe+skip_trailer+use_metadata_tags"
 
 
+class Replaced(ValueError):  # noqa: N818 -- what has happened to it
+    """What was read is not there any more: edits have others in its place."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """A run of frames that is final."""
@@ -41,6 +45,16 @@ class Segment:
     def stop(self) -> int:
         """The frame after its last."""
         return self.first + self.frames
+
+    def read(self) -> bytes:
+        """Its fragments. Replaced: they are gone."""
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            raise Replaced(
+                f"{self.path} is gone: edits have replaced it while the video was read; read it "
+                "anew from its beginning"
+            ) from None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -96,7 +110,7 @@ def decode_segments(
     """Their frames, height x width x 3, one at a time: what any player of the whole file shows."""
     start = init.read_bytes()
     for segment in segments:
-        yield from decode_pictures(io.BytesIO(start + segment.path.read_bytes()), output)
+        yield from decode_pictures(io.BytesIO(start + segment.read()), output)
 
 
 def _split(data: bytes, first: int) -> tuple[bytes, bytes]:

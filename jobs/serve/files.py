@@ -4,14 +4,16 @@ import base64
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..home.folder import RenderFolder
 from ..home.home import Home
 from ..home.journal import Event, JournalReader
+from ..home.ledger import Cut
 from ..home.lock import Taken
-from ..home.segments import Frames, Segment
+from ..home.segments import Frames, Replaced, Segment
 from .errors import ApiError, without_paths
 
 _FRESH_S = 0.02  # many readers of one render look once
@@ -27,7 +29,7 @@ class RenderFiles:
         self._lock = threading.Lock()
         self._looked = 0.0
         self._events: list[Event] = []
-        self._segments: Sequence[Segment] = ()
+        self._cut = Cut(number=0, segments=(), is_whole=False)
         self._done = 0
 
     def events(self) -> Sequence[Event]:
@@ -40,8 +42,25 @@ class RenderFiles:
         return next((e["time"] for e in self.events() if e["event"] == "segment"), None)
 
     def segments(self) -> Sequence[Segment]:
+        return self.cut().segments
+
+    def cut(self, number: int | None = None) -> Cut:
+        """The video as it is now, or was at a reader's first look. ApiError: that is gone."""
         self._look()
-        return self._segments
+        if number in (None, self._cut.number):
+            return self._cut
+        try:
+            return self.folder.cut(number)
+        except Replaced as error:
+            raise ApiError(409, "replaced", str(error), field="cut") from None
+
+    def named(self, name: str) -> Segment | None:
+        """Of this cut, or of the one before, of which somebody may have a playlist."""
+        cut = self.cut()
+        found = [*cut.segments]
+        with suppress(ApiError):
+            found += self.cut(cut.number - 1).segments
+        return next((segment for segment in found if segment.path.stem == name), None)
 
     @property
     def frames(self) -> int:
@@ -65,11 +84,12 @@ class RenderFiles:
             if number >= start:
                 yield number, frame
 
-    def size(self) -> int:
-        """Bytes of the whole file, so far."""
-        segments = self.segments()
-        start = self.folder.init.stat().st_size if segments else 0
-        return start + sum(segment.bytes for segment in segments)
+    def parts(self, segments: Sequence[Segment]) -> list[tuple[Path, int]]:
+        """Files that are a whole one, one after the other, and their bytes."""
+        if not segments:
+            return []
+        init = self.folder.init
+        return [(init, init.stat().st_size), *((s.path, s.bytes) for s in segments)]
 
     def picture(self) -> str | None:
         """What the render starts from, in base64."""
@@ -90,7 +110,7 @@ class RenderFiles:
             if now - self._looked < _FRESH_S:
                 return
             if new := self._reader.poll():
-                self._segments = self.folder.segments()
+                self._cut = self.folder.cut()
                 self._done = self.folder.frames_done
                 self._events.extend(new)
             self._looked = now

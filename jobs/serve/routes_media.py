@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import io
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -62,7 +62,7 @@ async def get_video(own: Own, here: Here, request: Request) -> Response:
     """A fragmented MP4. While the render is made the answer goes on until it is over; the same
     bytes come by ranges afterwards."""
     files = here.files.of(own.render)
-    if not own.over:
+    if not (own.over or files.cut().is_whole):
         stream = here.metrics.counted(growing_mp4(here, own), "video")
         headers = {"accept-ranges": "none", "cache-control": "no-store"}
         return StreamingResponse(stream, media_type="video/mp4", headers=headers)
@@ -70,12 +70,12 @@ async def get_video(own: Own, here: Here, request: Request) -> Response:
 
 
 def ranged(here: Context, files: RenderFiles, request: Request) -> Response:
-    if not files.segments():
+    segments = files.segments()  # of one look, as an edit may be done before the next
+    if not segments:
         raise ApiError(409, "no_frames", "it ended before its first frame was final")
-    size = files.size()
-    tag = (
-        f'"{hashlib.sha256(repr([s.digest for s in files.segments()]).encode()).hexdigest()[:24]}"'
-    )
+    parts = files.parts(segments)
+    size = sum(count for _, count in parts)
+    tag = f'"{hashlib.sha256(repr([s.digest for s in segments]).encode()).hexdigest()[:24]}"'
     headers = {"accept-ranges": "bytes", "etag": tag, "cache-control": "private, no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
@@ -93,7 +93,7 @@ def ranged(here: Context, files: RenderFiles, request: Request) -> Response:
         status = 206
         headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
     headers["content-length"] = str(stop - start)
-    body = _in_threads(files, start, stop)
+    body = _in_threads(pieces(parts, start, stop))
     return StreamingResponse(
         here.metrics.counted(body, "video"),
         status_code=status,
@@ -102,10 +102,9 @@ def ranged(here: Context, files: RenderFiles, request: Request) -> Response:
     )
 
 
-async def _in_threads(files: RenderFiles, start: int, stop: int) -> AsyncIterator[bytes]:
-    parts = pieces(files, start, stop)
-    while (part := await asyncio.to_thread(next, parts, None)) is not None:
-        yield part
+async def _in_threads(found: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (piece := await asyncio.to_thread(next, found, None)) is not None:
+        yield piece
 
 
 @router.get(
@@ -133,29 +132,32 @@ async def get_init(own: Own, here: Here) -> Response:
 
 
 @router.get(
-    "/hls/{number}.m4s",
+    "/hls/{name}.m4s",
     response_class=Response,
     responses=failures(404) | {200: {"content": _MP4}},
 )
-async def get_segment(own: Own, here: Here, number: int) -> Response:
-    segments = here.files.of(own.render).segments()
-    if not 0 <= number < len(segments):
-        raise ApiError(404, "no_segment", f"it has {len(segments)} segments so far")
-    data = await asyncio.to_thread(segments[number].path.read_bytes)
-    here.keeper.take(own.render, segments[number].stop)
+async def get_segment(own: Own, here: Here, name: str) -> Response:
+    """As the playlist names it."""
+    files = here.files.of(own.render)
+    segment = files.named(name)
+    if segment is None:
+        raise ApiError(404, "no_segment", f"it has {len(files.segments())} segments so far")
+    data = await asyncio.to_thread(segment.read)
+    here.keeper.take(own.render, segment.stop)
     return Response(data, media_type="video/mp4")
 
 
 @router.get(
     "/frames",
     response_class=Response,
-    responses=failures(404) | {200: {"content": {_FRAMES: {}}}},
+    responses=failures(404, 409) | {200: {"content": {_FRAMES: {}}}},
 )
 async def get_frames(
     own: Own,
     here: Here,
     start: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
     receipt: bool = False,
+    cut: Annotated[int | None, Query(ge=0, le=10_000_000)] = None,
 ) -> Response:
     """Pixels from this frame on, each as soon as it is final.
 
@@ -163,11 +165,17 @@ async def get_frames(
     bytes of RGB; numbers are big-endian. They are the pixels of the MP4. With `receipt` the answer
     ends with the segment that `start` is in, and of a live session the frames before `start` count
     as taken; without it those that were sent do, though they may lie in buffers on their way.
+
+    A redo makes another cut of the video when it is done. `x-longreel-cut` says of which one the
+    frames are; whoever asks again with it as `cut` goes on in the same one, or hears that it is
+    gone. `x-longreel-frames` is there when that one grows no more, whatever is being made.
     """
-    here.files.of(own.render)
-    request = own.request
-    headers = {f"x-longreel-{name}": str(request[name]) for name in ("height", "width", "fps")}
-    stream = here.metrics.counted(raw_frames(here, own, start, receipt), "frames")
+    found = here.files.of(own.render).cut(cut)
+    facts = {name: own.request[name] for name in ("height", "width", "fps")} | {"cut": found.number}
+    if found.is_whole:
+        facts["frames"] = found.segments[-1].stop
+    headers = {f"x-longreel-{name}": str(value) for name, value in facts.items()}
+    stream = here.metrics.counted(raw_frames(here, own, start, found, receipt), "frames")
     return StreamingResponse(stream, media_type=_FRAMES, headers=headers)
 
 

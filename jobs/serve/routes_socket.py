@@ -21,19 +21,32 @@ _SEND_S = 60.0  # for a reader to take a segment; it may come back for it
 
 @router.websocket("/api/v1/renders/{id}/stream")
 async def stream(
-    socket: WebSocket, id: str, start: Annotated[int, Query(alias="from", ge=0)] = 0
+    socket: WebSocket,
+    id: str,
+    start: Annotated[int, Query(alias="from", ge=0)] = 0,
+    cut: Annotated[int | None, Query(ge=0)] = None,
 ) -> None:
-    """Out: `init` and `segment`, each followed by its bytes, and `end`. In: `prompt`, `taken`."""
+    """Out: `init` and `segment`, each followed by its bytes, and `end`. In: `prompt`, `taken`.
+
+    `cut`: as `init` named it; 4409 where that one is gone.
+    """
     here = context_of_socket(socket)
     try:
         record = here.record(id, socket.state.client)
+        files = here.files.of(record.render)
     except ApiError:
         await socket.close(4404)
         return
     await socket.accept()
+    try:
+        found = files.cut(cut).number
+    except ApiError as error:
+        await socket.send_json({"type": "error", "message": error.message})
+        await socket.close(4409)
+        return
     reader = Reader()
     reading = asyncio.create_task(_hear(socket, here, record, reader))
-    sending = asyncio.create_task(_send(socket, here, record, reader, start))
+    sending = asyncio.create_task(_send(socket, here, record, reader, start, found))
     done, others = await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
     for task in others:
         task.cancel()
@@ -41,24 +54,25 @@ async def stream(
     for task in done:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError, OSError):
             task.result()
-    with contextlib.suppress(RuntimeError, OSError):
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
         await socket.close()
 
 
 async def _send(
-    socket: WebSocket, here: Context, record: Record, reader: Reader, start: int
+    socket: WebSocket, here: Context, record: Record, reader: Reader, start: int, cut: int
 ) -> None:
     request = record.request
     begun = False
-    async for files, segment in segments_from(here, record, start, reader):
+    async for files, segment in segments_from(here, record, start, reader, cut):
         async with asyncio.timeout(_SEND_S):
             if not begun:
                 init = await asyncio.to_thread(files.init)
                 measures = {name: request[name] for name in ("width", "height", "fps", "frames")}
-                await socket.send_json({"type": "init", "bytes": len(init), **measures})
+                facts = {"type": "init", "bytes": len(init), "cut": cut}
+                await socket.send_json(facts | measures)
                 await socket.send_bytes(init)
                 begun = True
-            data = await asyncio.to_thread(segment.path.read_bytes)
+            data = await asyncio.to_thread(segment.read)
             here.metrics.sent("stream", len(data))
             facts = {"number": segment.number, "first": segment.first, "frames": segment.frames}
             await socket.send_json({"type": "segment", "bytes": len(data), **facts})

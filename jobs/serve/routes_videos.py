@@ -93,7 +93,7 @@ async def content(
             picture = await asyncio.to_thread(thumbnail, files)
             return Response(picture, media_type="image/webp")
         return Response(await asyncio.to_thread(spritesheet, files), media_type="image/jpeg")
-    if not own.over:
+    if not (own.over or files.cut().is_whole):
         stream = here.metrics.counted(growing_mp4(here, own), "video")
         return StreamingResponse(stream, media_type="video/mp4")
     return ranged(here, files, request)
@@ -204,9 +204,10 @@ async def _source(here: Context, client: str, id: str, upload: bytes | None) -> 
 
 
 def _has(files: RenderFiles, size: int, digest: bytes) -> bool:
-    if files.size() != size:
+    parts = files.parts(files.segments())
+    if sum(count for _, count in parts) != size:
         return False
     hashed = hashlib.sha256()
-    for piece in pieces(files, 0, size):
+    for piece in pieces(parts, 0, size):
         hashed.update(piece)
     return hashed.digest() == digest

@@ -7,9 +7,11 @@ paced by its reader.
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..home.ledger import Cut
 from ..home.segments import Segment
 from .context import Context
 from .files import RenderFiles, told
@@ -28,20 +30,24 @@ class Reader:
 
 
 async def segments_from(
-    context: Context, record: Record, number: int, reader: Reader
+    context: Context, record: Record, number: int, reader: Reader, cut: int | None = None
 ) -> AsyncIterator[tuple[RenderFiles, Segment]]:
-    """Segments from this number on, each when it is final, until the render is over."""
+    """Segments from this number on, each when it is final, until the render is over.
+
+    `cut`: whose they are; none: of now. Of a redo that is done meanwhile nothing comes.
+    """
     files = context.files.of(record.render)
+    cut = files.cut(cut).number
     while True:
         current = context.queue.get(record.render)
-        await asyncio.sleep(0 if number < len(files.segments()) else _LOOK_S)
-        segments = files.segments()  # after the look at the queue, or the last would be missed
+        await asyncio.sleep(0 if number < len(files.cut(cut).segments) else _LOOK_S)
+        found = files.cut(cut)  # after the look at the queue, or the last would be missed
         # again and again: the process that makes it may be another by now
         context.keeper.take(record.render, reader.taken, waits=reader.taken >= files.frames)
-        while number < len(segments):
-            yield files, segments[number]
+        while number < len(found.segments):
+            yield files, found.segments[number]
             number += 1
-        if current is None or current.over:
+        if current is None or current.over or found.is_whole:
             return
 
 
@@ -51,19 +57,20 @@ async def growing_mp4(context: Context, record: Record) -> AsyncIterator[bytes]:
         if not begun:
             yield await asyncio.to_thread(files.init)
             begun = True
-        yield await asyncio.to_thread(segment.path.read_bytes)
+        yield await asyncio.to_thread(segment.read)
         reader.taken = segment.stop
 
 
 async def raw_frames(
-    context: Context, record: Record, start: int, receipt: bool = False
+    context: Context, record: Record, start: int, cut: Cut, receipt: bool = False
 ) -> AsyncIterator[bytes]:
     """Of each: the length of what follows in 4 bytes, its number in 8, its pixels; big-endian.
 
     `receipt`: those of one segment, and no frame counts as taken but those before `start`.
     """
-    number, reader = _first_segment(context.files.of(record.render), start), Reader(start)
-    async for files, segment in segments_from(context, record, number, reader):
+    segments, reader = cut.segments, Reader(start)
+    number = next((s.number for s in segments if s.stop > start), len(segments))
+    async for files, segment in segments_from(context, record, number, reader, cut.number):
         if segment.stop <= start:
             continue
         frames = files.decode(segment, start)
@@ -124,13 +131,9 @@ def _event(name: str, facts: object, number: int) -> str:
     return f"id: {number}\nevent: {name}\ndata: {json.dumps(facts)}\n\n"
 
 
-def _first_segment(files: RenderFiles, start: int) -> int:
-    return next((s.number for s in files.segments() if s.stop > start), len(files.segments()))
-
-
 def playlist(files: RenderFiles, record: Record) -> str:
     """HLS: the init section, and the segments there are."""
-    fps, segments = record.request["fps"], files.segments()
+    fps, cut = record.request["fps"], files.cut()
     target = -(-record.request["segment_frames"] // fps)  # it may not change later
     lines = [
         "#EXTM3U",
@@ -141,16 +144,15 @@ def playlist(files: RenderFiles, record: Record) -> str:
         "#EXT-X-INDEPENDENT-SEGMENTS",
         '#EXT-X-MAP:URI="init.mp4"',
     ]
-    for segment in segments:
-        lines += [f"#EXTINF:{segment.frames / fps:.6f},", f"{segment.number}.m4s"]
-    return "\n".join([*lines, *(["#EXT-X-ENDLIST"] if record.over else [])]) + "\n"
+    for segment in cut.segments:
+        lines += [f"#EXTINF:{segment.frames / fps:.6f},", segment.path.name]  # of this cut alone
+    is_whole = record.over or cut.is_whole
+    return "\n".join([*lines, *(["#EXT-X-ENDLIST"] if is_whole else [])]) + "\n"
 
 
-def pieces(files: RenderFiles, start: int, stop: int) -> Iterator[bytes]:
-    """Bytes of the finished file: the init section and all segments, one after the other."""
+def pieces(parts: Sequence[tuple[Path, int]], start: int, stop: int) -> Iterator[bytes]:
+    """Bytes of the file that these are, one after the other, from `RenderFiles.parts`."""
     place = 0
-    parts = [(files.folder.init, files.folder.init.stat().st_size)]
-    parts += [(segment.path, segment.bytes) for segment in files.segments()]
     for path, size in parts:
         low, high = max(start, place), min(stop, place + size)
         if low < high:

@@ -1,5 +1,7 @@
 """A render that is killed, stopped, starved and hurt wherever it stands makes the same video."""
 
+from functools import cache
+
 import pytest
 from ray_cluster import make_plan
 from trials import Act, Trial, draw, make_truth, run_trial
@@ -8,6 +10,7 @@ from victim import Hurt
 pytestmark = pytest.mark.usefixtures("tiny_archs")
 FRAMES = {"dualparal-grouped": 45, "forcing": 33, "causal": 33}
 DRAWN = 170
+EDITS = [("redo", 12, 14), ("extend", 16)]
 
 
 def plan(policy, *more):
@@ -21,13 +24,12 @@ def act(what, place, nth=0, *, corrupt="", lasts=1, stages=1):
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory):
-    """By policy, made when it is first asked for."""
-    known = {}
+    """By policy and edit, made when it is first asked for."""
 
-    def of(policy):
-        if policy not in known:
-            known[policy] = make_truth(tmp_path_factory.mktemp(policy), plan(policy))
-        return known[policy]
+    @cache
+    def of(policy, edit=()):
+        finished = of(policy).render if edit else None
+        return make_truth(tmp_path_factory.mktemp(policy), plan(policy), edit, finished)
 
     return of
 
@@ -53,6 +55,28 @@ def test_a_render_that_was_hurt_is_as_if_nothing_had_happened(case, truth, tmp_p
     policy, *acts = case
     struck = run_trial(Trial(tmp_path, plan(policy)), acts, truth(policy))
     assert struck == len(acts), "a blow came too late to be one"
+
+
+@pytest.mark.parametrize(
+    ("policy", "edit", "hurt"),
+    [
+        ("causal", ("redo", 12, 14), act("kill", "rename segment", 1)),
+        ("forcing", ("extend", 16), act("stop", "append")),
+    ],
+    ids=["redo", "extend"],
+)
+def test_an_edit_that_was_hurt_is_as_if_nothing_had_happened(policy, edit, hurt, truth, tmp_path):
+    trial = Trial(tmp_path, plan(policy), edit, truth(policy).render)
+    assert run_trial(trial, [hurt], truth(policy, edit)) == 1, "the blow came too late to be one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_nothing_of_an_edit_is_lost_wherever_it_is_hurt(seed, truth, tmp_path):
+    policy, edit = [*FRAMES][seed % len(FRAMES)], EDITS[seed // len(FRAMES) % len(EDITS)]
+    known = truth(policy, edit)
+    trial = Trial(tmp_path, plan(policy), edit, truth(policy).render)
+    run_trial(trial, draw(seed, known.seen), known)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ _CONTEXT.set_forkserver_preload(  # what every victim would import for itself
 class Truth:
     """The undisturbed render, and how often it comes by each place."""
 
+    render: RenderFolder
     digests: Sequence[str]
     frames: np.ndarray
     seen: Mapping[str, int]
@@ -57,10 +59,14 @@ UNHURT = Act(hurts=())
 
 
 class Trial:
-    """Of one render in a home of its own."""
+    """Of one render in a home of its own; of an edit of it, where that and it are given."""
 
-    def __init__(self, folder: Path, plan) -> None:
+    def __init__(self, folder: Path, plan, edit=(), finished=None) -> None:
         self.render = Home(folder / "home").create(plan)
+        self._edit = edit
+        if finished is not None:
+            shutil.rmtree(self.render.path)
+            self.render = RenderFolder(shutil.copytree(finished.path, self.render.path))
         self._log = folder / "log"
         self._goes = 0
 
@@ -73,11 +79,18 @@ class Trial:
         log = self._log.with_name(f"log{self._goes}.txt")
         return Order(
             folder=self.render.path,
+            edit=self._edit,
             hurts=tuple(hurts),
             changes=dict(changes or {}),
             log=log,
             environment={name: os.environ[name] for name in os.environ if name.startswith("RAY_")},
         )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to be hurt."""
+        render = RenderFolder(self.render.path)
+        return render.status().state == "done" and render.revision == bool(self._edit)
 
     def events(self):
         """Of its journal."""
@@ -125,7 +138,7 @@ class Trial:
         lock = self.render.path / "lock"
         assert wait_until(lambda: not lock.exists() or _age(lock) > STALE_S, LIMIT_S)
         status = RenderFolder(self.render.path).status()
-        ends = DONE if status.state == "done" else TAKEN
+        ends = DONE if self.is_done else TAKEN
         with self.going(UNHURT) as other:
             reader = RenderFolder(self.render.path)
             begun = lambda: reader.status().attempt > status.attempt or not other.is_alive()  # noqa: E731
@@ -163,16 +176,18 @@ class Trial:
         assert [s.digest for s in render.segments()] == list(truth.digests), self.log
         assert np.array_equal(np.stack(list(render.frames())), truth.frames), self.log
         assert {path.name for path in render.path.iterdir()} == _FOLDER
+        seen = [*render.segments(), *(render.cut(0).segments if render.cut().number else ())]
         for folder in ("segments", "latents"):
-            kept = sorted(path.stem for path in (render.path / folder).iterdir())
-            assert kept == [segment.path.stem for segment in render.segments()], self.log
+            kept = {path.stem for path in (render.path / folder).iterdir()}
+            assert kept == {segment.path.stem for segment in seen}, self.log
 
 
-def make_truth(folder: Path, plan) -> Truth:
-    trial = Trial(folder, plan)
+def make_truth(folder: Path, plan, edit=(), finished=None) -> Truth:
+    trial = Trial(folder, plan, edit, finished)
     assert trial.go() == DONE, trial.log
     segments = trial.render.segments()
     return Truth(
+        render=trial.render,
         digests=[segment.digest for segment in segments],
         frames=np.stack(list(trial.render.frames())),
         seen=trial.seen(),
@@ -223,8 +238,8 @@ def draw_over_ray(seed: int, changes: Mapping[str, object]) -> list[Act]:
 def run_trial(trial: Trial, acts: Sequence[Act], truth: Truth) -> int:
     """How many of its goes were hurt."""
     for act in acts:
-        if trial.render.status().state == "done":
-            break  # nothing is left to be hurt
+        if trial.is_done:
+            break
         code = trial.go(act)
         assert code in (DONE, FULL, KILLED), f"{act} ended with {code}\n{trial.log}"
         status = RenderFolder(trial.render.path).status()

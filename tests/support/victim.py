@@ -17,6 +17,7 @@ from pathlib import Path
 from tiny_blocks import ARCHS
 
 from longreel.jobs.home import journal, lock, record
+from longreel.jobs.home.edits import extend, redo
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.lock import Taken
 from longreel.models import arch as archs
@@ -28,9 +29,9 @@ _KINDS = (
     (r"lock", "lock"),
     (r"journal", "journal"),
     (r"init\.mp4", "init"),
-    (r"\d+\.m4s", "segment"),
+    (r"(r\d+-)?\d+\.m4s", "segment"),
     (r"keys-.*", "keys"),
-    (r"\d+\.safetensors", "checkpoint"),
+    (r"(r\d+-)?\d+\.safetensors", "checkpoint"),
     (r"checkpoints|segments", "folder"),
 )
 _PART = re.compile(r"^\.(.*)\.[0-9a-f]{8}\.part$")
@@ -56,6 +57,7 @@ class Order:
     """One go at a render."""
 
     folder: Path
+    edit: tuple = ()  # extend or redo, and its frames: what is to become of a finished one
     hurts: tuple[Hurt, ...] = ()
     changes: dict = field(default_factory=dict)
     log: Path  # what it says, and at its end what it came by
@@ -78,6 +80,10 @@ def go(order: Order) -> None:
     run = record.RenderRun(folder, fate.report, full_s=0.5, changes=order.changes)
     fate.run = run
     try:
+        if order.edit and not folder.revision:
+            if folder.status().state != "done":  # that line of its journal was cut off
+                run.run()
+            {"extend": extend, "redo": redo}[order.edit[0]](folder, *order.edit[1:])
         run.run()
     except Taken:
         sys.exit(TAKEN)

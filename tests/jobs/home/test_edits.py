@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_vae
 from command import longreel
+from finished import FRAMES, Finished, digests, frames_of, make, plan
 from ray_cluster import two_nodes
 from thread_chain import ThreadBackend
 from tiny_blocks import ARCHS, POLICIES, overrides
@@ -26,12 +27,10 @@ from longreel.jobs.home.latents import KeptLatents
 from longreel.jobs.home.lock import Taken
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
-from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
 from longreel.models.vae import to_uint8
 from longreel.models.vae_build import random_vae
 
-FRAMES = 41
 MORE = 16
 SOON = ["dualparal-grouped", "causal"]
 LATER = [name for name in POLICIES if name not in ("whole", *SOON)] + ["causal-recache"]
@@ -44,46 +43,9 @@ def _arch(monkeypatch):
         monkeypatch.setitem(archs.ARCHS, name, arch)
 
 
-def plan(policy, *more, frames=FRAMES, **request):
-    few = ["sampling.steps=3"] if policy not in ("causal", "causal-recache", "rolling") else []
-    settings = overrides(policy, "model.device=cpu", *few, *more)
-    return plan_render("a cat", frames=frames, seed=3, overrides=settings, **request)
-
-
-class Finished:
-    """Renders that were made once; every test has copies of its own."""
-
-    def __init__(self, place):
-        self._place = place
-        self._made = {}
-
-    def copy(self, into, policy, *more, **request):
-        key = (policy, *more, *request.items())
-        if key not in self._made:
-            render = Home(self._place).create(plan(policy, *more, **request))
-            assert RenderRun(render).run().state == "done"
-            self._made[key] = render
-        path = into / f"{len(list(into.iterdir()))}"
-        shutil.copytree(self._made[key].path, path)
-        return RenderFolder(path)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return Finished(tmp_path_factory.mktemp("finished"))
-
-
-def digests(render):
-    return [segment.digest for segment in render.segments()]
-
-
-def frames_of(render):
-    return np.stack(list(render.frames()))
-
-
-def make(render, **how):
-    assert RenderRun(render, **how).run().state == "done"
-    return digests(render)
 
 
 def threads(plan, hear):
@@ -132,6 +94,17 @@ def test_a_section_made_anew_leaves_every_other_frame_as_it_was(finished, tmp_pa
     assert differs[edit.first : edit.fade].all()
     redo(again, 16, 18)
     assert make(again, **STAGES) == after
+
+
+def test_the_beginning_of_a_video_is_made_anew_as_any_other_section(finished, tmp_path):
+    render = finished.copy(tmp_path, "dualparal-grouped")
+    before = frames_of(render)
+    edit = redo(render, 0, 1)
+    make(render)
+    differs = (frames_of(render) != before).any(axis=(1, 2, 3))
+    assert edit.first == 0
+    assert differs[: edit.fade].all()
+    assert not differs[edit.stop :].any()
 
 
 def test_each_redo_of_a_section_is_another(finished, tmp_path):
@@ -191,6 +164,35 @@ def test_an_edit_that_was_interrupted_goes_on_to_the_same_bytes(
     if what == "decode" and policy == "causal":  # from the beginning of the edit, that is
         shutil.rmtree(render.path / "checkpoints")
     assert make(RenderFolder(render.path)) == make(whole)
+
+
+@pytest.mark.parametrize("what", ["extend", "redo"])
+def test_an_edit_that_is_dropped_has_never_been(finished, tmp_path, what):
+    render, plain = (finished.copy(tmp_path, "dualparal-grouped") for _ in range(2))
+    before, journal = digests(render), (render.path / "journal").read_bytes()
+    files = {path for path in render.path.rglob("*") if path.is_file()}
+    edit = extend(render, 24) if what == "extend" else redo(render, 14, 26)
+    reader = RenderFolder(render.path)
+    killed(render, "decode", edit.first + 12)
+    assert (len(digests(reader)) > len(before)) == (what == "extend")
+    assert len([*render.path.glob("segments/r1-*")]) > 0
+    with render.attempt(), pytest.raises(Taken, match="is being made by process"):
+        RenderFolder(render.path).drop()
+    render.drop()
+    status = render.status()
+    assert (status.state, status.reason, status.frames, status.frames_done) == (
+        "done", "", FRAMES, FRAMES,
+    )  # fmt: skip
+    assert digests(render) == digests(reader) == before
+    assert {path for path in render.path.rglob("*") if path.is_file()} == files
+    assert (render.path / "journal").read_bytes().startswith(journal)
+    with pytest.raises(ValueError, match="is done and has no unfinished edit, so there is nothing"):
+        render.drop()
+    again = redo(RenderFolder(render.path), 14, 26)
+    assert again.section.revision == 2, "what is asked for anew is another"
+    make(render)
+    redo(plain, 14, 26)
+    assert make(plain) != digests(render)
 
 
 def decoded_at_once(render, policy):
@@ -328,7 +330,13 @@ def test_the_command_line_extends_and_redoes(tmp_path):
         at = container.metadata["prompt_at"].splitlines()
         assert container.metadata["config"].count("frames: 49") == 1
     assert at == ["0.8125 a fish", "1.3125 a cat", "2.0625 a dog"]
+    extend(render, 8)  # asked for, and no longer wanted
+    output.unlink()
+    assert resume("--drop").code == 0
+    assert np.array_equal(np.stack(list(decode_mp4(output))), frames)
     for options, said in [
+        (["--drop"], "has no unfinished edit"),
+        (["--drop", "--submit"], "drop and --submit do not go together"),
         (["--extend", "8", "--redo", "0..4"], "two edits"),
         (["--prompt", "a dog"], "give --extend or --redo with it"),
         (["--redo", "0..4", "--prompt-at", "1", "a dog"], "is for what --extend makes"),

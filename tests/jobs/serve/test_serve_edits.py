@@ -1,14 +1,22 @@
 """The server's side of edits, with renders made in this process."""
 
+import asyncio
+import contextlib
 import io
+import json
 import time
+from types import SimpleNamespace
 
 import av
+import httpx
 import numpy as np
 import pytest
-from app import call, made, open_app
+from app import call, made, on_a_port, open_app
 from server import SMALL
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
+import longreel
 from longreel.jobs.home.edits import extend
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve.streams import pieces
@@ -47,12 +55,99 @@ def test_a_render_is_extended_and_redone_in_place(app):
     answer = call(app, "POST", f"/api/v1/renders/{render}/redo", json=asked).json()
     assert 0.1 < answer["progress"]["fraction"] < 0.9
     files = app.state.context.files.of(render)
-    assert b"".join(pieces(files, 0, files.size())) == longer  # until it is done
+    assert video(app, render)[0] == longer  # until it is done
+    parts = files.parts(files.segments())
     finish(app, render)
+    assert b"".join(pieces(parts, 0, len(longer))) == longer  # a download that has begun
     changed = (video(app, render)[1] != more).any(axis=(1, 2, 3))
     assert changed[16:18].all()
     assert not changed[:9].any()
     assert not changed[33:].any()
+
+
+async def read_broken(url, id, meanwhile):
+    """Frames as our client has them whose connection breaks after two; then it is made anew."""
+    async with longreel.AsyncClient(url) as client:
+        render = await client.get(id)
+        stream = render._http.stream
+
+        @contextlib.asynccontextmanager
+        async def breaks(path, **asked):
+            async def some():
+                async for data in answer.aiter_raw():
+                    yield data[: 2 * len(data) // 3]
+                    break
+                await asyncio.to_thread(meanwhile)
+                raise httpx.ReadError("broken")
+
+            async with stream(path, **asked) as answer:
+                render._http.stream = stream
+                yield SimpleNamespace(headers=answer.headers, aiter_raw=some)
+
+        render._http.stream = breaks
+        return [frame.tobytes() async for frames in render.frames() for frame in frames]
+
+
+def pixels_of(data):
+    """Of raw frames."""
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        yield data[12 : 4 + size]
+        data = data[4 + size :]
+
+
+def test_every_way_out_gives_one_cut_of_a_video(app):
+    """Old frames to whoever began with them, also where the connection is made anew."""
+    render = made(app, frames=33)
+    path = f"/api/v1/renders/{render}"
+
+    def frames(**asked):
+        answer = call(app, "GET", f"{path}/frames", params=asked)
+        return answer, answer.content
+
+    def playlist():
+        lines = call(app, "GET", f"{path}/hls/index.m3u8").text.splitlines()
+        assert lines[-1] == "#EXT-X-ENDLIST"
+        return ["init.mp4", *(line for line in lines if not line.startswith("#"))]
+
+    def fetched(names):
+        return b"".join(call(app, "GET", f"{path}/hls/{name}").content for name in names)
+
+    (_, old), names, (file, _) = frames(), playlist(), video(app, render)
+    call(app, "POST", f"{path}/redo", json={"first": 16, "stop": 18})
+    answer, part = frames(start=20)
+    assert (answer.headers["x-longreel-cut"], answer.headers["x-longreel-frames"]) == ("0", "33")
+    assert old.endswith(part)
+    assert playlist() == names
+    with on_a_port(app) as url:
+        seen = asyncio.run(read_broken(url, render, lambda: finish(app, render)))
+    assert b"".join(seen) == b"".join(pixels_of(old))
+    answer, rest = frames(start=10, cut=0)
+    assert (answer.headers["x-longreel-cut"], answer.headers["x-longreel-frames"]) == ("0", "33")
+    assert old.endswith(rest)
+    assert fetched(names) == file
+    answer, new = frames()
+    assert (answer.headers["x-longreel-cut"], new == old) == ("1", False)
+    assert "x-longreel-frames" not in answer.headers
+    assert fetched(playlist()) == video(app, render)[0] != file
+    with on_a_port(app) as url:
+        socket = f"{url.replace('http', 'ws')}{path}/stream"
+        for cut, whole in [(0, file), (1, video(app, render)[0])]:
+            parts = []
+            with connect(f"{socket}?cut={cut}") as opened:
+                while (said := json.loads(opened.recv(timeout=60)))["type"] != "end":
+                    assert said.get("cut", cut) == cut
+                    parts.append(opened.recv(timeout=60))
+            assert b"".join(parts) == whole
+        call(app, "POST", f"{path}/extend", json={"frames": 8})  # removes what was replaced
+        with connect(f"{socket}?cut=0") as gone:
+            assert "cut 0 of render" in json.loads(gone.recv(timeout=60))["message"]
+            with pytest.raises(ConnectionClosed) as closed:
+                gone.recv(timeout=60)
+        assert closed.value.rcvd.code == 4409
+    answer, _ = frames(start=10, cut=0)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "replaced")
+    assert call(app, "GET", f"{path}/hls/{names[-2]}").status_code == 404
 
 
 @pytest.mark.parametrize("named", ["by its id", "by itself"])
