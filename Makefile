@@ -12,8 +12,9 @@ video: .venv/installed
 	@mkdir -p videos
 	@$(BIN)/longreel render "$(PROMPT)" --preset shapes --frames 257 parallel.num_stages=2 -o videos/first.mp4
 
+# three, as tests often wait
 test: .venv/installed-dev
-	$(BIN)/pytest -m "not gpu and not slow and not ray" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not gpu and not slow and not ray" -n 3 --dist loadgroup --no-loadscope-reorder
 	$(BIN)/pytest -m "ray and not gpu and not slow"
 
 lint: .venv/installed-dev

@@ -1,19 +1,23 @@
 """A schema's fields by dotted key, such as `sampling.steps`."""
 
 import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from .schema import Config
 from .suggest import nearest_key
 
 
-def fields(group: Any = Config, prefix: str = "") -> dict[str, Any]:
+@cache
+def fields(group: Any = Config, prefix: str = "") -> Mapping[str, Any]:
     """Type by dotted key."""
     found: dict[str, Any] = {}
     for name, kind in get_type_hints(group).items():
         key = prefix + name
         found |= fields(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {key: kind}
-    return found
+    return MappingProxyType(found)
 
 
 def check_key(key: str, value: object, schema: Any = Config) -> None:

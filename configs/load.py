@@ -7,6 +7,7 @@ read `${...}` and `???` as its own, and `${oc.env:NAME}` would let the environme
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -111,30 +112,49 @@ def _parse_value(text: str) -> Any:
 
 def merge(settings: Mapping[str, Any], schema: Any) -> Any:
     """The schema's frozen dataclass: its defaults, changed by settings by dotted key."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     kinds = fields(schema)
-    merged = OmegaConf.structured(schema)
+    typed: dict[str, Any] = {}
     text: dict[str, str] = {}
     for key, value in settings.items():
         if kinds[key] is str:
             if not isinstance(value, str):
                 raise _wrong_type(key, value, kinds[key])
             text[key] = value
-            continue
-        if any("${" in str(item) or item == "???" for item in _items(value)):
+        elif any("${" in str(item) or item == "???" for item in _items(value)):
             raise _wrong_type(key, value, kinds[key])  # OmegaConf takes these in any field
-        try:
-            # not OmegaConf.update, which refuses to change a frozen group
-            merged = OmegaConf.merge(merged, _nest(key, value))
-        except OmegaConfBaseException:
-            raise _wrong_type(key, value, kinds[key]) from None
-    values: Any = OmegaConf.to_container(merged)
+        else:
+            typed[key] = value
+    values = _convert(typed, schema)
     for key, value in text.items():
         group, _, name = key.rpartition(".")
         (values[group] if group else values)[name] = value
     return _construct(schema, values)
+
+
+def _convert(settings: Mapping[str, Any], schema: Any) -> Any:
+    """The schema's defaults, changed by settings that have a type."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    defaults = _defaults(schema)
+    try:
+        # not OmegaConf.update, which refuses to change a frozen group
+        merged = OmegaConf.merge(defaults, *(_nest(*pair) for pair in settings.items()))
+    except OmegaConfBaseException:
+        for key, value in settings.items():  # which of them it was
+            try:
+                OmegaConf.merge(defaults, _nest(key, value))
+            except OmegaConfBaseException:
+                raise _wrong_type(key, value, fields(schema)[key]) from None
+        raise
+    return OmegaConf.to_container(merged)
+
+
+@cache
+def _defaults(schema: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(schema)
 
 
 def _nest(key: str, value: object) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def _start(parallel: ParallelConfig) -> None:
     """A cluster of this machine alone, for this process alone."""
     import ray
 
+    # Ray's own 15 starves the stages beside anything that works
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         num_cpus=max(parallel.num_devices, os.cpu_count() or 1),  # stages share them if need be

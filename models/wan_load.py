@@ -1,5 +1,6 @@
 """A DiT, whole or a slice, with weights: from a checkpoint, or random ones that need none."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ def load_dit(
     return model.eval().requires_grad_(False)
 
 
+@lru_cache(maxsize=64)
 def count_bytes(arch: WanArch, dtype: torch.dtype) -> int:
     """What the weights of one whole DiT take on its device."""
     with torch.device("meta"):

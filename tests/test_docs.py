@@ -68,7 +68,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run_pages(tmp_path_factory, request):
+def run_pages(tmp_path_factory, server):
     """A page's Python, run once: its names afterwards, its folder, what it printed."""
     done = {}
 
@@ -80,7 +80,7 @@ def run_pages(tmp_path_factory, request):
                 patch.setenv("HOME", str(folder))
                 patch.chdir(folder)
                 if "longreel.Client()" in PAGES[page]:
-                    patch.setenv("LONGREEL_URL", request.getfixturevalue("server").url)
+                    patch.setenv("LONGREEL_URL", server.url)
                 for number, block in enumerate(blocks(page, "python"), start=1):
                     exec(compile(block, f"{page}, example {number}", "exec"), names)
             done[page] = names, folder, printed.getvalue()

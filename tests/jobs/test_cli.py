@@ -331,7 +331,7 @@ def start(folder, *arguments):
     ("phase", "sent", "arguments"),
     [
         ("reading the prompt", signal.SIGINT, ["sampling.steps=1000"]),
-        ("denoising", signal.SIGTERM, ["sampling.steps=1", "--frames", "1025"]),
+        ("denoising", signal.SIGTERM, ["sampling.steps=1", "--frames", "513"]),
     ],
     ids=["ctrl-c while denoising", "sigterm while decoding"],
 )

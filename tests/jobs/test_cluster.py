@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,17 @@ pytestmark = pytest.mark.ray
 OVER_RAY = ("parallel.num_stages=2", "model.device=cpu", "output.format=png")
 
 
-def start(folder, *arguments):
+@contextmanager
+def started(folder, *arguments):
     command = [Path(sys.executable).parent / "longreel", "render", "a cat", *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+    with subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def descendants(pid: int) -> set[int]:
@@ -54,12 +62,12 @@ def test_the_command_renders_over_a_cluster_of_its_own(tmp_path, layout):
     local = longreel("render", "a cat", "-o", tmp_path / "one", *settings, "output.format=png")
     assert local.code == 0, local.err
     shared = set(os.listdir("/dev/shm"))
-    ours = start(tmp_path, "-o", "two", *settings, *OVER_RAY, *layout)
     seen: set[int] = set()
-    while ours.poll() is None:
-        seen |= descendants(ours.pid)
-        time.sleep(0.2)
-    words = ours.communicate()[1]
+    with started(tmp_path, "-o", "two", *settings, *OVER_RAY, *layout) as ours:
+        while ours.poll() is None:
+            seen |= descendants(ours.pid)
+            time.sleep(0.2)
+        words = ours.communicate()[1]
     assert ours.returncode == 0, words
     assert len(words.splitlines()) == 3, words  # one for each of prompt, denoising, decoding
     names = sorted(os.listdir(tmp_path / "one"))
@@ -74,12 +82,12 @@ def test_the_command_renders_over_a_cluster_of_its_own(tmp_path, layout):
 
 def test_ctrl_c_frees_everything(tmp_path):
     settings = [*SMALL, "blocks.policy=dualparal", "blocks.size=2", "video.frames=40001"]
-    ours = start(tmp_path, "-o", "endless", *settings, *OVER_RAY)
-    assert "prompt" in ours.stderr.readline()
-    time.sleep(3.0)  # somewhere between loading and the first frames
-    seen = descendants(ours.pid)
-    ours.send_signal(signal.SIGINT)
-    words = ours.communicate(timeout=20)[1]
+    with started(tmp_path, "-o", "endless", *settings, *OVER_RAY) as ours:
+        assert "prompt" in ours.stderr.readline()
+        time.sleep(3.0)  # somewhere between loading and the first frames
+        seen = descendants(ours.pid)
+        ours.send_signal(signal.SIGINT)
+        words = ours.communicate(timeout=20)[1]
     assert ours.returncode == 130
     assert words.splitlines()[-1].startswith("longreel: stopped")
     assert len(words.splitlines()) == 1, words

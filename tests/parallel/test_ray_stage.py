@@ -26,7 +26,7 @@ def make_plan(policy, *more, frames=33, num_stages=1):
     return plan_render("a cat", frames=frames, seed=3, overrides=settings)
 
 
-@pytest.mark.parametrize(("dtype", "counts"), [("float32", (1, 2, 5)), ("bfloat16", (3,))])
+@pytest.mark.parametrize(("dtype", "counts"), [("float32", (1, 5)), ("bfloat16", (3,))])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_stages_in_loops_of_their_own_give_the_bits_of_one(policy, dtype, counts):
     expected = Generator(make_plan(policy, f"model.dtype={dtype}")).latents()
@@ -41,16 +41,17 @@ LAYOUTS = [
     (1, ["parallel.cfg=split"]),
     (3, ["parallel.cfg=split"]),
     (4, ["parallel.devices=2"]),
-    (5, ["parallel.devices=3"]),
     (3, ["parallel.devices=1"]),
     (5, ["parallel.devices=4", "parallel.cfg=split"]),
+    (5, ["parallel.devices=3"]),
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_branches_apart_and_stages_together_give_the_bits_of_one(policy):
+@pytest.mark.parametrize(("nth", "policy"), [*enumerate(POLICIES)])
+def test_branches_apart_and_stages_together_give_the_bits_of_one(nth, policy):
+    """Every policy in every other layout; test_ray_layouts.py has all in both kinds."""
     expected = Generator(make_plan(policy, GUIDED)).latents()
-    for count, layout in LAYOUTS:
+    for count, layout in LAYOUTS[nth % 2 :: 2]:
         plan = make_plan(policy, GUIDED, "parallel.backend=ray", *layout, num_stages=count)
         ours = Generator(plan, open_backend=ThreadBackend).latents()
         assert torch.equal(ours, expected), (count, layout)

@@ -67,13 +67,13 @@ def same(ours, theirs):
 @pytest.mark.parametrize("policy", [*POLICIES, *VARIANTS])
 def test_every_tick_can_be_gone_on_from(policy):
     request = {"prompt_at": [(1.6, "a dog")]} if policy == "causal-recache" else {}
-    ours = plan(policy, **request)
+    ours = plan(policy, frames=41, **request)
     came = run(ours, wanted=lambda has_finished: True)
     blocks = [item for item in came if not isinstance(item, Snapshot)]
     assert same(blocks, run(ours))
     snapshots = [item for item in came if isinstance(item, Snapshot)]
     assert len(snapshots) >= 4
-    for snapshot in snapshots[:: max(1, len(snapshots) // 4)]:
+    for snapshot in snapshots[:: max(1, len(snapshots) // 3)]:
         rest = [b for b in came[came.index(snapshot) + 1 :] if not isinstance(b, Snapshot)]
         assert same(run(ours, snapshot), rest)
 

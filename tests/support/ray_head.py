@@ -39,6 +39,7 @@ def ray_head(folder: Path, num_cpus: int = 4, bin_folder: Path = Path(sys.execut
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": "30",  # for a step on a busy machine
+        "RAY_worker_niceness": "0",  # else they starve beside anything that works
         "HOME": str(folder),
         "OMP_NUM_THREADS": "1",
     }

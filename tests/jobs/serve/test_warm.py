@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command import SMALL
 from processes import all_gone
-from ray_cluster import free_cpus, pids_of, two_nodes
+from ray_cluster import free_cpus, pids_of
 
 from longreel.jobs.render import plan_render, stream_chunks
 from longreel.jobs.serve.keeper import Keeper
@@ -40,71 +40,68 @@ def alone(seed):
 
 
 @pytest.mark.ray
-def test_renders_of_one_model_share_the_actors_of_a_cluster():
+def test_renders_of_one_model_share_the_actors_of_a_cluster(two_nodes):
     warm = WarmBackends()
-    with two_nodes():
-        plans = [make_plan(seed, *OVER_RAY) for seed in range(4)]
-        assert np.array_equal(frames_over(warm, plans[0]), alone(0))
-        pids = pids_of(warm._ray)
-        assert np.array_equal(frames_over(warm, plans[1]), alone(1))
-        assert pids_of(warm._ray) == pids
-        assert max(warm.busy_s()) > 0
-        # who is lost meanwhile is replaced, and nobody else
-        for lost in (pids[1], pids[2]):
-            os.kill(lost, signal.SIGKILL)
-        assert all_gone(pids[1:], 10)
-        assert np.array_equal(frames_over(warm, plans[2]), alone(2))
-        now = pids_of(warm._ray)
-        assert now[0] == pids[0]
-        assert not {*now[1:]} & {*pids}
-        # one that does not come to its end takes everything with it
-        chunks = Generator(
-            make_plan(3, *OVER_RAY, frames=401), open_backend=partial(warm.open, hear=[].append)
-        ).chunks()
-        next(chunks)
-        assert pids_of(warm._ray) == now
-        chunks.close()
-        assert all_gone(now, 10)
-        assert free_cpus() == 6
-        warm.release()  # of what has gone already
+    plans = [make_plan(seed, *OVER_RAY) for seed in range(4)]
+    assert np.array_equal(frames_over(warm, plans[0]), alone(0))
+    pids = pids_of(warm._ray)
+    assert np.array_equal(frames_over(warm, plans[1]), alone(1))
+    assert pids_of(warm._ray) == pids
+    assert max(warm.busy_s()) > 0
+    # who is lost meanwhile is replaced, and nobody else
+    for lost in (pids[1], pids[2]):
+        os.kill(lost, signal.SIGKILL)
+    assert all_gone(pids[1:], 10)
+    assert np.array_equal(frames_over(warm, plans[2]), alone(2))
+    now = pids_of(warm._ray)
+    assert now[0] == pids[0]
+    assert not {*now[1:]} & {*pids}
+    # one that does not come to its end takes everything with it
+    chunks = Generator(
+        make_plan(3, *OVER_RAY, frames=401), open_backend=partial(warm.open, hear=[].append)
+    ).chunks()
+    next(chunks)
+    assert pids_of(warm._ray) == now
+    chunks.close()
+    assert all_gone(now, 10)
+    assert free_cpus() == 6
+    warm.release()  # of what has gone already
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_other_layouts_and_idle_workers_free_the_devices():
+def test_other_layouts_and_idle_workers_free_the_devices(two_nodes):
     warm = WarmBackends()
-    with two_nodes():
-        frames_over(warm, make_plan(0, *OVER_RAY))
-        before = pids_of(warm._ray)
-        other = make_plan(1, "parallel.backend=ray", "model.device=cpu", "parallel.num_stages=1")
-        assert np.array_equal(frames_over(warm, other), alone(1))
-        assert all_gone(before, 10)
-        now = pids_of(warm._ray)
-        warm.release()
-        assert all_gone(now, 10)
-        assert free_cpus() == 6
+    frames_over(warm, make_plan(0, *OVER_RAY))
+    before = pids_of(warm._ray)
+    other = make_plan(1, "parallel.backend=ray", "model.device=cpu", "parallel.num_stages=1")
+    assert np.array_equal(frames_over(warm, other), alone(1))
+    assert all_gone(before, 10)
+    now = pids_of(warm._ray)
+    warm.release()
+    assert all_gone(now, 10)
+    assert free_cpus() == 6
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_workers_that_share_the_vaes_tiles_stay_too():
+def test_workers_that_share_the_vaes_tiles_stay_too(two_nodes):
     tiles = ("model.vae_tile=64", "video.height=64", "video.width=96", "blocks.policy=whole")
     pairs = ("parallel.backend=ray", "model.device=cpu", "parallel.gpus_per_stage=2")
     warm = WarmBackends()
-    with two_nodes():
-        seen = []
-        for seed in (0, 1):
-            frames_over(warm, make_plan(seed, *tiles, *pairs, frames=9))
-            others = [other._actor._actor_id for other in warm._ray._tiles._others]
-            seen.append((pids_of(warm._ray), others))
-        assert seen[0] == seen[1]
-        assert len(seen[0][1]) == 1
-        fresh = WarmBackends()
-        again = frames_over(warm, make_plan(1, *tiles, *pairs, frames=9))
-        warm.release()
-        assert np.array_equal(frames_over(fresh, make_plan(1, *tiles, *pairs, frames=9)), again)
-        fresh.release()
-        assert free_cpus() == 6
+    seen = []
+    for seed in (0, 1):
+        frames_over(warm, make_plan(seed, *tiles, *pairs, frames=9))
+        others = [other._actor._actor_id for other in warm._ray._tiles._others]
+        seen.append((pids_of(warm._ray), others))
+    assert seen[0] == seen[1]
+    assert len(seen[0][1]) == 1
+    fresh = WarmBackends()
+    again = frames_over(warm, make_plan(1, *tiles, *pairs, frames=9))
+    warm.release()
+    assert np.array_equal(frames_over(fresh, make_plan(1, *tiles, *pairs, frames=9)), again)
+    fresh.release()
+    assert free_cpus() == 6
 
 
 def test_a_worker_with_nothing_to_do_lets_go_of_its_devices():
