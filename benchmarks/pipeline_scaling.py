@@ -6,11 +6,10 @@
 Each kind of run in turn, over Ray actors with one thread each: denoising alone, random weights.
 Two copies at once show what two cores can give together. In its steady state, which is what is left
 without filling and draining the chain, two stages should give 0.95 of that or more. Beside every
-run stands what the simulator says of it, calibrated in as many processes as the run keeps busy.
+run stands what the simulator says of it, calibrated in as many actors as the run keeps busy.
 """
 
 import argparse
-import multiprocessing as mp
 import os
 import platform
 import statistics
@@ -20,9 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
+import ray
 import torch
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from longreel.jobs.render import plan_render
 from longreel.models.arch import ARCHS, ModelArch, VaeArch, WanArch
 from longreel.parallel.crew import Crew
 from longreel.parallel.placement import place
+from longreel.parallel.process import settle
 from longreel.parallel.ray_chain import ChainParts, Devices, RayChain
 from longreel.parallel.stage import Inputs, Moved
 from longreel.parallel.tasks import Task
@@ -220,34 +221,31 @@ def run(kind: Kind, num_blocks: int) -> tuple[float, float]:
     return sum(steady), max(clock[-1] for clock in clocks) - start
 
 
-_together: Barrier
+class Gauge:
+    """An actor as stages are, so that it measures what they have: Ray is kinder to all others."""
+
+    def __init__(self) -> None:
+        settle()
+
+    def measure(self, plan: Plan) -> Seconds:
+        settle()  # of this thread
+        return calibrate(
+            plan.arch,
+            plan.schedule,
+            height=HEIGHT,
+            width=WIDTH,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
 
 
-def _join(barrier: Barrier) -> None:
-    global _together
-    _together = barrier
-    torch.set_num_threads(1)
-
-
-def _calibrate_once(plan: Plan) -> Seconds:
-    _together.wait(120)
-    return calibrate(
-        plan.arch,
-        plan.schedule,
-        height=HEIGHT,
-        width=WIDTH,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
-
-
-def calibrated(pool: "mp.pool.Pool", processes: int, plan: Plan) -> Seconds:
-    """Medians over a few rounds, in each of which all processes measure the same at once."""
+def calibrated(gauges: Sequence[Any], plan: Plan) -> Seconds:
+    """Means over a few rounds, in each of which all gauges measure the same at once."""
     found: list[Seconds] = []
     for _ in range(CALIBRATIONS):
-        found += pool.map(_calibrate_once, [plan] * processes, chunksize=1)
+        found += ray.get([gauge.measure.remote(plan) for gauge in gauges], timeout=120)
     names = [field.name for field in fields(Seconds)]
-    return Seconds(**{name: statistics.median(getattr(s, name) for s in found) for name in names})
+    return Seconds(**{name: statistics.mean(getattr(s, name) for s in found) for name in names})
 
 
 def predict(kind: Kind, num_blocks: int, seconds: Seconds) -> float:
@@ -286,15 +284,12 @@ def main() -> None:
         f"{options.runs} runs in turn"
     )
     outcomes: dict[str, list[Outcome]] = {kind.name: [] for kind in KINDS}
-    context = mp.get_context("spawn")
     disconnect: Callable[[], None] = connect(ParallelConfig(num_stages=2))
     try:
-        pools = {
-            n: context.Pool(n, initializer=_join, initargs=(context.Barrier(n),)) for n in (1, 2)
-        }
+        gauges = [ray.remote(num_cpus=0)(Gauge).remote() for _ in range(2)]
         for i in range(options.runs):
             for kind in KINDS if i % 2 == 0 else KINDS[::-1]:
-                seconds = calibrated(pools[kind.processes], kind.processes, plan)
+                seconds = calibrated(gauges[: kind.processes], plan)
                 predicted = predict(kind, options.blocks, seconds)
                 load = os.getloadavg()[0]
                 rate, wall = run(kind, options.blocks)
@@ -304,8 +299,6 @@ def main() -> None:
                     f"({predicted / wall - 1:+.1%}), load {load:.1f}",
                     flush=True,
                 )
-        for pool in pools.values():
-            pool.terminate()
     finally:
         disconnect()
     report(outcomes, num_tasks)

@@ -1,11 +1,11 @@
-"""Attention on a CPU by ATen's kernels; keys that lists name are gathered for them.
+"""Attention on a CPU by ATen's flash kernel; keys that lists name are gathered for it.
 
-B batch, L queries, S keys, H heads, D channels of a head, R tiles of queries, C tiles of keys, K
-columns of the longest list, G rows of tiles at once, T queries of a tile, N keys of a list.
+B batch, L queries, S keys, H heads, D channels of a head, G rows of tiles at once, T queries of a
+tile, N keys of a list.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from .blocks import Blocks
 
 State = tuple[Tensor, Tensor]
 
-_ROWS = 4  # per thread: what Python costs is shared, and their keys stay in a cache
-_SCORES = 2**18  # of one row at once, a MiB: they are read and written four times
+_SLICES = 4  # of a tile of 128 queries: the kernel gives each to a thread
 
 
 def attend_dense_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> State:
@@ -25,22 +24,29 @@ def attend_dense_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> State:
 
 
 def attend_lists_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, blocks: Blocks) -> State:
-    """Head by head; rows of tiles with equally many keys go through together."""
+    """Head by head, and one row of tiles after the other: what is gathered stays in a cache.
+
+    More rows at once, with equally many keys, only where one has too few queries for the threads.
+    """
     batch, queries, heads, channels = q_BLHD.shape
     out_BHLD = q_BLHD.new_zeros(batch, heads, queries, channels)
     lse_BHL = q_BLHD.new_full((batch, heads, queries), -torch.inf, dtype=torch.float32)
-    call = _products if q_BLHD.dtype == torch.float32 else _flash
+    q_sizes, k_sizes = (x.diff().tolist() for x in (blocks.q_starts, blocks.k_starts))
+    most = -(-torch.get_num_threads() // _SLICES)
     for b in range(batch):
         for h in range(heads):
-            q_LD = q_BLHD[b, :, h]
-            keys = _Keys(k_BSHD[b, :, h], v_BSHD[b, :, h], blocks, b, h)
-            for rows, num in keys.alike(blocks.q_starts, _ROWS * torch.get_num_threads()):
-                index = _tokens(blocks.q_starts, rows)
-                q_G1TD = q_LD.index_select(0, index).view(len(rows), 1, -1, channels)
-                k_GND, v_GND = keys.gather(rows, num)
-                out_G1TD, lse_G1T = call(q_G1TD, k_GND[:, None], v_GND[:, None])
-                out_BHLD[b, h].index_copy_(0, index, out_G1TD.reshape(-1, channels))
-                lse_BHL[b, h].index_copy_(0, index, lse_G1T.flatten())
+            lists = _lists(blocks, b, h)
+            q, out, lse = (
+                x.split(q_sizes) for x in (q_BLHD[b, :, h], out_BHLD[b, h], lse_BHL[b, h])
+            )
+            keys, values = (_Tiles(x_BSHD[b, :, h], k_sizes) for x_BSHD in (k_BSHD, v_BSHD))
+            for rows in _alike(lists, q_sizes, k_sizes, most):
+                named = [lists[row] for row in rows]
+                q_G1TD = torch.stack([q[row] for row in rows])[:, None]
+                out_G1TD, lse_G1T = _flash(q_G1TD, keys.gather(named), values.gather(named))
+                for i, row in enumerate(rows):
+                    out[row].copy_(out_G1TD[i, 0])
+                    lse[row].copy_(lse_G1T[i, 0])
     return out_BHLD.transpose(1, 2), lse_BHL
 
 
@@ -51,80 +57,42 @@ def _flash(q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> State:
     return out_BHLD, lse_BHL
 
 
-def _products(q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> State:
-    """In float32 two products are faster: the flash kernel takes so few queries by 32."""
-    parts = []
-    for q in (q_BHLD / q_BHLD.shape[-1] ** 0.5).split(max(1, _SCORES // k_BHSD.shape[2]), dim=2):
-        scores_BHLS = q @ k_BHSD.transpose(-1, -2)
-        top_BHL1 = scores_BHLS.amax(-1, keepdim=True)
-        weights_BHLS = scores_BHLS.sub_(top_BHL1).exp_()
-        total_BHL1 = weights_BHLS.sum(-1, keepdim=True)
-        parts.append((weights_BHLS @ v_BHSD / total_BHL1, top_BHL1 + total_BHL1.log()))
-    out_BHLD, lse_BHL1 = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-    return out_BHLD, lse_BHL1[..., 0]
+def _lists(blocks: Blocks, b: int, h: int) -> list[list[int]]:
+    """Of one head: the tiles of keys that each tile of queries sees."""
+    columns_HRK, counts_HR = (
+        x[min(b, x.shape[0] - 1)] for x in (blocks.columns_BHRK, blocks.counts_BHR)
+    )
+    columns_RK, counts_R = (x[min(h, x.shape[0] - 1)] for x in (columns_HRK, counts_HR))
+    pairs = zip(columns_RK.tolist(), counts_R.tolist(), strict=True)
+    return [columns[:count] for columns, count in pairs]
 
 
-def _tokens(starts: Tensor, rows: list[int]) -> Tensor:
-    """Of tiles that are as long as each other, one after the other."""
-    first_G, size = starts[rows].long(), int(starts[rows[0] + 1] - starts[rows[0]])
-    return (first_G[:, None] + torch.arange(size)).flatten()
+def _alike(
+    lists: Sequence[Sequence[int]], q_sizes: Sequence[int], k_sizes: Sequence[int], most: int
+) -> Iterator[list[int]]:
+    """Rows with as many queries and keys as each other, at most so many; none without."""
+    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, columns in enumerate(lists):
+        groups[q_sizes[row], sum(k_sizes[column] for column in columns)].append(row)
+    for (queries, keys), rows in groups.items():
+        if queries and keys:
+            yield from (rows[i : i + most] for i in range(0, len(rows), most))
 
 
-class _Keys:
-    """Keys and values of one head, and what its lists name of them.
+class _Tiles:
+    """Keys or values of one head, in tiles."""
 
-    Gathered a tile at a time where tiles are even, else a token at a time, which is slower. Into
-    buffers that are kept: fresh memory for every row costs as much as the copy.
-    """
+    def __init__(self, x_SD: Tensor, sizes: Sequence[int]) -> None:
+        self._tiles = x_SD.contiguous().split(list(sizes))
+        # kept: fresh memory for every row costs as much as the copy
+        self._buffer = x_SD.new_empty(0)
 
-    def __init__(self, k_SD: Tensor, v_SD: Tensor, blocks: Blocks, b: int, h: int) -> None:
-        columns_HRK, counts_HR = (
-            x[min(b, x.shape[0] - 1)] for x in (blocks.columns_BHRK, blocks.counts_BHR)
-        )
-        self._columns_RK, counts_R = (x[min(h, x.shape[0] - 1)] for x in (columns_HRK, counts_HR))
-        self._counts = counts_R.tolist()
-        self._starts_C, self._sizes_C = blocks.k_starts[:-1], blocks.k_starts.diff()
-        listed_RK = torch.arange(self._columns_RK.shape[1]) < counts_R[:, None]
-        columns_RK = self._columns_RK.masked_fill(~listed_RK, 0)
-        self._num_keys = (self._sizes_C[columns_RK] * listed_RK).sum(1).tolist()
-        self._unit = blocks.k_tile if blocks.even else 1  # tokens copied together
-        self._sources = [self._in_units(x_SD) for x_SD in (k_SD, v_SD)]
-        self._buffers = [k_SD.new_empty(0), v_SD.new_empty(0)]
-
-    def alike(self, q_starts: Tensor, most: int) -> Iterator[tuple[list[int], int]]:
-        """Rows with as many queries and keys as each other, at most so many; how many keys."""
-        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        for row, size in enumerate(q_starts.diff().tolist()):
-            groups[size, self._num_keys[row]].append(row)
-        for (size, num), rows in groups.items():
-            if size and num:
-                yield from ((rows[i : i + most], num) for i in range(0, len(rows), most))
-
-    def gather(self, rows: list[int], num: int) -> tuple[Tensor, Tensor]:
-        """(G, N, D) keys and values of the lists of these rows, which hold until the next call."""
-        index = torch.cat([self._units(row) for row in rows])
-        k_GND, v_GND = (self._read(i, index, len(rows))[:, :num] for i in (0, 1))
-        return k_GND, v_GND
-
-    def _read(self, which: int, index: Tensor, rows: int) -> Tensor:
-        source = self._sources[which]
-        size = len(index) * source.shape[1]
-        if self._buffers[which].numel() < size:
-            self._buffers[which] = source.new_empty(size)
-        out = self._buffers[which][:size].view(len(index), -1)
-        torch.index_select(source, 0, index, out=out)
-        return out.view(rows, -1, source.shape[1] // self._unit)
-
-    def _units(self, row: int) -> Tensor:
-        columns = self._columns_RK[row, : self._counts[row]]
-        if self._unit > 1:
-            return columns  # a shorter last tile comes last, and its padding behind the keys
-        sizes = self._sizes_C[columns]
-        offsets = self._starts_C[columns] - (sizes.cumsum(0) - sizes)
-        return torch.arange(self._num_keys[row]) + offsets.repeat_interleave(sizes)
-
-    def _in_units(self, x_SD: Tensor) -> Tensor:
-        tokens, width = x_SD.shape
-        padding = -tokens % self._unit
-        whole = torch.nn.functional.pad(x_SD, (0, 0, 0, padding)) if padding else x_SD
-        return whole.reshape(-1, self._unit * width)
+    def gather(self, lists: Sequence[Sequence[int]]) -> Tensor:
+        """(G, 1, N, D) of lists that name equally many tokens; it holds until the next call."""
+        tiles = [self._tiles[column] for columns in lists for column in columns]
+        rows, width = sum(len(tile) for tile in tiles), tiles[0].shape[1]
+        if len(self._buffer) < rows:
+            self._buffer = tiles[0].new_empty(rows, width)
+        out = self._buffer[:rows]
+        torch.cat(tiles, out=out)
+        return out.view(len(lists), 1, -1, width)

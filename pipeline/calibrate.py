@@ -1,9 +1,10 @@
 """How long this machine takes for the parts of a model, measured with random weights."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from ..models.random_weights import fill_random
 from ..models.vae import StreamingDecoder
 from ..models.vae_build import random_vae
 from ..models.wan import WanDiT, keep_float32
-from .cost import Seconds, pair_flops, token_flops
+from .calibrate_ends import copy_seconds, end_seconds
+from .cost import Seconds, layer_parameters, pair_flops, token_flops
 from .measured import commonest_task
 from .schedule import BlockSchedule
 
 _RUNS = 3
+_COLD_BYTES = 2**27  # of weights: more than caches keep from one task to the next
 
 
 def calibrate(
@@ -30,9 +33,11 @@ def calibrate(
     dtype: torch.dtype,
     vae_dtype: torch.dtype = torch.float32,
 ) -> Seconds:
-    """Seconds of a layer, embedding, head and decoder at the window the schedule has most of.
+    """Seconds of a layer, embedding, head and decoder at the window the schedule has most of, and
+    of what a task takes beside them.
 
-    Other windows follow by their products, as one layer is one kind of work.
+    Other windows follow by their products, as one layer is one kind of work. One layer alone would
+    find its weights in a cache every time, and a stage does not: several are run in a row.
     """
     task = commonest_task(schedule)
     latents, context = task.num_latents, sum(entry.num_latents for entry in task.reads)
@@ -41,8 +46,11 @@ def calibrate(
     rows, columns = height // stride, width // stride
     per_latent = (rows // dit.patch[1]) * (columns // dit.patch[2])
     queries, keys = latents * per_latent, (latents + context) * per_latent
+    layers = range(
+        min(dit.num_layers, math.ceil(_COLD_BYTES / (layer_parameters(dit) * dtype.itemsize)))
+    )
     with torch.device("meta"):
-        model = WanDiT(dit, range(1))
+        model = WanDiT(dit, layers)
     fill_random(model, seed=0, device=device, dtype=dtype, keep_float32=keep_float32)
     shape = 1, context * per_latent, dit.num_heads, dit.head_dim
     cache = _Context(torch.zeros(shape, dtype=dtype, device=device))
@@ -59,9 +67,11 @@ def calibrate(
     with torch.inference_mode():
         state = embed()
         embed_s = _seconds(device, embed)
-        layer_s = _seconds(device, lambda: model.run_layers(state, range(1), cache))
+        layer_s = _seconds(device, lambda: model.run_layers(state, layers, cache)) / len(layers)
         head_s = _seconds(device, lambda: model.head(state))
         decode_s = _decode_seconds(arch, rows, columns, device, vae_dtype)
+        copy_s = copy_seconds(state.tokens_BLD)
+    window_s, step_s = end_seconds(arch, schedule, rows, columns, device)
     token, pair = token_flops(dit, arch.text_len), pair_flops(dit)
     per_flop = layer_s / (queries * (token + keys * pair))
     return Seconds(
@@ -69,6 +79,9 @@ def calibrate(
         pair=per_flop * pair,
         embed_token=embed_s / queries,
         head_token=head_s / queries,
+        window=window_s,
+        step=step_s,
+        copy=copy_s,
         decode_latent=decode_s,
     )
 
@@ -96,7 +109,7 @@ def _decode_seconds(
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """The median of a few runs after one that warms up."""
+    """The mean of a few runs after one that warms up: what many of them add up to."""
     work()
     times = []
     for _ in range(_RUNS):
@@ -105,7 +118,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
         work()
         _wait_for(device)
         times.append(time.perf_counter() - start)
-    return median(times)
+    return mean(times)
 
 
 def _wait_for(device: torch.device) -> None:

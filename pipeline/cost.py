@@ -19,6 +19,9 @@ class Seconds:
     pair: float = 0.0  # one query with one key in one layer
     embed_token: float = 0.0
     head_token: float = 0.0
+    window: float = 0.0  # of a task at the first stage: its latents put together
+    step: float = 0.0  # of a task at the last stage: the solver
+    copy: float = 0.0  # a byte into a link or out of it, where the stage itself does that
     decode_latent: float = 0.0
     hop: float = 0.0  # from one stage to the next, before the first byte arrives
     byte: float = 0.0  # over the link: one over its bandwidth
@@ -69,11 +72,12 @@ class Cost:
 
     def stage_seconds(self, task: Task, layers: range) -> float:
         """A task on the stage that has these layers."""
-        s = self.seconds
+        s, first, last = self.seconds, layers.start == 0, layers.stop == self.num_layers
         tokens = self.passes * task.num_latents * self.tokens_per_latent
-        ends = s.embed_token if layers.start == 0 else 0.0
-        ends += s.head_token if layers.stop == self.num_layers and not task.commit else 0.0
-        return s.task + len(layers) * self.layer_seconds(task) + tokens * ends
+        ends = s.window + tokens * s.embed_token if first else 0.0
+        ends += s.step + tokens * s.head_token if last and not task.commit else 0.0
+        copied = self.activation_bytes(task) * ((not first) + (not last))
+        return s.task + len(layers) * self.layer_seconds(task) + ends + copied * s.copy
 
     def weights_bytes(self, layers: range) -> int:
         ends = self.sizes.embed if layers.start == 0 else 0

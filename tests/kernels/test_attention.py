@@ -88,6 +88,16 @@ def test_lists_are_masked_attention(op, shape, share):
         )
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rows_that_go_through_together_change_nothing(shape, monkeypatch):
+    q, k, v = _inputs(*shape)
+    blocks = _lists(*shape, 0.4)
+    alone = attend(q, k, v, blocks)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 13)
+    for together, each in zip(attend(q, k, v, blocks), alone, strict=True):
+        torch.testing.assert_close(together, each, **FP32)
+
+
 @pytest.mark.parametrize("op", [attend, attend_reference])
 def test_a_previous_state_is_merged_and_keeps_its_type(op):
     q, k, v = _inputs(19, 33, torch.bfloat16)

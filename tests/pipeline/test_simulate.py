@@ -169,6 +169,19 @@ def test_one_stage_takes_the_sum_of_its_tasks():
     assert (report.hop_bytes, report.sent_bytes) == (0, 0)
 
 
+def test_a_task_costs_its_ends_and_the_copies_of_what_stages_hand_on():
+    """Six layers on three stages, a window of two latents: 1 s to put it together, 2 s to step,
+    and 2 bytes into each link and out of it."""
+    seconds = Seconds(window=1.0, step=2.0, copy=10.0)
+    cost = Cost(num_layers=6, seconds=seconds, sizes=Bytes(token=1))
+    (task, *_) = make_schedule(BlocksConfig(policy="whole"), 4, 2).tasks()
+    stages = [range(2), range(2, 4), range(4, 6)]
+    assert [cost.stage_seconds(task, layers) for layers in stages] == [21.0, 40.0, 22.0]
+    assert cost.stage_seconds(task, range(6)) == 3.0
+    commit = replace(task, commit=True)
+    assert cost.stage_seconds(commit, range(4, 6)) == 20.0  # nothing steps
+
+
 def test_cached_context_costs_pairs_and_no_tokens():
     cost = Cost(num_layers=1, tokens_per_latent=10, seconds=Seconds(token=0.0, pair=1.0))
     schedule = blocks_of("dualparal", 2, 2, size=4, left=0, right=4)
