@@ -109,7 +109,7 @@ class Lowered(nn.Module):
         self._dtype, self._keep_casts = dtype, keep_casts
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
-        with self._context(next(iter(batch.values())).device.type):
+        with self._context(next(self.model.parameters()).device.type):
             result: tuple[Tensor, dict[str, float]] = self.model(**batch)
         return result
 

@@ -63,6 +63,8 @@ class DitLoss(nn.Module):
 class DitRecipe:
     """Batches of windows cut anywhere from the clips, all of one length and one first position."""
 
+    on_host = frozenset({"starts_B", "told_BT"})
+
     def __init__(
         self,
         arch: ModelArch,

@@ -50,7 +50,7 @@ class FlowLoss(nn.Module):
         self, noisy_BCTHW: Tensor, sigma_B: Tensor, text_BSD: Tensor, *, alone: bool = False
     ) -> Tensor:
         """`alone`: this rank does all of it, whoever shares the training's windows."""
-        state = self.dit.embed(noisy_BCTHW, sigma_B[:, None].cpu() * _TIMESTEPS, text_BSD)
+        state = self.dit.embed(noisy_BCTHW, sigma_B[:, None] * _TIMESTEPS, text_BSD)
         if self._groups and not alone:
             state = self._groups[0].run_layers(self.dit, state)
         else:
@@ -66,6 +66,8 @@ class FlowLoss(nn.Module):
 
 class FinetuneRecipe:
     """Encoded clips in any order, each at a level drawn for it."""
+
+    on_host = frozenset({"sigma_B"})
 
     def __init__(self, config: TrainConfig, group: SequenceGroup | None = None) -> None:
         self._finetune, self._seed = config.finetune, config.run.seed
@@ -108,7 +110,7 @@ class FinetuneRecipe:
         clip_BCTHW, text_BSD = clip["latents_CTHW"][None].to(device), clip["text_SD"][None]
         generator = torch.Generator().manual_seed(self._seed)
         noise_BCTHW = torch.randn(clip_BCTHW.shape, generator=generator).to(device)
-        sigma_B = torch.tensor([_SHOWN_LEVEL], device=device)
+        sigma_B = torch.tensor([_SHOWN_LEVEL])
         noisy_BCTHW = _mix(clip_BCTHW, noise_BCTHW, sigma_B)
         velocity = self.model.velocity(noisy_BCTHW, sigma_B, text_BSD.to(device), alone=True)
         path = locate(self._finetune.checkpoint, "vae", "finetune.checkpoint")
@@ -143,5 +145,5 @@ class FinetuneRecipe:
 
 
 def _mix(clip_BCTHW: Tensor, noise_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
-    sigma_B1111 = sigma_B[:, None, None, None, None]
+    sigma_B1111 = sigma_B.to(clip_BCTHW.device)[:, None, None, None, None]
     return (1 - sigma_B1111) * clip_BCTHW + sigma_B1111 * noise_BCTHW
