@@ -37,7 +37,7 @@ def attend_lists_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, blocks: Blo
         for h in range(heads):
             lists = _lists(blocks, b, h)
             q, out, lse = (
-                x.split(q_sizes) for x in (q_BLHD[b, :, h], out_BHLD[b, h], lse_BHL[b, h])
+                torch.split(x, q_sizes) for x in (q_BLHD[b, :, h], out_BHLD[b, h], lse_BHL[b, h])
             )
             keys, values = (_Tiles(x_BSHD[b, :, h], k_sizes) for x_BSHD in (k_BSHD, v_BSHD))
             for rows in _alike(lists, q_sizes, k_sizes, most):
@@ -83,7 +83,7 @@ class _Tiles:
     """Keys or values of one head, in tiles."""
 
     def __init__(self, x_SD: Tensor, sizes: Sequence[int]) -> None:
-        self._tiles = x_SD.contiguous().split(list(sizes))
+        self._tiles = torch.split(x_SD.contiguous(), list(sizes))
         # kept: fresh memory for every row costs as much as the copy
         self._buffer = x_SD.new_empty(0)
 

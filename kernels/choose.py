@@ -51,7 +51,8 @@ def choose_lists(device: torch.device, asked: str) -> Choice:
         _check_triton(device)
         return Choice("triton", "attention.backend asks for it")
     if device.type == "cpu":
-        return Choice("cpu-gather", "listed keys gathered for ATen's flash kernel")
+        why = "listed keys gathered for ATen's kernel; FlexAttention has no log-sum-exp here"
+        return Choice("cpu-gather", why)
     _check_triton(device)
     return Choice("triton", "our kernel")
 
