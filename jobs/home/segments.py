@@ -19,6 +19,7 @@ from ...configs.schema import OutputConfig
 from ..mp4 import PictureMaker, add_stream, decode_pictures
 
 Frames = npt.NDArray[np.uint8]  # n x height x width x 3
+_Bytes = bytes  # a segment has a field of that name
 
 # One tick of the timescale a frame. Neither an edit list nor offsets: times are a frame's number.
 _MOVFLAGS = "empty_moov+default_base_moof+frag_keyframe+skip_trailer+use_metadata_tags"
@@ -46,7 +47,7 @@ class Segment:
         """The frame after its last."""
         return self.first + self.frames
 
-    def read(self) -> bytes:
+    def read(self) -> _Bytes:
         """Its fragments. Replaced: they are gone."""
         try:
             return self.path.read_bytes()
