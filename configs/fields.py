@@ -15,8 +15,8 @@ def fields(group: Any = Config, prefix: str = "") -> Mapping[str, Any]:
     """Type by dotted key."""
     found: dict[str, Any] = {}
     for name, kind in get_type_hints(group).items():
-        key = prefix + name
-        found |= fields(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {key: kind}
+        key, is_group = prefix + name, dataclasses.is_dataclass(kind)
+        found |= fields(kind, f"{key}.") if is_group else {key: kind}
     return MappingProxyType(found)
 
 
