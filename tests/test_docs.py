@@ -115,7 +115,7 @@ def test_the_encoder_shown_keeps_every_frame(run_pages):
 def test_the_decoding_shown_gives_the_frames_of_the_stream(run_pages, workplace):
     names, _, _ = run_pages("python.md")
     shown = names["decode"](names["latents"], random_vae(ARCHS["tiny"].vae, seed=0)).numpy()
-    streamed = longreel.stream("a red circle drifts to the right", frames=9)
+    streamed = longreel.stream("a red circle drifts to the right", preset="tiny", frames=9)
     frames = np.concatenate([chunk.frames for chunk in streamed])
     assert np.abs(shown.astype(int) - frames.astype(int)).max() <= 1
 

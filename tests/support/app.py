@@ -15,7 +15,7 @@ from longreel.jobs.serve.app import make_app
 
 @contextlib.contextmanager
 def open_app(home, **more):
-    app = make_app(home, overrides=["model.text_cache="], **more)
+    app = make_app(home, preset="tiny", overrides=["model.text_cache="], **more)
     app.state.context.ready = True
     try:
         yield app

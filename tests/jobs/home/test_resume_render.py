@@ -40,7 +40,7 @@ def home(tmp_path):
 
 def plan(policy="causal", *more, frames=41, **request):
     settings = overrides(policy, "model.device=cpu", "checkpoint.every_s=0", *more)
-    return plan_render("a cat", frames=frames, seed=3, overrides=settings, **request)
+    return plan_render("a cat", preset="tiny", frames=frames, seed=3, overrides=settings, **request)
 
 
 def killed_at(render, task):
@@ -183,7 +183,19 @@ def test_a_render_without_memory_ends_with_the_reason_and_the_way_on(home, monke
 def test_the_command_line_keeps_lists_goes_on_with_and_removes_renders(tmp_path, monkeypatch):
     place, output = tmp_path / "home", tmp_path / "cat.mp4"
     settings = overrides("causal", "model.device=cpu", "checkpoint.every_s=0", "video.frames=41")
-    asked = ["render", "a cat", "-o", output, "--home", place, "--seed", 3, *settings]
+    asked = [
+        "render",
+        "a cat",
+        "--preset",
+        "tiny",
+        "-o",
+        output,
+        "--home",
+        place,
+        "--seed",
+        3,
+        *settings,
+    ]
     assert longreel(*asked).code == 0
     whole = output.read_bytes()
     output.unlink()

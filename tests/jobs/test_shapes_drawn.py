@@ -1,0 +1,23 @@
+"""What the models that ship draw is what was asked for, as the world's own tracker sees it."""
+
+import numpy as np
+import pytest
+
+import longreel
+from longreel.jobs.world.track import track
+
+DRAWN = [
+    ("shapes", "large yellow square", "stands still", "navy"),
+    ("shapes-live", "large red circle", "drifts slowly to the right", "black"),
+    ("shapes-live", "large green triangle", "drifts slowly upward", "white"),
+]
+
+
+@pytest.mark.parametrize(("preset", "looks", "moves", "ground"), DRAWN)
+def test_a_thing_has_the_looks_and_the_ground_that_were_asked_for(preset, looks, moves, ground):
+    prompt = f"a {looks} {moves} over a {ground} background"
+    overrides = ["model.device=cpu", "model.text_cache="]
+    stream = longreel.stream(prompt, preset=preset, frames=33, seed=0, overrides=overrides)
+    seen = track(np.concatenate([chunk.frames for chunk in stream]))
+    assert [thing.looks for thing in seen.things] == [tuple(looks.split())]
+    assert (seen.backdrop.kind, seen.backdrop.colours) == ("plain", (ground,))
