@@ -90,7 +90,7 @@ def folder(tmp_path, monkeypatch):
             ["parallel.num_stages=2", "parallel.devices=3"],
             ["parallel.devices=3 leaves 1 device without", "at most 2", "0 for devices of its own"],
         ),
-        (["parallel.num_stages=9"], ["parallel.num_stages=9 leaves 5 stages", "at most 4"]),
+        (["parallel.num_stages=9"], ["parallel.num_stages=9 leaves 1 stage", "at most 8"]),
         (
             ["parallel.num_stages=4", "blocks.policy=dualparal", "sampling.steps=3"],
             ["would leave 1 stage", "keeps 3 blocks in flight", "sampling.steps to at least 4"],

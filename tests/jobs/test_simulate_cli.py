@@ -212,7 +212,8 @@ def test_what_was_measured_is_what_the_commonest_window_costs(monkeypatch):
 def test_a_render_splits_layers_by_what_was_calibrated_for_its_window(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     longreel = CliRunner().invoke
-    dry_run = ["render", "a cat", "--dry-run", "parallel.num_stages=2", "parallel.backend=local"]
+    stages = ["parallel.num_stages=2", "parallel.backend=local"]
+    dry_run = ["render", "a cat", "--preset", "tiny", "--dry-run", *stages]
     assert "split as estimated (`longreel simulate --calibrate`" in longreel(app, dry_run).stdout
     options = "--preset tiny --policy whole --latents 5 --steps 1 --calibrate"
     done = longreel(app, ["simulate", *options.split()])

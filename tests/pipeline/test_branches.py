@@ -80,7 +80,7 @@ def test_each_branch_reads_its_own_text_and_the_same_latents(monkeypatch):
         (["sampling.guidance_mode=none"], r"guidance_mode=none guides no step, so half of the"),
         (
             ["sampling.guidance_from=0.001", "sampling.guidance_to=0.0"],
-            r"guidance=5 from level 0\.001 to 0 guides no step",
+            r"guidance=4 from level 0\.001 to 0 guides no step",
         ),
         (["sampling.guidance_mode=batched"], r"both branches into one forward; set .*=sequential"),
     ],

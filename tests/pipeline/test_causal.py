@@ -125,7 +125,8 @@ def test_new_prompts_equal_a_plain_loop_over_diffusers(tmp_path, recache):
         "parallel.backend=local",
     ]
     prompt_at = [(second_of(block), text) for block, text in CHANGES.items()]
-    plan = plan_render("a cat", frames=FRAMES, seed=SEED, overrides=overrides, prompt_at=prompt_at)
+    request = {"preset": "tiny", "frames": FRAMES, "seed": SEED, "prompt_at": prompt_at}
+    plan = plan_render("a cat", **request, overrides=overrides)
     assert plan.schedule.new_prompts == tuple(CHANGES)
     ours = render_latents(plan)
 

@@ -200,7 +200,7 @@ def test_the_weights_of_every_part_are_counted_right(name):
 @pytest.mark.parametrize("preset", [name for name in preset_names() if "i2v-14b" not in name])
 def test_bytes_are_weights_times_the_size_of_their_type(preset):
     made = plan(preset=preset)
-    arch, wide = made.arch, preset in ("tiny", "shapes")  # in float32
+    arch, wide = made.arch, preset in ("tiny", "shapes", "shapes-live")  # in float32
     with torch.device("meta"):
         parameters = dict(WanDiT(arch.dit).named_parameters())
     # norms, modulation and the embedding of levels stay float32: under a hundredth of the weights

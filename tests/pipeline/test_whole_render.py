@@ -35,6 +35,7 @@ def pictures(tmp_path):
 def _plan(arch, checkpoint, tmp_path, *overrides, image=None, size=SIZE):
     return plan_render(
         PROMPT,
+        preset="tiny",
         frames=FRAMES,
         seed=SEED,
         image=image,
