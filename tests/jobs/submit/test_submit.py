@@ -62,7 +62,7 @@ def test_a_job_makes_the_render_that_this_process_makes(longreel, tmp_path):
     )
     assert len([*decode_mp4(video)]) == 41
     here = Home(tmp_path / "here").create(
-        plan_render("a red circle", frames=41, seed=3, overrides=SETTINGS)
+        plan_render("a red circle", preset="tiny", frames=41, seed=3, overrides=SETTINGS)
     )
     RenderRun(here).run()
     there = Home(tmp_path / "home").open(out)
