@@ -86,7 +86,7 @@ def test_other_layouts_and_idle_workers_free_the_devices(two_nodes):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_workers_that_share_the_vaes_tiles_stay_too(two_nodes):
-    tiles = ("model.vae_tile=64", "video.height=64", "video.width=96", "blocks.policy=whole")
+    tiles = ("model.vae_tile=64", "video.height=64", "video.width=96")
     pairs = ("parallel.backend=ray", "model.device=cpu", "parallel.gpus_per_stage=2")
     warm = WarmBackends()
     seen = []
