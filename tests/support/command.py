@@ -9,15 +9,15 @@ from typer.testing import CliRunner
 from longreel.jobs.cli import app
 from longreel.pipeline import backend, codec
 
-# a render of a second: 9 frames of 32 x 48 in 3 steps, with untrained weights and no cache
+# random weights and no cache: what is asked here holds of any model
+TINY = ("model.arch=tiny", "model.checkpoint=random", "model.text_cache=")
+# a render of a second: 9 frames of 32 x 48 in 3 steps
 SMALL = (
-    "model.arch=tiny",  # random weights: what is asked here holds of any
-    "model.checkpoint=random",
+    *TINY,
     "video.height=32",
     "video.width=48",
     "video.frames=9",
     "sampling.steps=3",
-    "model.text_cache=",
 )
 
 

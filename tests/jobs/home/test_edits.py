@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 import tiny_vae
-from command import longreel
+from command import TINY, longreel
 from finished import FRAMES, Finished, digests, frames_of, make, plan
 from ray_cluster import two_nodes
 from thread_chain import ThreadBackend
@@ -363,7 +363,6 @@ def test_over_ray_an_edit_makes_the_bytes_of_one_process(finished, tmp_path, pol
             assert make(there, changes=over_ray) == make(here)
 
 
-TINY = ["model.arch=tiny", "model.checkpoint=random", "model.text_cache="]
 SIZES = [*TINY, "video.height=32", "video.width=48", "sampling.steps=3"]
 QUEUE = ["blocks.policy=dualparal-grouped", "blocks.size=2", "blocks.left=2", "video.frames=41"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from built_wheel import build_wheel, environment_without_us
+from command import TINY
 from ray_head import ray_head
 from server import SMALL, until
 
@@ -16,8 +17,7 @@ from longreel.jobs.render import plan_render
 from longreel.jobs.submit.errand import Errand, read_errand, read_request, write_errand
 from longreel.jobs.submit.jobs_client import unpack_wheel
 
-TINY = ["model.arch=tiny", "model.checkpoint=random", "model.text_cache="]
-SETTINGS = [f"{key}={value}" for key, value in SMALL.items()] + TINY
+SETTINGS = [f"{key}={value}" for key, value in SMALL.items()] + [*TINY]
 
 
 @pytest.fixture(scope="module")
