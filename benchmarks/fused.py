@@ -58,9 +58,6 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument(
-        "--rows", type=int, nargs="+", help="tokens of a Triton program, each tried"
-    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -68,13 +65,7 @@ def main() -> None:
     print(machine(args.device, args.runs))
     for tokens, width in [(32_760, 1536), (75_600, 5120)] if cuda else [(4_200, 1536)]:
         for dtype in (torch.bfloat16,) if cuda else (torch.float32, torch.bfloat16):
-            for rows in args.rows or [0]:
-                if rows:
-                    from longreel.kernels import norm_triton
-
-                    norm_triton.ROWS = rows
-                    print(f"{rows} tokens a program")
-                measure(tokens, width, dtype, args.device, args.runs)
+            measure(tokens, width, dtype, args.device, args.runs)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ part tests 120 env PYTHONSAFEPATH=1 "$PYTHON" -m pytest -m gpu -rs -W default -p
     "${tests[@]}"
 part tune 90 "$PYTHON" benchmarks/attention.py --device cuda --tune --runs 5
 part attention 150 "$PYTHON" benchmarks/attention.py --device cuda --flex --runs 5 --budget 10
-part fused 60 "$PYTHON" benchmarks/fused.py --device cuda --rows 1 4 8 16
+part fused 60 "$PYTHON" benchmarks/fused.py --device cuda
 part dit 120 "$PYTHON" benchmarks/dit_forward.py --device cuda --shape 1.3b 1.3b-720p --runs 5 \
     --budget 15 --builders tile-window radial spatiotemporal pooled local stale
 if [[ "$devices" -ge 2 ]]; then

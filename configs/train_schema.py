@@ -209,7 +209,7 @@ class LiveTraining:
     shift: float = 6.0
     guidance: float = 3.0  # that is learnt in
     past_noise: float = 0.15  # the most that a clean past bears, untold
-    compiled: bool = False  # layers, by torch; needs a C++ compiler on CPUs
+    compiled: bool = False  # what encodes the clips; needs a C++ compiler on CPUs
 
     def __post_init__(self) -> None:
         for name in ("clips", "rows", "chunks"):

@@ -2,7 +2,8 @@
 
 B batch, L tokens, F runs of tokens that share a row (L = F * tokens of a run), R levels, D
 channels. Rows are float32 of shape (R, D), and `index_BF` says which each run of tokens has; none:
-there is one row, for all. They stay as few as the levels, and on a GPU are never expanded.
+there is one row for all, or one for each run in its turn. They are as few as they are given, and on
+a GPU are never expanded.
 """
 
 import torch
@@ -18,10 +19,10 @@ def norm_modulate_reference(
 ) -> Tensor:
     """The definition: LayerNorm(x) * (1 + scale) + shift, in float32."""
     width = x_BLD.shape[-1:]
-    if index_BF is None:  # one row: the affine part of the norm itself, one pass
+    if index_BF is None and len(scale_RD) == 1:  # the affine part of the norm itself, one pass
         return layer_norm(x_BLD.float(), width, 1 + scale_RD[0], shift_RD[0], eps).to(x_BLD.dtype)
-    scale_BFD, shift_BFD = scale_RD[index_BF], shift_RD[index_BF]
-    y_BFSD = _by_run(layer_norm(x_BLD.float(), width, None, None, eps), index_BF)
+    scale_BFD, shift_BFD = (_of_runs(rows, index_BF, len(x_BLD)) for rows in (scale_RD, shift_RD))
+    y_BFSD = _by_run(layer_norm(x_BLD.float(), width, None, None, eps), scale_BFD.shape[1])
     y_BFSD = torch.addcmul(shift_BFD[:, :, None], y_BFSD, 1 + scale_BFD[:, :, None])
     return y_BFSD.reshape(x_BLD.shape).to(x_BLD.dtype)
 
@@ -41,10 +42,11 @@ def gated_residual_reference(
     x_BLD: Tensor, y_BLD: Tensor, gate_RD: Tensor, index_BF: Tensor | None
 ) -> Tensor:
     """The definition: x + y * gate, in float32."""
-    if index_BF is None:
+    if index_BF is None and len(gate_RD) == 1:
         return torch.addcmul(x_BLD.float(), y_BLD.float(), gate_RD[None]).to(x_BLD.dtype)
-    x, y = _by_run(x_BLD.float(), index_BF), _by_run(y_BLD.float(), index_BF)
-    gated = torch.addcmul(x, y, gate_RD[index_BF][:, :, None])
+    gate_BFD = _of_runs(gate_RD, index_BF, len(x_BLD))
+    x, y = (_by_run(z_BLD.float(), gate_BFD.shape[1]) for z_BLD in (x_BLD, y_BLD))
+    gated = torch.addcmul(x, y, gate_BFD[:, :, None])
     return gated.reshape(x_BLD.shape).to(x_BLD.dtype)
 
 
@@ -84,6 +86,13 @@ def rms_norm(x_BLD: Tensor, norm: nn.RMSNorm) -> Tensor:
     return y.to(x_BLD.dtype)
 
 
-def _by_run(x_BLD: Tensor, index_BF: Tensor) -> Tensor:
+def _of_runs(rows_RD: Tensor, index_BF: Tensor | None, batch: int) -> Tensor:
+    """(B, F, D)."""
+    return (
+        rearrange(rows_RD, "(b f) d -> b f d", b=batch) if index_BF is None else rows_RD[index_BF]
+    )
+
+
+def _by_run(x_BLD: Tensor, runs: int) -> Tensor:
     """(B, L, D) seen as (B, F, L / F, D), so that rows broadcast."""
-    return rearrange(x_BLD, "b (f s) d -> b f s d", f=index_BF.shape[1])
+    return rearrange(x_BLD, "b (f s) d -> b f s d", f=runs)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-ROWS = 8  # tokens of a program
+_ROWS = 8  # tokens of a program
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def rms_norm_rotate_triton(
     block_h, block_d = (max(2, triton.next_power_of_2(size)) for size in (num_heads, head))
     _rotate_kernel[_grid(len(x), len(x))](
         x, weight, table, y, x.stride(0), tokens, len(x), num_heads, eps,
-        HEAD=head, NORM=norm is not None, ROWS=ROWS, BLOCK_H=block_h, BLOCK_D=block_d,
+        HEAD=head, NORM=norm is not None, ROWS=_ROWS, BLOCK_H=block_h, BLOCK_D=block_d,
         num_warps=_warps(block_h * block_d), enable_fp_fusion=True,
     )  # fmt: skip
     return y.view(batch, tokens, num_heads, -1)
@@ -147,19 +147,21 @@ def _levels(x_BLD: Tensor, index_BF: Tensor | None, *rows_RD: Tensor) -> tuple[A
     """Rows of one stride, the level of each run of tokens of every sample, and the run's length."""
     rows = tuple(row_RD.contiguous() for row_RD in rows_RD)
     batch, tokens = x_BLD.shape[:2]
-    if index_BF is None:
+    if index_BF is None and len(rows[0]) == 1:
         return *rows, None, max(1, batch * tokens)
+    if index_BF is None:
+        index_BF = torch.arange(len(rows[0]), device=x_BLD.device).view(batch, -1)
     runs = index_BF.shape[1]
     return *rows, index_BF.expand(batch, runs).contiguous(), tokens // runs
 
 
 def _grid(tokens: int, run: int) -> tuple[int]:
-    return (tokens // run * triton.cdiv(run, ROWS),)
+    return (tokens // run * triton.cdiv(run, _ROWS),)
 
 
 def _options(channels: int) -> dict[str, int]:
     block = max(16, triton.next_power_of_2(channels))
-    return {"ROWS": ROWS, "BLOCK": block, "num_warps": _warps(block), "enable_fp_fusion": True}
+    return {"ROWS": _ROWS, "BLOCK": block, "num_warps": _warps(block), "enable_fp_fusion": True}
 
 
 def _warps(channels: int) -> int:

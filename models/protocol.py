@@ -16,7 +16,7 @@ class Modulation:
 
     embedding_RD: Tensor  # float32, for the head
     rows_R6D: Tensor  # float32, for the layers
-    index_BF: Tensor | None  # row of each run of tokens; none when there is one row
+    index_BF: Tensor | None  # row of each run of tokens; none: one for all, or for each in its turn
 
     def of_tokens(self, places_L: Tensor) -> "Modulation":
         """A row for every token by itself, for tokens in another order: `places_L` of the old."""
@@ -89,8 +89,12 @@ class VideoDiT(Protocol):
         causal_latents: int = 0,
         fps: int = 16,
         order: TokenOrder = TokenOrder(),
+        tell_apart: bool = True,
     ) -> DiTState:
         """Latents to tokens. Timesteps are (B, 1), or (B, T) where latents differ in level.
+
+        They are on the host and equal ones are one level: to tell them apart on a GPU would be to
+        wait for it. Without `tell_apart` they may be anywhere, and each is a level of its own.
 
         `positions` numbers the latents on the time axis (0, 1, ... unless given),
         `context_positions` those that a cache will bring.

@@ -60,7 +60,7 @@ class WanDiT(nn.Module):
         super().__init__()
         self.arch = arch
         self.num_layers = arch.num_layers
-        self._last_rotary: tuple[tuple[WindowShape, torch.device], Rotary] | None = None
+        self._rotary: dict[tuple[WindowShape, torch.device], Rotary] = {}
         dim = arch.dim
         if with_embed:
             self.patch_embedding = nn.Conv3d(arch.in_channels, dim, arch.patch, arch.patch)
@@ -86,8 +86,9 @@ class WanDiT(nn.Module):
         causal_latents: int = 0,
         fps: int = 16,
         order: TokenOrder = _RASTER,
+        tell_apart: bool = True,
     ) -> DiTState:
-        """See VideoDiT. Timesteps live on the host: telling them apart must not wait for a GPU."""
+        """See VideoDiT."""
         embedder = self.condition_embedder
         dtype = self.patch_embedding.weight.dtype
         x_BDTHW = self.patch_embedding(latents_BCTHW.to(dtype))
@@ -103,7 +104,7 @@ class WanDiT(nn.Module):
         for time in window.times + window.context_times:
             assert 0 <= time < self.arch.max_position, f"position {time} of a latent"
         tokens_BLD = rearrange(x_BDTHW, "b d t h w -> b (t h w) d").contiguous()
-        modulation = self._modulation(timesteps_BT, num_latents, fps)
+        modulation = self._modulation(timesteps_BT, num_latents, fps, tell_apart)
         if order.name != "raster":
             places_L = permutation(_grid(window, num_latents)).to(tokens_BLD.device)
             tokens_BLD = tokens_BLD[:, places_L]
@@ -154,8 +155,9 @@ class WanDiT(nn.Module):
         return velocity_BCTHW
 
     def rotary(self, window: WindowShape, device: torch.device) -> Rotary:
-        """The last window's tables are kept: most windows of a render stand alike."""
-        if self._last_rotary is None or self._last_rotary[0] != (window, device):
+        """The last window's tables are kept: most windows of a render stand alike. In training all
+        are, as there are few."""
+        if (window, device) not in self._rotary:
             own_LC, context_LC = (
                 rotary_table(times, window.height, window.width, self.arch.head_splits, device)
                 for times in (window.times, window.context_times)
@@ -168,13 +170,18 @@ class WanDiT(nn.Module):
                         (context_LC, window.context_times),
                     )
                 )
-            tables = Rotary(own_LC, torch.cat([own_LC, context_LC]))
-            self._last_rotary = (window, device), tables
-        return self._last_rotary[1]
+            if not self.training:
+                self._rotary.clear()
+            self._rotary[window, device] = Rotary(own_LC, torch.cat([own_LC, context_LC]))
+        return self._rotary[window, device]
 
-    def _modulation(self, timesteps_BT: Tensor, num_latents: int, fps: int) -> Modulation:
+    def _modulation(
+        self, timesteps_BT: Tensor, num_latents: int, fps: int, tell_apart: bool
+    ) -> Modulation:
         assert timesteps_BT.shape[1:] in ((1,), (num_latents,))
-        levels_R, index_BF = torch.unique(timesteps_BT.cpu(), return_inverse=True)
+        levels_R, index_BF = timesteps_BT.flatten(), None
+        if tell_apart:
+            levels_R, index_BF = torch.unique(timesteps_BT.cpu(), return_inverse=True)
         device = self.patch_embedding.weight.device
         embedding_RD, rows_R6D = self.condition_embedder.levels(levels_R.to(device))
         if self.arch.fps_embedding:
@@ -185,7 +192,7 @@ class WanDiT(nn.Module):
         return Modulation(
             embedding_RD=embedding_RD,
             rows_R6D=rows_R6D,
-            index_BF=None if len(levels_R) == 1 else index_BF.to(device),
+            index_BF=None if index_BF is None or len(levels_R) == 1 else index_BF.to(device),
         )
 
 
@@ -255,6 +262,7 @@ class _ImageEmbedder(nn.Module):
 
 def _sinusoid(timesteps_R: Tensor, width: int) -> Tensor:
     """Cosines, then sines, of geometrically falling frequencies; angles in float64."""
-    frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angles = timesteps_R.double()[:, None] * frequencies.to(timesteps_R.device)
+    pairs, device = width // 2, timesteps_R.device
+    frequencies = 10000.0 ** -(torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
+    angles = timesteps_R.double()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()

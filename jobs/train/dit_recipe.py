@@ -22,7 +22,7 @@ from .feed import made_ahead
 from .latents import LatentClips
 from .patterns import draw_levels
 from .recipe import Batch
-from .sample import held_out_prompts, sample_whole, strips
+from .sample import held_out_prompts, sample_whole, strips, velocity
 from .text_side import TextSide
 
 _SHEET_ROWS = 6
@@ -40,30 +40,20 @@ class DitLoss(nn.Module):
         self.dit, self.text, self.clips = dit, text, clips
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
-        sigma_BT, starts_B = batch["sigma_BT"], batch["starts_B"]
-        clean = self.clips.windows(batch["numbers_B"], starts_B, sigma_BT.shape[1])
+        sigma_BT = batch["sigma_BT"]
+        clean = self.clips.windows(batch["numbers_B"], batch["starts_B"], sigma_BT.shape[1])
         noise_BCTHW = torch.randn_like(clean)
         sigma = sigma_BT[:, None, :, None, None]
         noisy_BCTHW = (1 - sigma) * clean + sigma * noise_BCTHW
         text_BSD = self.text(batch["ids_BS"], batch["mask_BS"])
-        first = int(starts_B[0] > 0)
-        state = self.dit.embed(
-            noisy_BCTHW,
-            1000 * batch["told_BT"].double(),
-            text_BSD,
-            positions=range(first, first + clean.shape[2]),
-        )
-        state = self.dit.run_layers(state, range(self.dit.num_layers))
-        off_BCTHW = self.dit.head(state).float() - (noise_BCTHW - clean)
-        off_BT = off_BCTHW.square().mean(dim=(1, 3, 4))
+        made_BCTHW = velocity(self.dit, noisy_BCTHW, batch["told_BT"], text_BSD)
+        off_BT = (made_BCTHW - (noise_BCTHW - clean)).square().mean(dim=(1, 3, 4))
         learnt_BT = batch["learnt_BT"]
         return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
 
 
 class DitRecipe:
-    """Batches of windows cut anywhere from the clips, all of one length and one first position."""
-
-    on_host = frozenset({"starts_B", "told_BT"})
+    """Batches of windows cut anywhere from the clips, all of one length."""
 
     def __init__(
         self,
@@ -96,7 +86,7 @@ class DitRecipe:
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
         mix = self._mix
-        latents = int(rng.integers(mix.shortest, self._longest(step) + 1))
+        latents = _window(rng, mix.shortest, self._longest(step))
         at_start = rng.random() < mix.first
         rows = max(1, mix.latents // latents)
         numbers = rng.integers(len(self._clips), size=rows)
@@ -162,6 +152,11 @@ def start_from_identity(dit: WanDiT) -> None:
         starts = name.startswith(("proj_out", "condition_embedder.time_proj"))
         if starts or name.endswith("scale_shift_table"):
             nn.init.zeros_(parameter)
+
+
+def _window(rng: np.random.Generator, shortest: int, longest: int) -> int:
+    """Evenly by its logarithm: short windows are many scenes to a batch, long ones few."""
+    return int(shortest * ((longest + 1) / shortest) ** rng.random())
 
 
 def _stack(rows: list[np.ndarray[Any, Any]]) -> Tensor:

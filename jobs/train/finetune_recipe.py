@@ -67,8 +67,6 @@ class FlowLoss(nn.Module):
 class FinetuneRecipe:
     """Encoded clips in any order, each at a level drawn for it."""
 
-    on_host = frozenset({"sigma_B"})
-
     def __init__(self, config: TrainConfig, group: SequenceGroup | None = None) -> None:
         self._finetune, self._seed = config.finetune, config.run.seed
         arch = ARCHS[config.finetune.arch]

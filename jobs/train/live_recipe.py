@@ -85,14 +85,12 @@ class LiveLoss(nn.Module):
         target = noise - clean + (self._guidance - 1) * (wanted - empty)
         made = velocity(self.dit, noisy_BCTHW, told_BT, text_BSD, causal=self._chunk)
         off_BT = (made - target).square().mean(dim=(1, 3, 4))
-        learnt_BT = (told_BT > 0).float().to(off_BT.device)
+        learnt_BT = (told_BT > 0).float()
         return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
 
 
 class LiveRecipe:
     """Windows of a sink and a run of chunks from anywhere in the clip."""
-
-    on_host = frozenset({"told_BT"})
 
     def __init__(
         self,

@@ -17,11 +17,6 @@ class Recipe(Protocol):
         """All that is trained. It takes a batch by name; gives a loss, and figures beside it."""
         ...
 
-    @property
-    def on_host(self) -> frozenset[str]:
-        """What of a batch the loss reads to decide on: from a GPU that would wait for its work."""
-        ...
-
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch: ...
 
     def sheet(self) -> np.ndarray[Any, Any]:

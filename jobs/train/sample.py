@@ -49,7 +49,13 @@ def velocity(
     dit: WanDiT, noisy_BCTHW: Tensor, told_BT: Tensor, text_BSD: Tensor, causal: int = 0
 ) -> Tensor:
     """Of a window that stands alone; `causal`: runs of so many latents see no later run."""
-    state = dit.embed(noisy_BCTHW, 1000 * told_BT.double(), text_BSD, causal_latents=causal)
+    state = dit.embed(
+        noisy_BCTHW,
+        1000 * told_BT.double(),
+        text_BSD,
+        causal_latents=causal,
+        tell_apart=told_BT.device.type == "cpu",
+    )
     return dit.head(dit.run_layers(state, range(dit.num_layers))).float()
 
 

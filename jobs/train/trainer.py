@@ -72,8 +72,7 @@ class Trainer:
         """One step and what is due after it; whether any rank was asked to stop."""
         config, report = self._config, self._config.report
         rate = learning_rate(config.optimizer, self.step, config.steps)
-        device, stays = self._ranks.device, self._recipe.on_host
-        here = {name: x if name in stays else x.to(device) for name, x in batch.items()}
+        here = {name: x.to(self._ranks.device) for name, x in batch.items()}
         seed_step(config.run.seed, self.step, self._shared_rank()[0])
         stepped = self._engine.step(here, rate)
         self._ema.update(self._engine.weights(), self.step)

@@ -108,8 +108,6 @@ class Phase:
 class VaeRecipe:
     """Crops of clips, some longer than the VAE's reach in time, so that late frames are learnt."""
 
-    on_host: frozenset[str] = frozenset()
-
     def __init__(
         self,
         arch: VaeArch,

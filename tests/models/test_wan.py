@@ -191,3 +191,14 @@ def test_modulation_holds_one_row_per_level_however_many_tokens():
     state = model.embed(latents, torch.tensor([[7.0, 7.0, 8.0, 8.0, 9.0]] * 2), text)
     assert state.modulation.rows_R6D.shape == (3, 6, T2V.dim)
     assert state.modulation.index_BF.tolist() == [[0, 0, 1, 1, 2]] * 2
+
+
+def test_levels_that_are_not_told_apart_are_the_same_ones():
+    model = our_model(T2V, diffusers_model(T2V))
+    latents, text = _inputs(T2V, latents=3)
+    timesteps = torch.tensor([[7.0, 7.0, 8.0], [9.0, 8.0, 7.0]])
+    states = [model.embed(latents, timesteps, text, tell_apart=apart) for apart in (True, False)]
+    assert [len(state.modulation.rows_R6D) for state in states] == [3, 6]
+    first, second = (model.head(model.run_layers(s, range(T2V.num_layers))) for s in states)
+    # products of three rows and of six may be summed in another order
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-6)

@@ -90,7 +90,7 @@ def fused(kernel, **constants: int) -> dict:
     pointers = dict.fromkeys(("x_ptr", "y_ptr", "out_ptr", "weight_ptr"), "bf16")
     pointers |= dict.fromkeys(("scale_ptr", "shift_ptr", "gate_ptr", "table_ptr"), "fp32")
     pointers["index_ptr"] = "i64"
-    constants = {"ROWS": norm_triton.ROWS, **constants}
+    constants = {"ROWS": norm_triton._ROWS, **constants}
     return compile_kernel(kernel, pointers, constants, {"num_warps": 8})
 
 

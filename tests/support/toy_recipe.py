@@ -22,8 +22,6 @@ class ToyLoss(nn.Module):
 
 
 class ToyRecipe:
-    on_host = frozenset()
-
     def __init__(self, seed: int = 0, *, width: int = 200, bad_step: int | None = None) -> None:
         torch.manual_seed(seed)
         self.model = ToyLoss(width)

@@ -1,5 +1,7 @@
 """The DiT's recipe: windows of the world's latents, and a loss that training lowers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -47,6 +49,14 @@ def test_windows_begin_their_video_all_or_none(recipe):
         assert (starts_B == 0).all() or (starts_B > 0).all()
         seen.add(bool(starts_B[0]))
     assert seen == {False, True}
+
+
+def test_short_windows_are_drawn_more_often(recipe):
+    shortest, longest = 2, 6
+    recipe._mix = replace(recipe._mix, shortest=shortest, longest=longest, grow=0)
+    lengths = [recipe.batch(step, 0, 1)["sigma_BT"].shape[1] for step in range(400)]
+    assert set(lengths) == set(range(shortest, longest + 1))
+    assert lengths.count(shortest) > 1.5 * lengths.count(longest)
 
 
 def test_windows_are_cut_from_their_clips(clips):
