@@ -1,12 +1,13 @@
 """Two stages beside one, and beside two copies of the one at once: what a second core gives each.
 
-    python benchmarks/pipeline_scaling.py             # about six minutes
+    python benchmarks/pipeline_scaling.py             # about eight minutes
     python benchmarks/pipeline_scaling.py --runs 1 --blocks 5
 
 Each kind of run in turn, over Ray actors with one thread each: denoising alone, random weights.
 Two copies at once show what two cores can give together. In its steady state, which is what is left
 without filling and draining the chain, two stages should give 0.95 of that or more. Beside every
-run stands what the simulator says of it, calibrated in as many actors as the run keeps busy.
+run stands what the simulator says of it, calibrated in as many actors as the run keeps busy, just
+before it and just after it: shared machines change their speed within a minute.
 """
 
 import argparse
@@ -55,7 +56,7 @@ ARCH = ModelArch(
 )
 HEIGHT, WIDTH = 128, 160  # 80 tokens a latent; 4 latents a block after 2 of the past: 480 a window
 SIZE, LEFT, RIGHT, STEPS = 4, 2, 2, 4
-CALIBRATIONS = 5
+CALIBRATIONS = 3  # before a run, and after it
 
 
 @dataclass(frozen=True)
@@ -239,11 +240,15 @@ class Gauge:
         )
 
 
-def calibrated(gauges: Sequence[Any], plan: Plan) -> Seconds:
-    """Means over a few rounds, in each of which all gauges measure the same at once."""
+def measured(gauges: Sequence[Any], plan: Plan) -> list[Seconds]:
+    """Of a few rounds, in each of which all gauges measure the same at once."""
     found: list[Seconds] = []
     for _ in range(CALIBRATIONS):
         found += ray.get([gauge.measure.remote(plan) for gauge in gauges], timeout=120)
+    return found
+
+
+def mean(found: Sequence[Seconds]) -> Seconds:
     names = [field.name for field in fields(Seconds)]
     return Seconds(**{name: statistics.mean(getattr(s, name) for s in found) for name in names})
 
@@ -289,10 +294,11 @@ def main() -> None:
         gauges = [ray.remote(num_cpus=0)(Gauge).remote() for _ in range(2)]
         for i in range(options.runs):
             for kind in KINDS if i % 2 == 0 else KINDS[::-1]:
-                seconds = calibrated(gauges[: kind.processes], plan)
-                predicted = predict(kind, options.blocks, seconds)
-                load = os.getloadavg()[0]
+                load, mine = os.getloadavg()[0], gauges[: kind.processes]
+                before = measured(mine, plan)
                 rate, wall = run(kind, options.blocks)
+                seconds = mean(before + measured(mine, plan))
+                predicted = predict(kind, options.blocks, seconds)
                 outcomes[kind.name].append(Outcome(rate, wall, predicted))
                 print(
                     f"{kind.name}: {rate:.3f} tasks/s, {wall:.2f} s, simulated {predicted:.2f} s "

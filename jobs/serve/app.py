@@ -14,10 +14,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ... import __version__
+from ..home.segments import Replaced
 from . import routes_media, routes_page, routes_renders, routes_socket, routes_videos
 from .context import Context
 from .edits import Editing
-from .errors import ApiError, envelope
+from .errors import ApiError, envelope, without_paths
 from .files import AllFiles
 from .guard import Guard
 from .intake import Intake
@@ -78,6 +79,7 @@ def make_app(
     for routes in (routes_renders, routes_media, routes_videos, routes_page, routes_socket):
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(Replaced, _replaced)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Guard, tokens=tokens, limits=limits)
@@ -110,6 +112,11 @@ async def _load(here: Context) -> None:
 
 async def _api_error(request: Request, error: Any) -> JSONResponse:
     return JSONResponse(envelope(error), status_code=error.status, headers=error.headers)
+
+
+async def _replaced(request: Request, error: Any) -> JSONResponse:
+    """An edit has taken a file away between its name and its reading."""
+    return await _api_error(request, ApiError(409, "replaced", without_paths(str(error))))
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:

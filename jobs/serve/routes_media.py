@@ -134,7 +134,7 @@ async def get_init(own: Own, here: Here) -> Response:
 @router.get(
     "/hls/{name}.m4s",
     response_class=Response,
-    responses=failures(404) | {200: {"content": _MP4}},
+    responses=failures(404, 409) | {200: {"content": _MP4}},
 )
 async def get_segment(own: Own, here: Here, name: str) -> Response:
     """As the playlist names it."""
@@ -182,7 +182,7 @@ async def get_frames(
 @router.get(
     "/thumbnail",
     response_class=Response,
-    responses=failures(404) | {200: {"content": {"image/webp": {}}}},
+    responses=failures(404, 409) | {200: {"content": {"image/webp": {}}}},
 )
 async def get_thumbnail(
     own: Own, here: Here, frame: Annotated[int, Query(ge=0, le=10_000_000)] = 0

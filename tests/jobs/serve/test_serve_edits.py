@@ -150,6 +150,19 @@ def test_every_way_out_gives_one_cut_of_a_video(app):
     assert call(app, "GET", f"{path}/hls/{names[-2]}").status_code == 404
 
 
+def test_a_file_that_an_edit_takes_between_its_name_and_its_reading_is_replaced(app):
+    render = made(app, frames=9)
+    path = f"/api/v1/renders/{render}"
+    lines = call(app, "GET", f"{path}/hls/index.m3u8").text.splitlines()
+    name = next(line for line in lines if line.endswith(".m4s"))
+    (app.state.context.files.of(render).folder.path / "segments" / name).unlink()
+    for way in (f"hls/{name}", "thumbnail"):
+        answer = call(app, "GET", f"{path}/{way}")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (409, "replaced")
+        assert "/segments/" not in error["message"]
+
+
 @pytest.mark.parametrize("named", ["by its id", "by itself"])
 def test_an_extension_is_another_video_that_begins_with_the_first(app, named):
     render = made(app, frames=17)
