@@ -40,6 +40,7 @@ class Muon:
             torch.zeros(len(alike), *shape, device=alike[0].device)
             for shape, alike in shapes.items()
         ]
+        # the rate is a number, or a tensor on the weights' device
         self.param_groups: list[dict[str, Any]] = [{"lr": 0.0, "weight_decay": weight_decay}]
 
     def zero_grad(self) -> None:
@@ -57,6 +58,8 @@ class Muon:
             rate = group["lr"] * 0.2 * max(momentum_NRC.shape[1:]) ** 0.5
             matrices = [matrix_of(weight.data) for weight in alike]
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            if isinstance(rate, Tensor):
+                moves_NRC, rate = rate * moves_NRC, 1.0
             torch._foreach_add_(matrices, list(moves_NRC.unbind()), alpha=-rate)
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,22 +24,31 @@ class AdamW:
     weight_decay: float
     clip: float  # the gradient's largest norm
     muon: bool = False  # matrices and convolutions are moved by Muon, at twice the others' rate
+    recorded: bool = False  # steps are replayed, on a GPU: they read their rate there
 
     def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
-        betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(parameters, 0.0, betas, weight_decay=self.weight_decay)
+        betas, recorded = (self.beta1, self.beta2), self.recorded
+        return torch.optim.AdamW(
+            parameters, 0.0, betas, weight_decay=self.weight_decay, capturable=recorded
+        )
 
     def build_for(self, model: nn.Module) -> "Optimizers":
         """AdamW for everything, or for all that Muon is not made for."""
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not self.muon:
-            return Optimizers([self.build([p for _, p in named])])
+        optimizers = self._with_muon(named) if self.muon else [self.build([p for _, p in named])]
+        both = Optimizers(optimizers)
+        if self.recorded:
+            for group in both.param_groups:
+                group["lr"] = torch.zeros((), device=named[0][1].device)
+        return both
+
+    def _with_muon(self, named: Sequence[tuple[str, nn.Parameter]]) -> list[Any]:
         matrices = [p for name, p in named if is_matrix(name, p)]
         theirs = {id(p) for p in matrices}
         adamw = self.build([p for _, p in named if id(p) not in theirs])
         for group in adamw.param_groups:
             group["share"] = 0.5
-        return Optimizers([Muon(matrices, self.weight_decay), adamw])
+        return [Muon(matrices, self.weight_decay), adamw]
 
 
 class Optimizers:
@@ -129,6 +138,12 @@ class WholeEngine:
         self._optimizer = adamw.build_for(model)
 
     def step(self, batch: Mapping[str, Tensor], learning_rate: float) -> Stepped:
+        set_rate(self._optimizer, learning_rate)
+        loss, figures, norm = self.move(batch)
+        return Stepped(loss=loss.item(), figures=figures, grad_norm=norm.item())
+
+    def move(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, float], Tensor]:
+        """The step, on the device: loss, figures and the gradient's norm."""
         self._optimizer.zero_grad()
         loss, figures = self._run(**batch)
         loss.backward()
@@ -137,9 +152,8 @@ class WholeEngine:
                 parameter.grad = torch.zeros_like(parameter)
         self._ranks.average([p.grad for p in self._trained if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self._trained, self._clip)
-        set_rate(self._optimizer, learning_rate)
         self._optimizer.step()
-        return Stepped(loss=loss.item(), figures=figures, grad_norm=norm.item())
+        return loss.detach(), figures, norm
 
     def weights(self) -> list[Tensor]:
         return [parameter.data for parameter in self._trained] if self._ranks.is_first else []
@@ -165,4 +179,8 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 def set_rate(optimizer: Any, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("share", 1.0)
+        rate = learning_rate * group.get("share", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

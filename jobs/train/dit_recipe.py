@@ -55,6 +55,8 @@ class DitLoss(nn.Module):
 class DitRecipe:
     """Batches of windows cut anywhere from the clips, all of one length."""
 
+    recordable = True
+
     def __init__(
         self,
         arch: ModelArch,

@@ -67,6 +67,8 @@ class FlowLoss(nn.Module):
 class FinetuneRecipe:
     """Encoded clips in any order, each at a level drawn for it."""
 
+    recordable = False  # its levels are told apart on the host
+
     def __init__(self, config: TrainConfig, group: SequenceGroup | None = None) -> None:
         self._finetune, self._seed = config.finetune, config.run.seed
         arch = ARCHS[config.finetune.arch]

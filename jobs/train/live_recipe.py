@@ -92,6 +92,8 @@ class LiveLoss(nn.Module):
 class LiveRecipe:
     """Windows of a sink and a run of chunks from anywhere in the clip."""
 
+    recordable = True
+
     def __init__(
         self,
         arch: ModelArch,

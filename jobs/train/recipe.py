@@ -17,6 +17,11 @@ class Recipe(Protocol):
         """All that is trained. It takes a batch by name; gives a loss, and figures beside it."""
         ...
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a step is the same kernels whenever its batch has the same shapes."""
+        ...
+
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch: ...
 
     def sheet(self) -> np.ndarray[Any, Any]:

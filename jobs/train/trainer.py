@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...configs.train_schema import TrainConfig
 from ...parallel.ranks import Ranks
+from ...parallel.recorded import RecordedEngine
 from ...parallel.training import AdamW, Engine, Stepped, WholeEngine, trained
 from ..home.durable import written_aside
 from .curves import draw_curves
@@ -209,7 +210,9 @@ def _engine(config: TrainConfig, recipe: Recipe, ranks: Ranks) -> Engine:
     )
     dtype = getattr(torch, config.run.dtype)
     if config.run.zero_stage == 0:
-        return WholeEngine(recipe.model, adamw, ranks, dtype)
+        alone = ranks.num == 1 and ranks.device.type == "cuda"
+        engine = RecordedEngine if alone and recipe.recordable else WholeEngine
+        return engine(recipe.model, adamw, ranks, dtype)
     from ...parallel.zero import ZeroEngine
 
     return ZeroEngine(recipe.model, adamw, ranks, dtype, config.run.zero_stage)

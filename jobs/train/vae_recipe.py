@@ -108,6 +108,8 @@ class Phase:
 class VaeRecipe:
     """Crops of clips, some longer than the VAE's reach in time, so that late frames are learnt."""
 
+    recordable = False  # its figures are read in every step
+
     def __init__(
         self,
         arch: VaeArch,

@@ -22,6 +22,8 @@ class ToyLoss(nn.Module):
 
 
 class ToyRecipe:
+    recordable = False
+
     def __init__(self, seed: int = 0, *, width: int = 200, bad_step: int | None = None) -> None:
         torch.manual_seed(seed)
         self.model = ToyLoss(width)
