@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from processes import all_gone
+from processes import all_gone, kept_shared_memory, shared_memory
 from ray_cluster import Warm, free_cpus, latents_of, make_plan, pids_of
 from tiny_blocks import POLICIES
 
@@ -56,7 +56,7 @@ def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_pa
     plan = make_plan("dualparal", *more, frames=161, num_stages=4)
     case = make_case(plan.config, plan.schedule, torch.device("cpu"))
     keep(str(tmp_path), case, Seconds(token=1.0, embed_token=1.5))  # as measured where stages are
-    before = set(os.listdir("/dev/shm"))
+    before = shared_memory()
     stream = stream_chunks(plan)
     first = [next(stream) for _ in range(5)]
     pids = pids_of(stream._generator._backend)
@@ -66,7 +66,7 @@ def test_a_stream_has_the_frames_of_one_process_and_frees_all_when_closed(tmp_pa
     stream.close()
     assert all_gone(pids, within_s=1.0 - (time.monotonic() - start))
     assert free_cpus() == 6
-    assert set(os.listdir("/dev/shm")) <= before
+    assert kept_shared_memory(before) == set()
     with closing(stream_chunks(make_plan("dualparal", frames=161))) as local:
         for ours, theirs in zip(first, local, strict=False):
             assert np.array_equal(ours.frames, theirs.frames)

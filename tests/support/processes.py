@@ -54,6 +54,17 @@ def command(pid: int) -> str:
     return ""
 
 
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+def kept_shared_memory(before: set[str], within_s: float = 60.0) -> set[str]:
+    """What has come since and stays. Files of tests beside this one come and go with them."""
+    came = shared_memory() - before
+    wait_until(lambda: not came & shared_memory(), within_s)
+    return came & shared_memory()
+
+
 def kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
