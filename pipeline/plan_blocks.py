@@ -43,14 +43,15 @@ def find_policy(
     config: Config, arch: ModelArch, num_latents: int | None, section: Section | None = None
 ) -> str:
     """The policy that is named; auto: one window while it is no longer than the model's own.
-    A section has others beside it, and so is made in blocks."""
+    A section has others beside it, and so is made in blocks. A model that knows windows of many
+    levels is best where they hold a finished past (docs/quality.md)."""
     if config.blocks.policy != "auto":
         return config.blocks.policy
     if arch.causal_latents:
         return "causal"
     if num_latents is not None and num_latents <= arch.window and not section:
         return "whole"
-    return "dualparal-grouped"
+    return "forcing" if arch.mixed_levels else "dualparal-grouped"
 
 
 def widest_window(schedule: BlockSchedule) -> int:

@@ -9,7 +9,7 @@ from longreel.jobs.world.track import track
 DRAWN = [
     ("shapes", "large yellow square", "stands still", "navy"),
     ("shapes-live", "large red circle", "drifts slowly to the right", "black"),
-    ("shapes-live", "large green triangle", "drifts slowly upward", "white"),
+    ("shapes-live", "large pink star", "stands still", "navy"),
 ]
 
 

@@ -16,6 +16,7 @@ from longreel.models.text_encoder import load_encoder
 from longreel.models.vae_build import build_vae
 from longreel.models.wan import WanDiT
 from longreel.pipeline.plan import Request, describe, find_device, make_plan
+from longreel.pipeline.plan_blocks import find_policy
 
 
 def plan(*overrides, prompt="a cat", seed=0, image=None, preset="tiny"):
@@ -264,6 +265,20 @@ def test_a_plan_cannot_be_changed():
 def test_latents_are_told_their_own_levels_where_the_model_knows_them(arch, overrides, each):
     made = plan(f"model.arch={arch}", "blocks.policy=dualparal-grouped", *overrides)
     assert made.schedule.per_latent == each
+
+
+@pytest.mark.parametrize(
+    ("arch", "frames", "policy"),
+    [
+        ("shapes", 93, "whole"),
+        ("shapes", 97, "forcing"),
+        ("tiny", 97, "dualparal-grouped"),
+        ("shapes-live", 9, "causal"),
+    ],
+)
+def test_the_queue_is_of_the_model_s_kind(arch, frames, policy):
+    found = plan(f"model.arch={arch}", f"video.frames={frames}")
+    assert find_policy(found.config, ARCHS[arch], 1 + (frames - 1) // 4) == policy
 
 
 def test_a_model_of_one_level_a_window_is_not_told_several():
