@@ -86,7 +86,7 @@ def _tokens(index_ptr, run, HAS_INDEX: tl.constexpr, ROWS: tl.constexpr):
     chunks = tl.cdiv(run, ROWS)
     which = (tl.program_id(0) // chunks).to(tl.int64)
     start = tl.program_id(0) % chunks * ROWS
-    level = which * 0
+    level = which
     if HAS_INDEX:
         level = tl.load(index_ptr + which)
     return level, which * run + start, which * run + tl.minimum(start + ROWS, run)
@@ -147,10 +147,8 @@ def _levels(x_BLD: Tensor, index_BF: Tensor | None, *rows_RD: Tensor) -> tuple[A
     """Rows of one stride, the level of each run of tokens of every sample, and the run's length."""
     rows = tuple(row_RD.contiguous() for row_RD in rows_RD)
     batch, tokens = x_BLD.shape[:2]
-    if index_BF is None and len(rows[0]) == 1:
-        return *rows, None, max(1, batch * tokens)
-    if index_BF is None:
-        index_BF = torch.arange(len(rows[0]), device=x_BLD.device).view(batch, -1)
+    if index_BF is None:  # a row for each run in its turn, and one run where there is one row
+        return *rows, None, max(1, batch * tokens // len(rows[0]))
     runs = index_BF.shape[1]
     return *rows, index_BF.expand(batch, runs).contiguous(), tokens // runs
 

@@ -179,10 +179,11 @@ class WanDiT(nn.Module):
         self, timesteps_BT: Tensor, num_latents: int, fps: int, tell_apart: bool
     ) -> Modulation:
         assert timesteps_BT.shape[1:] in ((1,), (num_latents,))
+        device = self.patch_embedding.weight.device
         levels_R, index_BF = timesteps_BT.flatten(), None
         if tell_apart:
-            levels_R, index_BF = torch.unique(timesteps_BT.cpu(), return_inverse=True)
-        device = self.patch_embedding.weight.device
+            levels_R, of_run_BF = torch.unique(timesteps_BT.cpu(), return_inverse=True)
+            index_BF = None if len(levels_R) == 1 else of_run_BF.to(device)
         embedding_RD, rows_R6D = self.condition_embedder.levels(levels_R.to(device))
         if self.arch.fps_embedding:
             which = torch.tensor([0 if fps == 16 else 1], device=device)
@@ -192,7 +193,7 @@ class WanDiT(nn.Module):
         return Modulation(
             embedding_RD=embedding_RD,
             rows_R6D=rows_R6D,
-            index_BF=None if index_BF is None or len(levels_R) == 1 else index_BF.to(device),
+            index_BF=index_BF,
         )
 
 

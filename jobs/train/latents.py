@@ -48,8 +48,7 @@ class LatentClips(nn.Module):
 
     def windows(self, numbers_B: Tensor, starts_B: Tensor, latents: int) -> Tensor:
         """B C T H W: of each clip, so many from its start on."""
-        times_T = torch.arange(latents, device=starts_B.device)
-        times_BT = (starts_B[:, None] + times_T).to(numbers_B.device)
+        times_BT = starts_B[:, None] + torch.arange(latents, device=starts_B.device)
         return self.clips_NCTHW.movedim(2, 1)[numbers_B[:, None], times_BT].movedim(1, 2).float()
 
 

@@ -77,14 +77,12 @@ def test_levels_of_one_sample_serve_all():
 def test_rows_without_an_index_are_those_of_the_runs_in_turn(dtype):
     x, y, rows = _tokens(dtype), _tokens(dtype), torch.randn(BATCH * 3, 2, WIDTH)
     (scale, shift), index = rows.unbind(1), torch.arange(BATCH * 3).view(BATCH, 3)
-    for ours, definition in (
-        (norm_modulate_triton, norm_modulate_reference),
-        (gated_residual_triton, gated_residual_reference),
-    ):
-        first = (x, scale, shift) if definition is norm_modulate_reference else (x, y, scale)
-        last = (EPS,) if definition is norm_modulate_reference else ()
-        assert torch.equal(ours(*first, None, *last), ours(*first, index, *last))
-        assert torch.equal(definition(*first, None, *last), definition(*first, index, *last))
+    for modulate in (norm_modulate_triton, norm_modulate_reference):
+        in_turn, indexed = (modulate(x, scale, shift, of_run, EPS) for of_run in (None, index))
+        assert torch.equal(in_turn, indexed)
+    for gate in (gated_residual_triton, gated_residual_reference):
+        in_turn, indexed = (gate(x, y, scale, of_run) for of_run in (None, index))
+        assert torch.equal(in_turn, indexed)
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)

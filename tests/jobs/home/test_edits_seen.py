@@ -28,9 +28,8 @@ def test_borders_of_edits_are_steps_as_others_and_no_cuts(tmp_path):
     edit = redo(render, 50, 60)
     RenderRun(render).run()
     redone = made_of(render)
-    change = np.abs(redone - longer)[
-        edit.first : edit.fade
-    ].mean()  # what a cut would add to a step
+    # what a cut would add to a step
+    change = np.abs(redone - longer)[edit.first : edit.fade].mean()
     for border in (edit.first, edit.fade, edit.stop):
         before, at, after = steps(redone)[[border - 5, border - 1, border + 3]]  # into latents
         assert at < 1.5 * usual
