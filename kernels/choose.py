@@ -58,7 +58,7 @@ def choose_lists(device: torch.device, asked: str) -> Choice:
 
 
 def choose_fused(device: torch.device) -> Choice:
-    """For norms, modulation, gates and rotary positions, without a gradient."""
+    """For norms, modulation, gates, rotary positions and lists by score, without a gradient."""
     if device.type == "cpu":
         return Choice("definition", "torch's own operations: fusing pays on GPUs")
     if installed("triton"):

@@ -9,7 +9,25 @@ import torch
 from torch import Tensor
 
 from .blocks import Blocks, is_even
+from .choose import choose_fused
 from .tiles import Tiles, Window, tiles_of
+
+
+def keep_reference(scores_BHRC: Tensor, num: int, mass: float | None) -> tuple[Tensor, Tensor]:
+    """The definition: columns, rising, and counts of the `num` highest scores of a row.
+
+    Or of the highest whose share of the row's softmax, all higher ones taken off, begins below
+    `mass`; a list is then as wide as it can get, and behind its end stands the last tile.
+    """
+    shares_BHRC = scores_BHRC.softmax(-1)
+    if mass is None:
+        columns_BHRK = shares_BHRC.topk(num, dim=-1).indices.sort(-1).values.to(torch.int32)
+        return columns_BHRK, columns_BHRK.new_full(columns_BHRK.shape[:-1], num)
+    tiles = scores_BHRC.shape[-1]
+    falling, order = shares_BHRC.sort(dim=-1, descending=True, stable=True)
+    kept = falling.cumsum(-1) - falling < mass
+    columns = order.masked_fill(~kept, tiles).sort(-1).values
+    return columns.clamp(max=tiles - 1).to(torch.int32), kept.sum(-1, dtype=torch.int32)
 
 
 def pooled(
@@ -23,21 +41,18 @@ def pooled(
     (q_starts, q_tile, q_even), (k_starts, k_tile, k_even) = (
         _on(tiles, q_BLHD.device) for tiles in (queries, keys)
     )
-    q_BHRD = _means(q_BLHD, q_starts, q_tile if q_even else None)
-    k_BHCD = _means(k_BSHD, k_starts, k_tile if k_even else None)
-    scores_BHRC = (q_BHRD @ k_BHCD.transpose(-1, -2) / q_BLHD.shape[-1] ** 0.5).softmax(-1)
-    if mass is None:
-        num = max(1, round(keep * keys.num))
-        columns_BHRK = scores_BHRC.topk(num, dim=-1).indices.sort(-1).values.to(torch.int32)
-        counts_BHR = columns_BHRK.new_full(columns_BHRK.shape[:-1], num)
+    num = max(1, round(keep * keys.num))
+    if q_BLHD.is_cuda and choose_fused(q_BLHD.device).name == "triton":
+        from .pooled_triton import keep_triton, means_triton
+
+        q_BHRD, k_BHCD = means_triton(q_BLHD, q_starts), means_triton(k_BSHD, k_starts)
+        choose = keep_triton
     else:
-        falling, order = scores_BHRC.sort(dim=-1, descending=True, stable=True)
-        before = falling.cumsum(-1) - falling
-        kept = before < mass
-        counts_BHR = kept.sum(-1, dtype=torch.int32)
-        # columns rise: what is not kept goes behind the end
-        columns = order.masked_fill(~kept, keys.num).sort(-1).values
-        columns_BHRK = columns.clamp(max=keys.num - 1).to(torch.int32)
+        q_BHRD = means_reference(q_BLHD, q_starts, q_tile if q_even else None)
+        k_BHCD = means_reference(k_BSHD, k_starts, k_tile if k_even else None)
+        choose = keep_reference
+    scores_BHRC = q_BHRD / q_BLHD.shape[-1] ** 0.5 @ k_BHCD.transpose(-1, -2)
+    columns_BHRK, counts_BHR = choose(scores_BHRC, num, mass)
     return Blocks(
         q_starts=q_starts,
         k_starts=k_starts,
@@ -57,7 +72,7 @@ def _on(tiles: Tiles, device: torch.device) -> tuple[Tensor, int, bool]:
     return starts.to(device), int(starts.diff().max()), is_even(starts)
 
 
-def _means(x_BLHD: Tensor, starts: Tensor, tile: int | None) -> Tensor:
+def means_reference(x_BLHD: Tensor, starts: Tensor, tile: int | None) -> Tensor:
     """(B, H, N, D) float32 of every tile; `tile`: what all measure but a shorter last."""
     if tile is not None:  # one reading of x, where adding token by token takes several
         batch, tokens, *head = x_BLHD.shape

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from longreel.kernels import attention_triton, norm_triton
+from longreel.kernels import attention_triton, norm_triton, pooled_triton
 from longreel.kernels.attention_layout import launch_options
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -29,7 +29,7 @@ def compile_kernel(kernel, pointers: dict, constants: dict, options: dict) -> di
             points_at = pointers.get(name, "i32")
             signature[name] = points_at if points_at.startswith("tensordesc") else "*" + points_at
         else:
-            signature[name] = "fp32" if name in ("scale", "eps") else "i32"
+            signature[name] = "fp32" if name in ("scale", "eps", "limit") else "i32"
         if name in STRIDES | {"row", "x_l", "y_l", "channels"} or signature[name].startswith("*"):
             aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
@@ -94,12 +94,31 @@ def fused(kernel, **constants: int) -> dict:
     return compile_kernel(kernel, pointers, constants, {"num_warps": 8})
 
 
+def pooled() -> tuple[dict, dict]:
+    """Of heads of 128 channels, and up to 1,024 tiles."""
+    means = compile_kernel(
+        pooled_triton._means_kernel,
+        {"x_ptr": "bf16", "y_ptr": "fp32"},
+        {"BLOCK_L": pooled_triton._TOKENS, "BLOCK_D": 128},
+        {"num_warps": 4},
+    )
+    keep = compile_kernel(
+        pooled_triton._keep_kernel,
+        {"scores_ptr": "fp32"},
+        {"BY_MASS": True, "BLOCK": 1024},
+        {"num_warps": 4},
+    )
+    return means, keep
+
+
 if __name__ == "__main__":
     levels = {"HAS_INDEX": True, "BLOCK": 8192}
     heads = {"HEAD": 128, "BLOCK_H": 64, "BLOCK_D": 128, "NORM": True}
     print(json.dumps(fused(norm_triton._modulate_kernel, **levels)))
     print(json.dumps(fused(norm_triton._residual_kernel, **levels)))
     print(json.dumps(fused(norm_triton._rotate_kernel, **heads)))
+    for kernel in pooled():
+        print(json.dumps(kernel))
     for tile in (120, 128):
         for channels in (64, 128):
             print(json.dumps(attention(tile, channels)))
