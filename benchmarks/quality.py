@@ -60,8 +60,7 @@ def main() -> None:
     chosen = {name: one for name, one in settings(args).items() if name in args.only}
     different = [*dict.fromkeys(chosen.values())]
     for setting in different:
-        if setting.policy:
-            setting.plan(0)  # what cannot be had is said now
+        setting.check()  # what cannot be had is said now
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; "
         f"{args.prompts} prompts"

@@ -24,7 +24,12 @@ def evaluate(
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many of the held-out prompts.")] = 64,
     truth: Annotated[
-        bool, typer.Option("--truth", help="Measure the world's own clips: the upper bound.")
+        bool,
+        typer.Option(
+            "--truth",
+            help="Measure the world's own clips: the upper bound. With a preset: as its VAE "
+            "encodes and decodes them.",
+        ),
     ] = False,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for scores, contact sheet and plot.")

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from einops import rearrange
 
+from ...models.vae import StreamingDecoder, StreamingEncoder, to_uint8
+from ...pipeline.parts import load_plan_vae
+from ...pipeline.plan import Plan
 from ..render import stream_chunks
 from ..world.draw import draw
 from .settings import Setting, scene
@@ -32,6 +37,8 @@ def make_clip(setting: Setting, number: int) -> Clip:
     begin = time.perf_counter()
     if not setting.policy:
         frames_THWC = draw(scene(number), 0, setting.frames)
+        if setting.preset:
+            frames_THWC = _through_vae(setting.plan(number), frames_THWC)
         seconds = time.perf_counter() - begin
         return Clip(
             frames_THWC=frames_THWC,
@@ -52,3 +59,14 @@ def make_clip(setting: Setting, number: int) -> Clip:
         first_frame_s=first_frame_s,
         total_s=time.perf_counter() - begin,
     )
+
+
+def _through_vae(plan: Plan, frames_THWC: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What is left of a clip when it has been latents."""
+    vae = load_plan_vae(plan)
+    clip_BCTHW = rearrange(torch.from_numpy(frames_THWC), "t h w c -> 1 c t h w") / 127.5 - 1
+    latents_BCTHW = StreamingEncoder(vae).encode(clip_BCTHW)
+    back_THWC: np.ndarray[Any, Any] = (
+        to_uint8(StreamingDecoder(vae).decode(latents_BCTHW)).cpu().numpy()
+    )
+    return back_THWC

@@ -14,21 +14,29 @@ from ..world.words import FPS, SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One row of the table. Without a policy it is the world itself."""
+    """One row of the table.
+
+    Without a policy it is the world's own clips, which bound what a render can reach: as they are,
+    or with a preset through its VAE and back, which bounds any DiT on its latents.
+    """
 
     preset: str | None
-    policy: str  # empty: clips of the world, which bound what a render can reach
+    policy: str
     frames: int
     overrides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        words = [self.policy or "truth", str(self.frames), *self.overrides]
+        words = [
+            self.policy or ("vae" if self.preset else "truth"),
+            str(self.frames),
+            *self.overrides,
+        ]
         return " ".join([self.preset, *words] if self.preset else words)
 
     def plan(self, number: int) -> Plan:
-        """The render of a prompt, checked."""
-        assert self.policy, "the world renders nothing"
+        """The render of a prompt, checked. Without a policy, one that has the VAE."""
+        assert self.policy or self.preset, "the world renders nothing"
         return plan_render(
             prompt(number),
             preset=self.preset,
@@ -38,14 +46,24 @@ class Setting:
                 f"video.height={SIZE}",
                 f"video.width={SIZE}",
                 f"video.fps={FPS}",
-                f"blocks.policy={self.policy}",
+                f"blocks.policy={self.policy or 'auto'}",
                 *self.overrides,
             ),
         )
 
+    def check(self) -> None:
+        """ValueError for what cannot be made."""
+        if self.policy or self.preset:
+            self.plan(0)
+
     def identity(self, number: int) -> str:
         """All that a clip depends on, besides the weights' bytes and our code."""
-        what = to_yaml(self.plan(number).config) if self.policy else f"truth {self.frames}"
+        if self.policy or self.preset:
+            what = to_yaml(self.plan(number).config)
+        else:
+            what = f"truth {self.frames}"
+        if not self.policy and self.preset:
+            what = f"vae\n{what}"
         return f"{what}\n{number}\n{prompt(number)}"
 
 
@@ -65,10 +83,10 @@ def make_settings(
                 f"--frames={frames} shows nothing that moves, so nothing could be measured; "
                 "give at least 2, or 81 for the least that targets are set for"
             )
-    if truth and (preset or policies or groups or overrides):
+    if truth and (policies or (not preset and (groups or overrides))):
         raise ValueError(
-            "--truth measures the world's own clips, which no preset, policy or override changes; "
-            "leave these out, or leave --truth out"
+            "--truth measures the world's own clips, which no policy changes, and overrides only "
+            "with a preset, through whose VAE they then go; leave these out, or leave --truth out"
         )
     settings = [
         Setting(
@@ -80,8 +98,7 @@ def make_settings(
         for policy, frames, group in product(policies or ["auto"], lengths, groups or [""])
     ]
     for setting in settings:
-        if setting.policy:
-            setting.plan(0)
+        setting.check()
     return settings
 
 

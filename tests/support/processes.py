@@ -58,11 +58,31 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
 
 
-def kept_shared_memory(before: set[str], within_s: float = 60.0) -> set[str]:
-    """What has come since and stays. Files of tests beside this one come and go with them."""
-    came = shared_memory() - before
-    wait_until(lambda: not came & shared_memory(), within_s)
-    return came & shared_memory()
+def kept_shared_memory(before: set[str], within_s: float = 10.0) -> set[str]:
+    """What has come since and stays, and is not mapped by processes of tests beside this one."""
+    came: set[str] = set()
+
+    def gone() -> bool:
+        came.clear()
+        came.update(shared_memory() - before)
+        came.difference_update(_mapped_by_others() if came else ())
+        return not came
+
+    wait_until(gone, within_s)
+    return came
+
+
+def _mapped_by_others() -> set[str]:
+    """Names of shared memory that living processes hold which are not of this one's making."""
+    ours = descendants(os.getpid()) | {os.getpid()}
+    names: set[str] = set()
+    for pid in _all():
+        if pid in ours:
+            continue
+        with suppress(*_GONE, PermissionError):
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            names.update(line.rpartition("/dev/shm/")[2] for line in lines if "/dev/shm/" in line)
+    return names
 
 
 def kill(pid: int) -> None:

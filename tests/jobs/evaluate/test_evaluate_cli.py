@@ -6,7 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from command import files_in, longreel
+from diffusers import AutoencoderKLWan
+from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from longreel.jobs.evaluate import records
@@ -16,6 +19,7 @@ from longreel.jobs.evaluate.settings import Setting, prompt, scene
 from longreel.jobs.world.captions import caption
 from longreel.jobs.world.draw import draw
 from longreel.jobs.world.scene import random_scene
+from longreel.models.shipped import shipped_folder
 
 # random weights, as few tokens and steps as there can be
 TINY = ("--preset", "tiny", "sampling.steps=1", "sampling.guidance_mode=none", "model.text_cache=")
@@ -42,6 +46,20 @@ def test_the_truth_is_the_upper_bound(tmp_path):
     first = draw(random_scene(0, "held-out"), 0, 1)[0]
     assert picture.shape[1] == 8 * 96
     assert np.array_equal(picture[44 : 44 + 96, :96], first)
+
+
+def test_the_truth_through_a_vae_is_what_diffusers_makes_of_it(tmp_path):
+    (row,) = rows(*("--truth", "--preset", "shapes", "--prompts", 1, "--frames", 9, "-o", tmp_path))
+    assert row["setting"] == "shapes vae 9"
+    assert 0.5 < row["prompt"] <= 1
+    frames = make_clip(Setting(preset="shapes", policy="", frames=9), 0).frames_THWC
+    vae = AutoencoderKLWan.from_pretrained(shipped_folder("shipped:shapes", "test") / "vae").eval()
+    video = VideoProcessor(vae_scale_factor=8)
+    clip = torch.from_numpy(draw(scene(0), 0, 9)).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.no_grad():
+        back = vae.decode(vae.encode(clip).latent_dist.mode()).sample
+    theirs = (video.postprocess_video(back, output_type="np")[0] * 255).round()
+    assert np.abs(frames - theirs).max() <= 1  # latents are normalised between the two
 
 
 def test_prompts_are_those_of_held_out_scenes():
@@ -114,6 +132,7 @@ def test_borders_are_the_first_frames_of_blocks():
     ("options", "said"),
     [
         (("--truth", "--policy", "whole"), "leave these out"),
+        (("--truth", "sampling.steps=4"), "leave these out"),
         (("--frames", 1), "nothing that moves"),
         (("--frames", 18), "use 17 or 21"),
         (("--policy", "wholly"), "whole"),
