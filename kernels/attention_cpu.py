@@ -1,4 +1,4 @@
-"""Attention on a CPU by ATen's flash kernel; keys that lists name are gathered for it.
+"""Attention on a CPU by ATen's flash kernel; keys and values that lists name are gathered.
 
 B batch, L queries, S keys, H heads, D channels of a head, G rows of tiles at once, T queries of a
 tile, N keys of a list or parts of one.
@@ -15,7 +15,7 @@ from .blocks import Blocks
 State = tuple[Tensor, Tensor]
 
 _SLICES = 4  # of a tile of 128 queries: the kernel gives each to a thread
-_CACHED_BYTES = 2**19  # of gathered keys, and as many of values: half of a core's own cache
+_CACHED_BYTES = 2**20  # of gathered keys, then of values: half of a core's own cache
 
 
 def attend_dense_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> State:
@@ -36,17 +36,20 @@ def attend_lists_cpu(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, blocks: Blo
     q_sizes, k_sizes = (x.diff().tolist() for x in (blocks.q_starts, blocks.k_starts))
     most_rows = -(-torch.get_num_threads() // _SLICES)
     most_keys = _CACHED_BYTES // (channels * k_BSHD.element_size())
+    gather = _Gather(k_BSHD), _Gather(v_BSHD)
     for b in range(batch):
         for h in range(heads):
             rows_of = [_parts(columns, k_sizes, most_keys) for columns in _lists(blocks, b, h)]
             q, out, lse = (
                 torch.split(x, q_sizes) for x in (q_BLHD[b, :, h], out_BHLD[b, h], lse_BHL[b, h])
             )
-            keys, values = (_Tiles(x_BSHD[b, :, h], k_sizes) for x_BSHD in (k_BSHD, v_BSHD))
+            keys, values = (
+                torch.split(x_BSHD[b, :, h].contiguous(), k_sizes) for x_BSHD in (k_BSHD, v_BSHD)
+            )
             for rows in _alike(rows_of, q_sizes, k_sizes, most_rows):
                 q_GTD = torch.stack([q[row] for row in rows])
                 states = [
-                    _attend(q_GTD, keys.gather(named), values.gather(named))
+                    _attend(q_GTD, keys, values, named, gather)
                     for named in zip(*(rows_of[row] for row in rows), strict=True)
                 ]
                 out_GTD, lse_GT = _merged(states)
@@ -104,16 +107,26 @@ def _alike(
         yield from (rows[i : i + most] for i in range(0, len(rows), most))
 
 
-def _attend(q_GTD: Tensor, k_GND: Tensor, v_GND: Tensor) -> State:
-    """(G, T, D) and (G, T). In float32 two products are a tenth faster than the kernel's."""
+def _attend(
+    q_GTD: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    lists: Sequence[Sequence[int]],
+    gather: tuple["_Gather", "_Gather"],
+) -> State:
+    """(G, T, D) and (G, T) of what the lists name. In float32 two products are faster than the
+    kernel, and values are gathered over the keys, when these have done their part."""
     if q_GTD.dtype != torch.float32:
+        k_GND, v_GND = gather[0](keys, lists), gather[1](values, lists)
         out_G1TD, lse_G1T = _flash(*(x[:, None] for x in (q_GTD, k_GND, v_GND)))
         return out_G1TD[:, 0], lse_G1T[:, 0]
+    k_GND = gather[0](keys, lists)
     scores_GTN = torch.bmm(q_GTD / q_GTD.shape[-1] ** 0.5, k_GND.transpose(1, 2))
     most_GT1 = scores_GTN.amax(-1, keepdim=True)
     weights_GTN = scores_GTN.sub_(most_GT1).exp_()
     sum_GT1 = weights_GTN.sum(-1, keepdim=True)
-    return torch.bmm(weights_GTN, v_GND) / sum_GT1, (most_GT1 + sum_GT1.log())[..., 0]
+    v_GND = gather[0](values, lists)
+    return torch.bmm(weights_GTN, v_GND).div_(sum_GT1), (most_GT1 + sum_GT1.log())[..., 0]
 
 
 def _merged(states: Sequence[State]) -> State:
@@ -121,27 +134,22 @@ def _merged(states: Sequence[State]) -> State:
     if len(states) == 1:
         return states[0]
     out_NGTD, lse_NGT = (torch.stack(x) for x in zip(*states, strict=True))
-    most_GT = lse_NGT.amax(0)  # torch's logsumexp takes four times as long on so few numbers
-    weights_NGT = (lse_NGT - most_GT).exp_()
-    sum_GT = weights_NGT.sum(0)
-    out_GTD = (out_NGTD * (weights_NGT / sum_GT)[..., None]).sum(0)
-    return out_GTD, most_GT + sum_GT.log()
+    lse_GT = lse_NGT.logsumexp(0)
+    return (out_NGTD * (lse_NGT - lse_GT).exp()[..., None]).sum(0), lse_GT
 
 
-class _Tiles:
-    """Keys or values of one head, in tiles."""
+class _Gather:
+    """Tiles side by side, in memory that is kept: fresh memory costs as much as the copy."""
 
-    def __init__(self, x_SD: Tensor, sizes: Sequence[int]) -> None:
-        self._tiles = torch.split(x_SD.contiguous(), list(sizes))
-        # kept: fresh memory for every row costs as much as the copy
-        self._buffer = x_SD.new_empty(0)
+    def __init__(self, like: Tensor) -> None:
+        self._buffer = like.new_empty(0)
 
-    def gather(self, lists: Sequence[Sequence[int]]) -> Tensor:
+    def __call__(self, tiles: Sequence[Tensor], lists: Sequence[Sequence[int]]) -> Tensor:
         """(G, N, D) of lists that name equally many tokens; it holds until the next call."""
-        tiles = [self._tiles[column] for columns in lists for column in columns]
-        rows, width = sum(len(tile) for tile in tiles), tiles[0].shape[1]
+        named = [tiles[column] for columns in lists for column in columns]
+        rows, width = sum(len(tile) for tile in named), named[0].shape[1]
         if len(self._buffer) < rows:
-            self._buffer = tiles[0].new_empty(rows, width)
+            self._buffer = named[0].new_empty(rows, width)
         out = self._buffer[:rows]
-        torch.cat(tiles, out=out)
+        torch.cat(named, out=out)
         return out.view(len(lists), -1, width)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from longreel.kernels import attention_cpu
 from longreel.kernels.attention import (
     attend,
     attend_causal,
@@ -96,6 +97,31 @@ def test_rows_that_go_through_together_change_nothing(shape, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 13)
     for together, each in zip(attend(q, k, v, blocks), alone, strict=True):
         torch.testing.assert_close(together, each, **FP32)
+
+
+@pytest.mark.parametrize("tiles", [0, 1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_list_in_parts_is_the_list(tiles, dtype, monkeypatch):
+    """Parts of so many tiles; a tile that is larger than a part is one."""
+    q, k, v = _inputs(40, 100, dtype)
+    blocks = _lists(40, 100, 0.6)
+    a_tile = 5 * q.shape[-1] * q.element_size()
+    monkeypatch.setattr(attention_cpu, "_CACHED_BYTES", tiles * a_tile)
+    out, lse = attend(q, k, v, blocks)
+    exact, exact_lse = attend_reference(q.double(), k.double(), v.double(), blocks)
+    near, near_lse = FP32, FP32
+    if dtype == torch.bfloat16:  # of the result; ATen's sum of exponentials: seen 4e-5
+        near, near_lse = ({"atol": x, "rtol": 0.0} for x in (2**-8 * v.abs().max().item(), 1e-4))
+    torch.testing.assert_close(lse.double(), exact_lse, **near_lse)
+    torch.testing.assert_close(out.double(), exact, **near)
+
+
+def test_empty_tiles_of_keys_are_passed_over():
+    starts = torch.tensor([0, 0, 5, 5, 10], dtype=torch.int32)
+    q, k, v = _inputs(10, 10)
+    blocks = Blocks.from_mask(torch.ones(1, 1, 4, 4, dtype=torch.bool), starts, starts)
+    for ours, exact in zip(attend(q, k, v, blocks), attend_reference(q, k, v), strict=True):
+        torch.testing.assert_close(ours, exact, **FP32)
 
 
 @pytest.mark.parametrize("op", [attend, attend_reference])
