@@ -51,7 +51,7 @@ def choose_lists(device: torch.device, asked: str) -> Choice:
         _check_triton(device)
         return Choice("triton", "attention.backend asks for it")
     if device.type == "cpu":
-        why = "listed keys gathered for ATen's kernel; FlexAttention has no log-sum-exp here"
+        why = "listed keys and values gathered; FlexAttention has no log-sum-exp here"
         return Choice("cpu-gather", why)
     _check_triton(device)
     return Choice("triton", "our kernel")
