@@ -191,9 +191,9 @@ def test_fused_kernels_equal_their_definitions(dtype):
 
 
 @pytest.mark.parametrize("mass", [None, 0.6])
-@pytest.mark.parametrize("tile", [120, 128])  # in boxes, and with a shorter last
-def test_lists_by_score_are_those_of_the_definition(tile, mass):
-    window = Window(tuple(range(6)), (), 30, 52, "tiles", False, tile)
+@pytest.mark.parametrize("order", ["tiles", "raster"])  # of 120, and of 128 with a shorter last
+def test_lists_by_score_are_those_of_the_definition(order, mass):
+    window = Window(tuple(range(6)), (), 30, 52, order, False, 128)
     q, k = (torch.randn(1, 6 * 30 * 52, 3, 128) for _ in range(2))
     ours = pooled(q.to(CUDA), k.to(CUDA), window, 0.3, mass)
     exact = pooled(q, k, window, 0.3, mass)
