@@ -10,6 +10,7 @@ is not left dense, of stale one between two looks at everything.
 """
 
 import argparse
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,12 +110,28 @@ def compare(
         f"diffusers {medians['theirs']:.3f} s  ratio {medians['ours'] / medians['theirs']:.3f}  "
         f"max difference {difference:.1e}"
     )
+    if device == "cuda":
+        for who in ("ours", "theirs"):
+            print(f"{'':9} {who}, forward after forward: {_under_load(calls[who])}")
     for name in builders:
         print(
             f"{'':9} {name} {medians[name]:.3f} s  "
             f"of diffusers {medians[name] / medians['theirs']:.3f}  "
             f"of ours, dense {medians[name] / medians['ours']:.3f}"
         )
+
+
+def _under_load(call: Callable[[], torch.Tensor]) -> str:
+    """The GPU's clock and power meanwhile: of two forwards the denser may run at a lower clock."""
+    for _ in range(6):  # more kernels than wait in a queue, so it returns within the last of them
+        call()
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except OSError as error:
+        return f"not known ({error})"
+    torch.cuda.synchronize()
+    return done.stdout.strip() or done.stderr.strip()
 
 
 def main() -> None:
