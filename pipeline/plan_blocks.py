@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
-from ..configs.schema import Config
+from ..configs.schema import BlocksConfig, Config
 from ..models.arch import ModelArch
 from ..parallel.layout import make_layout
 from ..parallel.split import split_layers
@@ -24,8 +25,8 @@ def plan_schedule(
     """ValueError where the policy cannot run on this model or on so many stages."""
     policy = find_policy(config, arch, num_latents, section)
     blocks = replace(config.blocks, policy=policy)
-    if arch.mixed_levels and blocks.levels is None and policy.startswith("dualparal"):
-        blocks = replace(blocks, levels="latent")
+    if arch.mixed_levels:
+        blocks = _for_many_levels(blocks, steps)
     if section is None:
         schedule = make_schedule(blocks, steps, num_latents)
     else:
@@ -37,6 +38,22 @@ def plan_schedule(
     _check_stages(config, arch, policy, schedule)
     _check_positions(config, arch, policy, schedule)
     return schedule
+
+
+def _for_many_levels(blocks: BlocksConfig, steps: int) -> BlocksConfig:
+    """What is left to us, for a model that knows windows of many levels (docs/quality.md)."""
+    if blocks.policy.startswith("dualparal"):
+        return _with_defaults(blocks, levels="latent")
+    if blocks.policy == "forcing":
+        return _with_defaults(blocks, size=8, left=8, stagger=-(-steps // 2))
+    return blocks
+
+
+def _with_defaults(blocks: BlocksConfig, **defaults: int | str) -> BlocksConfig:
+    unset: dict[str, Any] = {
+        name: value for name, value in defaults.items() if getattr(blocks, name) is None
+    }
+    return replace(blocks, **unset)
 
 
 def find_policy(

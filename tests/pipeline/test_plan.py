@@ -281,6 +281,21 @@ def test_the_queue_is_of_the_model_s_kind(arch, frames, policy):
     assert find_policy(found.config, ARCHS[arch], 1 + (frames - 1) // 4) == policy
 
 
+@pytest.mark.parametrize(
+    ("arch", "overrides", "numbers"),
+    [
+        ("shapes", [], (8, 8, 4)),
+        ("shapes", ["sampling.steps=5"], (8, 8, 3)),
+        ("shapes", ["blocks.left=3", "blocks.stagger=1"], (8, 3, 1)),
+        ("shapes", ["blocks.size=2"], (2, 8, 4)),
+        ("tiny", [], (5, 5, 5)),
+    ],
+)
+def test_forcing_has_numbers_of_the_model_s_own(arch, overrides, numbers):
+    made = plan(f"model.arch={arch}", "blocks.policy=forcing", "sampling.steps=8", *overrides)
+    assert (made.schedule.size, made.schedule.left, made.schedule.stagger) == numbers
+
+
 def test_a_model_of_one_level_a_window_is_not_told_several():
     with pytest.raises(ValueError, match=r"^blocks\.levels=latent tells .* blocks\.levels=window"):
         plan("blocks.policy=dualparal", "blocks.levels=latent", preset="wan2.1-t2v-1.3b")
