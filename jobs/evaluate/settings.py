@@ -59,11 +59,9 @@ class Setting:
     def identity(self, number: int) -> str:
         """All that a clip depends on, besides the weights' bytes and our code."""
         if self.policy or self.preset:
-            what = to_yaml(self.plan(number).config)
+            what = ("" if self.policy else "vae\n") + to_yaml(self.plan(number).config)
         else:
             what = f"truth {self.frames}"
-        if not self.policy and self.preset:
-            what = f"vae\n{what}"
         return f"{what}\n{number}\n{prompt(number)}"
 
 
