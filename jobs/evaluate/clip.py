@@ -63,10 +63,10 @@ def make_clip(setting: Setting, number: int) -> Clip:
 
 def _through_vae(plan: Plan, frames_THWC: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What is left of a clip when it has been latents."""
-    vae = load_plan_vae(plan)
+    vae, tile = load_plan_vae(plan), plan.config.model.vae_tile
     clip_BCTHW = rearrange(torch.from_numpy(frames_THWC), "t h w c -> 1 c t h w") / 127.5 - 1
-    latents_BCTHW = StreamingEncoder(vae).encode(clip_BCTHW)
+    latents_BCTHW = StreamingEncoder(vae, tile).encode(clip_BCTHW)
     back_THWC: np.ndarray[Any, Any] = (
-        to_uint8(StreamingDecoder(vae).decode(latents_BCTHW)).cpu().numpy()
+        to_uint8(StreamingDecoder(vae, tile).decode(latents_BCTHW)).cpu().numpy()
     )
     return back_THWC

@@ -60,16 +60,13 @@ def shared_memory() -> set[str]:
 
 def kept_shared_memory(before: set[str], within_s: float = 10.0) -> set[str]:
     """What has come since and stays, and is not mapped by processes of tests beside this one."""
-    came: set[str] = set()
 
-    def gone() -> bool:
-        came.clear()
-        came.update(shared_memory() - before)
-        came.difference_update(_mapped_by_others() if came else ())
-        return not came
+    def came() -> set[str]:
+        new = shared_memory() - before
+        return new - _mapped_by_others() if new else new
 
-    wait_until(gone, within_s)
-    return came
+    wait_until(lambda: not came(), within_s)
+    return came()
 
 
 def _mapped_by_others() -> set[str]:
