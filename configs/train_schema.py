@@ -177,6 +177,7 @@ class DitTraining:
     grow: int = 0  # steps over which windows grow from the shortest to the longest
     first: float = 0.5  # of the batches hold windows that begin their video
     shift: float = 6.0  # of the noise levels, as in sampling
+    one_level: float = 0.5  # of the windows that begin their video have one level of noise
     pattern: str = ""  # of the noise, for every window; empty: the mix
     compiled: bool = False  # layers, by torch; needs a C++ compiler on CPUs
 
@@ -185,6 +186,7 @@ class DitTraining:
             check_range(f"dit.{name}", getattr(self, name), 1, _MANY, "leaves nothing to learn")
         check_range("dit.grow", self.grow, 0, _MANY, "is no number of steps")
         check_range("dit.first", self.first, 0, 1, "is no share")
+        check_range("dit.one_level", self.one_level, 0, 1, "is no share")
         check_range("dit.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
         if not self.shortest <= self.longest < self.clip_latents:
             raise ValueError(
@@ -199,7 +201,8 @@ class LiveTraining:
     """A causal student of a small DiT: few steps, no guidance."""
 
     arch: str = "shapes-live"  # a name in models/arch.py
-    start: str = ""  # folder of the teacher, which it starts as
+    start: str = ""  # folder of the teacher
+    begin: str = ""  # folder of a student to go on from; empty: it begins as the teacher
     clips: int = 2048  # of the world, encoded once
     clip_latents: int = 25
     cache: str = "runs/shapes-clips"  # folder of the encoded clips

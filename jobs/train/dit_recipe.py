@@ -91,9 +91,12 @@ class DitRecipe:
         latents = _window(rng, mix.shortest, self._longest(step))
         at_start = rng.random() < mix.first
         rows = max(1, mix.latents // latents)
-        numbers = rng.integers(len(self._clips), size=rows)
+        of_clips = self._clips.openings if at_start else np.arange(len(self._clips))
+        numbers = rng.choice(of_clips, size=rows)
         starts = rng.integers(1, self._clips.latents - latents + 1, size=rows) * (not at_start)
-        levels = [draw_levels(rng, latents, mix.shift, mix.pattern) for _ in range(rows)]
+        # a window all in noise is a video's beginning: nothing else would tell it from a later one
+        one_level = mix.one_level if at_start else 0.0
+        levels = [draw_levels(rng, latents, mix.shift, one_level, mix.pattern) for _ in range(rows)]
         learnt_BT = _stack([level.learnt_T for level in levels])
         if not at_start:
             # Nothing in noise tells a video's first latent, which is one frame, from another, as

@@ -18,7 +18,8 @@ from ..world.scene import random_scene
 from .feed import made_ahead
 from .vae_whole import encode_whole
 
-_LATEST_START = 2000  # clips begin anywhere in a scene
+_LATER = 4  # one clip of so many is from anywhere in its scene, the others from its beginning
+_LATEST_START = 2000
 _FRAMES_AT_ONCE = 400
 _SHARD = 512
 
@@ -33,6 +34,8 @@ class LatentClips(nn.Module):
         assert len(clips_NCTHW) == len(seeds)
         self.register_buffer("clips_NCTHW", clips_NCTHW, persistent=False)
         self.seeds = tuple(seeds)
+        # of the clips that begin their scene, where all that the caption names is in view
+        self.openings = np.array([n for n, seed in enumerate(self.seeds) if begins_scene(seed)])
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -56,7 +59,7 @@ class LatentClips(nn.Module):
 def encode_clips(
     vae: Any, seeds: Sequence[int], latents: int, compiled: bool = False, workers: int = 0
 ) -> Tensor:
-    """(N, C, T, H, W) of the scenes, each from a moment of its own."""
+    """(N, C, T, H, W) of the scenes, from their beginning or a moment of their own."""
     encode = torch.compile(encode_whole, dynamic=False) if compiled else encode_whole
     mean, std = (
         torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
@@ -76,9 +79,14 @@ def encode_clips(
     return torch.cat(parts)
 
 
+def begins_scene(seed: int) -> bool:
+    return seed % _LATER != _LATER - 1
+
+
 def _clip(seed: int, latents: int) -> np.ndarray[Any, Any]:
     rng = np.random.Generator(np.random.PCG64([4, seed]))
-    return draw(random_scene(seed), int(rng.integers(_LATEST_START)), 4 * latents - 3)
+    start = 0 if begins_scene(seed) else int(rng.integers(_LATEST_START))
+    return draw(random_scene(seed), start, 4 * latents - 3)
 
 
 def load_or_encode(
@@ -88,7 +96,7 @@ def load_or_encode(
     shards = []
     for begin in range(0, count, _SHARD):
         seeds = range(begin, min(begin + _SHARD, count))
-        shard = path / f"clips-{begin:06d}-{len(seeds)}x{latents}.safetensors"
+        shard = path / f"scenes-{begin:06d}-{len(seeds)}x{latents}.safetensors"
         if not shard.exists():
             path.mkdir(parents=True, exist_ok=True)
             with written_aside(shard) as part:

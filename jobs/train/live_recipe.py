@@ -106,11 +106,12 @@ class LiveRecipe:
     ) -> None:
         torch.manual_seed(seed)
         assert arch.causal_latents, "a student sees chunks of some length"
+        begin = Path(mix.begin).expanduser() if mix.begin else start
         self.dit, teacher = (
             load_dit(
-                start / "transformer", arch.dit, device=torch.device("cpu"), dtype=torch.float32
+                folder / "transformer", arch.dit, device=torch.device("cpu"), dtype=torch.float32
             )
-            for _ in range(2)
+            for folder in (begin, start)
         )
         self.dit.requires_grad_(True)
         self._arch, self._start, self._clips, self._vae = arch, start, clips, vae
@@ -136,7 +137,7 @@ class LiveRecipe:
             for rows in zip(*levels, strict=True)
         )
         return {
-            "numbers_B": torch.from_numpy(rng.integers(len(self._clips), size=mix.rows)),
+            "numbers_B": torch.from_numpy(rng.choice(self._clips.openings, size=mix.rows)),
             "starts_B": torch.from_numpy(self._starts(rng, chunks)),
             "sigma_BT": actual_BT,
             "told_BT": told_BT,

@@ -12,13 +12,13 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-PATTERNS = {
-    "equal": 0.35,
-    "prefix": 0.2,
-    "stairs": 0.25,
-    "rising": 0.08,
-    "independent": 0.04,
-    "untold": 0.08,
+ONE_LEVEL = "equal"
+PATTERNS = {  # shares of the windows of many levels
+    "prefix": 0.31,
+    "stairs": 0.38,
+    "rising": 0.13,
+    "independent": 0.06,
+    "untold": 0.12,
 }
 _CHUNKS = (1, 2, 3, 4, 5, 8)
 _NOISED_PREFIX = 0.02
@@ -33,11 +33,13 @@ class Levels:
     learnt_T: Array
 
 
-def draw_levels(rng: np.random.Generator, latents: int, shift: float, only: str = "") -> Levels:
-    """One window's pattern; `only` names one to draw always."""
+def draw_levels(
+    rng: np.random.Generator, latents: int, shift: float, one_level: float = 0.0, only: str = ""
+) -> Levels:
+    """One window's pattern: of one level in that share of the draws; `only` names it always."""
     name = only or str(rng.choice(list(PATTERNS), p=list(PATTERNS.values())))
-    if latents == 1:
-        name = "equal"
+    if latents == 1 or (not only and rng.random() < one_level):
+        name = ONE_LEVEL
     actual_T = _DRAW[name](rng, latents, shift)
     told_T, learnt_T = actual_T, (actual_T > 0) & (actual_T != _NOISED_PREFIX)
     if name == "untold":
@@ -91,7 +93,7 @@ def _untold(rng: np.random.Generator, latents: int, shift: float) -> Array:
 
 
 _DRAW = {
-    "equal": _equal,
+    ONE_LEVEL: _equal,
     "prefix": _prefix,
     "stairs": _stairs,
     "rising": _rising,

@@ -10,7 +10,9 @@ from tiny_shapes import DIT, MIX, VAE, dit_recipe, random_clips
 
 from longreel.jobs.train.export import save_transformer
 from longreel.jobs.train.latents import encode_clips, load_or_encode
+from longreel.jobs.train.vae_whole import encode_whole
 from longreel.jobs.world.captions import caption
+from longreel.jobs.world.draw import draw
 from longreel.jobs.world.scene import random_scene
 from longreel.models.checkpoint import check_transformer, locate
 from longreel.models.text_encoder import check_encoder, load_tokenizer
@@ -49,6 +51,29 @@ def test_windows_begin_their_video_all_or_none(recipe):
         assert (starts_B == 0).all() or (starts_B > 0).all()
         seen.add(bool(starts_B[0]))
     assert seen == {False, True}
+
+
+def test_windows_that_begin_their_video_begin_their_scene_too(recipe, clips):
+    assert set(clips.openings) == {0, 1, 2, 4, 5, 6}  # of 8
+    for step in range(60):
+        batch = recipe.batch(step, 0, 1)
+        if not batch["starts_B"][0]:
+            assert set(batch["numbers_B"].tolist()) <= set(clips.openings.tolist())
+
+
+def test_three_clips_of_four_begin_their_scene(vae):
+    seeds = [4, 5, 6, 7]
+    made = [encode_clips(vae, [seed], 2) for seed in seeds]
+    for seed, z_NCTHW in zip(seeds, made, strict=True):
+        frames_THWC = draw(random_scene(seed), 0, 5)
+        pixels = torch.from_numpy(frames_THWC).movedim(-1, 0)[None].float() / 127.5 - 1
+        mean, std = (
+            torch.tensor(each).view(1, -1, 1, 1, 1)
+            for each in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            first = ((encode_whole(vae, pixels).float() - mean) / std).bfloat16()
+        assert torch.equal(first, z_NCTHW) == (seed != 7)
 
 
 def test_short_windows_are_drawn_more_often(recipe):

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from longreel.jobs.train.patterns import PATTERNS, Levels, draw_levels
+from longreel.jobs.train.patterns import ONE_LEVEL, PATTERNS, Levels, draw_levels
 
 SHIFT = 3.0
 
 
 def drawn(name: str, latents: int = 12, count: int = 200) -> list[Levels]:
     rng = np.random.default_rng(0)
-    return [draw_levels(rng, latents, SHIFT, name) for _ in range(count)]
+    return [draw_levels(rng, latents, SHIFT, only=name) for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", [ONE_LEVEL, *PATTERNS])
 @pytest.mark.parametrize("latents", [1, 2, 7, 24])
 def test_levels_are_noise_levels_and_something_is_learnt(name, latents):
     for levels in drawn(name, latents):
@@ -23,7 +23,7 @@ def test_levels_are_noise_levels_and_something_is_learnt(name, latents):
         assert name == "stairs" or levels.learnt_T.any()
 
 
-@pytest.mark.parametrize("name", sorted({*PATTERNS} - {"untold"}))
+@pytest.mark.parametrize("name", sorted({ONE_LEVEL, *PATTERNS} - {"untold"}))
 def test_a_latent_is_told_its_own_level(name):
     assert all(np.array_equal(levels.told_T, levels.actual_T) for levels in drawn(name))
 
@@ -64,3 +64,10 @@ def test_an_untold_past_is_cleaner_than_what_its_window_is_told():
 def test_levels_lean_towards_noise_by_the_shift():
     plain = np.concatenate([levels.actual_T for levels in drawn("equal", 4, 2000)])
     assert abs(np.median(plain) - 0.75) < 0.03  # 3 * 0.5 / (1 + 2 * 0.5)
+
+
+def test_so_many_windows_as_asked_have_one_level():
+    rng = np.random.default_rng(0)
+    windows = [draw_levels(rng, 12, SHIFT, 0.3) for _ in range(1000)]
+    flat = [len(set(levels.actual_T)) == 1 and levels.learnt_T[0] for levels in windows]
+    assert np.mean(flat) == pytest.approx(0.3, abs=0.05)
