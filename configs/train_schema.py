@@ -177,7 +177,7 @@ class DitTraining:
     grow: int = 0  # steps over which windows grow from the shortest to the longest
     first: float = 0.5  # of the batches hold windows that begin their video
     shift: float = 6.0  # of the noise levels, as in sampling
-    one_level: float = 0.5  # of the windows that begin their video have one level of noise
+    one_level: float = 0.6  # of the windows that begin their video have one level of noise
     pattern: str = ""  # of the noise, for every window; empty: the mix
     compiled: bool = False  # layers, by torch; needs a C++ compiler on CPUs
 
@@ -201,8 +201,7 @@ class LiveTraining:
     """A causal student of a small DiT: few steps, no guidance."""
 
     arch: str = "shapes-live"  # a name in models/arch.py
-    start: str = ""  # folder of the teacher
-    begin: str = ""  # folder of a student to go on from; empty: it begins as the teacher
+    start: str = ""  # folder of the teacher, which it starts as
     clips: int = 2048  # of the world, encoded once
     clip_latents: int = 25
     cache: str = "runs/shapes-clips"  # folder of the encoded clips
@@ -212,7 +211,7 @@ class LiveTraining:
     shift: float = 6.0
     guidance: float = 3.0  # that is learnt in
     past_noise: float = 0.15  # the most that a clean past bears, untold
-    compiled: bool = False  # what encodes the clips; needs a C++ compiler on CPUs
+    compiled: bool = False  # layers, and what encodes the clips; needs a C++ compiler on CPUs
 
     def __post_init__(self) -> None:
         for name in ("clips", "rows", "chunks"):

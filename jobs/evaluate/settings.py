@@ -26,6 +26,11 @@ class Setting:
     overrides: tuple[str, ...] = ()
 
     @property
+    def is_truth(self) -> bool:
+        """The world's clips as they are: nothing is loaded for them."""
+        return not (self.policy or self.preset)
+
+    @property
     def name(self) -> str:
         words = [
             self.policy or ("vae" if self.preset else "truth"),
@@ -36,7 +41,7 @@ class Setting:
 
     def plan(self, number: int) -> Plan:
         """The render of a prompt, checked. Without a policy, one that has the VAE."""
-        assert self.policy or self.preset, "the world renders nothing"
+        assert not self.is_truth, "the world renders nothing"
         return plan_render(
             prompt(number),
             preset=self.preset,
@@ -53,15 +58,15 @@ class Setting:
 
     def check(self) -> None:
         """ValueError for what cannot be made."""
-        if self.policy or self.preset:
+        if not self.is_truth:
             self.plan(0)
 
     def identity(self, number: int) -> str:
         """All that a clip depends on, besides the weights' bytes and our code."""
-        if self.policy or self.preset:
-            what = ("" if self.policy else "vae\n") + to_yaml(self.plan(number).config)
-        else:
+        if self.is_truth:
             what = f"truth {self.frames}"
+        else:
+            what = ("" if self.policy else "vae\n") + to_yaml(self.plan(number).config)
         return f"{what}\n{number}\n{prompt(number)}"
 
 

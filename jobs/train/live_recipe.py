@@ -106,14 +106,16 @@ class LiveRecipe:
     ) -> None:
         torch.manual_seed(seed)
         assert arch.causal_latents, "a student sees chunks of some length"
-        begin = Path(mix.begin).expanduser() if mix.begin else start
         self.dit, teacher = (
             load_dit(
-                folder / "transformer", arch.dit, device=torch.device("cpu"), dtype=torch.float32
+                start / "transformer", arch.dit, device=torch.device("cpu"), dtype=torch.float32
             )
-            for folder in (begin, start)
+            for _ in range(2)
         )
         self.dit.requires_grad_(True)
+        if mix.compiled:  # once for all layers of each, which differ in their weights alone
+            for layer in [*self.dit.blocks.values(), *teacher.blocks.values()]:
+                layer.compile(dynamic=True)  # windows come in every length
         self._arch, self._start, self._clips, self._vae = arch, start, clips, vae
         self._seed, self._mix = seed, mix
         self.model = LiveLoss(

@@ -128,8 +128,6 @@ def _source(config: TrainConfig) -> tuple["ModelArch", Path]:
             f"live.arch={live.arch} is no causal model, so it has no student of chunks; set "
             "it to shapes-live"
         )
-    if live.begin:
-        _folder("live.begin", live.begin, "shapes-live")
     return arch, _folder("live.start", live.start, "shapes")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command import SMALL, longreel
-from processes import kept_shared_memory, shared_memory
+from processes import descendants, kept_shared_memory, shared_memory, still_there
 
 pytestmark = pytest.mark.ray
 OVER_RAY = ("parallel.num_stages=2", "model.device=cpu", "output.format=png")
@@ -29,30 +29,6 @@ def started(folder, *arguments):
             yield process
         finally:
             process.kill()
-
-
-def descendants(pid: int) -> set[int]:
-    """Processes that this one has started, and those that they have."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == pid:
-                child = int(entry.name)
-                found |= {child} | descendants(child)
-    return found
-
-
-def still_there(pids: set[int], within_s: float) -> set[int]:
-    deadline = time.monotonic() + within_s
-    while left := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
-        if time.monotonic() > deadline:
-            return left
-        time.sleep(0.1)
-    return set()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,16 @@ def all_gone(pids, within_s: float) -> bool:
     return wait_until(lambda: not any(map(alive, pids)), within_s)
 
 
+def still_there(pids, within_s: float) -> set[int]:
+    """Zombies too: nobody has waited for these."""
+
+    def there() -> set[int]:
+        return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+    wait_until(lambda: not there(), within_s)
+    return there()
+
+
 def wait_until(condition, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while not condition():
