@@ -296,6 +296,23 @@ def test_forcing_has_numbers_of_the_model_s_own(arch, overrides, numbers):
     assert (made.schedule.size, made.schedule.left, made.schedule.stagger) == numbers
 
 
+@pytest.mark.parametrize(
+    ("arch", "overrides", "stagger"),
+    [
+        ("shapes", [], 4),
+        ("shapes", ["sampling.steps=5"], 3),
+        ("shapes", ["blocks.stagger=2"], 2),
+        ("tiny", ["blocks.depth=3"], 2),
+    ],
+)
+def test_staggered_blocks_of_a_model_of_many_levels_are_half_the_steps_apart(
+    arch, overrides, stagger
+):
+    policy = "blocks.policy=dualparal-staggered"
+    made = plan(f"model.arch={arch}", policy, "sampling.steps=8", *overrides)
+    assert made.schedule.stagger == stagger
+
+
 def test_a_model_of_one_level_a_window_is_not_told_several():
     with pytest.raises(ValueError, match=r"^blocks\.levels=latent tells .* blocks\.levels=window"):
         plan("blocks.policy=dualparal", "blocks.levels=latent", preset="wan2.1-t2v-1.3b")
