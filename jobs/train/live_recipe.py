@@ -149,7 +149,9 @@ class LiveRecipe:
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out prompts, chunk after chunk: a row each."""
         text_BSD = self._embed(held_out_prompts(_SHEET_ROWS)).to(self.model.empty_SD.device)
-        return strips(self._vae, self._roll_out(text_BSD, _SHEET_CHUNKS))
+        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a look
+            latents_BCTHW = self._roll_out(text_BSD, _SHEET_CHUNKS)
+        return strips(self._vae, latents_BCTHW)
 
     def export(self, folder: Path) -> None:
         """In the diffusers layout; all but the transformer is the teacher's."""
