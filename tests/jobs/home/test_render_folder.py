@@ -2,13 +2,14 @@
 
 import io
 import threading
+import time
 
 import av
 import numpy as np
 import pytest
 from command import SMALL
 
-from longreel.jobs.home.home import Home
+from longreel.jobs.home.home import Home, new_name
 from longreel.jobs.home.lock import Taken
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
@@ -120,3 +121,11 @@ def test_a_render_is_opened_by_the_beginning_of_its_id(home):
         home.open("2")
     with pytest.raises(ValueError, match="there is no such render"):
         home.open("nothing")
+
+
+def test_ids_sort_by_time_within_a_second_too(monkeypatch):
+    seconds = iter([1000.0, 1000.001, 1000.9999, 1001.0])
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    made = [new_name() for _ in range(4)]
+    assert made == sorted(made)
+    assert len({len(name) for name in made}) == 1
