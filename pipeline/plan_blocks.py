@@ -43,12 +43,12 @@ def plan_schedule(
 def _for_many_levels(blocks: BlocksConfig, steps: int) -> BlocksConfig:
     """What is left to us, for a model that knows windows of many levels (docs/quality.md)."""
     half = -(-steps // 2)
-    if blocks.policy == "dualparal-staggered":
-        return _with_defaults(blocks, levels="latent", stagger=half)
-    if blocks.policy.startswith("dualparal"):
-        return _with_defaults(blocks, levels="latent")
     if blocks.policy == "forcing":
         return _with_defaults(blocks, size=8, left=8, stagger=half)
+    if blocks.policy == "dualparal-staggered":
+        blocks = _with_defaults(blocks, stagger=half)
+    if blocks.policy.startswith("dualparal"):
+        blocks = _with_defaults(blocks, levels="latent")
     return blocks
 
 

@@ -21,7 +21,7 @@ from .export import save_transformer, save_vae
 from .feed import made_ahead
 from .latents import LatentClips
 from .patterns import draw_levels
-from .recipe import Batch
+from .recipe import Batch, compile_layers
 from .sample import held_out_prompts, sample_whole, strips, velocity
 from .text_side import TextSide
 
@@ -77,9 +77,8 @@ class DitRecipe:
             here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
             load_module(self.dit, open_transformer(start / "transformer", arch.dit), **here)
             load_module(self.text.encoder, Weights(start / "text_encoder"), **here)
-        if mix.compiled:  # once for all layers, which differ in their weights alone
-            for layer in self.dit.blocks.values():
-                layer.compile(dynamic=True)  # windows come in every length
+        if mix.compiled:
+            compile_layers(self.dit)
         self.model = DitLoss(self.dit, self.text, clips)
         self._clips, self._seed, self._mix = clips, seed, mix
         self._ids_NKS, self._empty_S = self._read_captions(workers)
@@ -91,7 +90,7 @@ class DitRecipe:
         latents = _window(rng, mix.shortest, self._longest(step))
         at_start = rng.random() < mix.first
         rows = max(1, mix.latents // latents)
-        of_clips = self._clips.openings if at_start else np.arange(len(self._clips))
+        of_clips = self._clips.openings if at_start else len(self._clips)
         numbers = rng.choice(of_clips, size=rows)
         starts = rng.integers(1, self._clips.latents - latents + 1, size=rows) * (not at_start)
         # a window all in noise is a video's beginning: nothing else would tell it from a later one
@@ -117,14 +116,13 @@ class DitRecipe:
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out prompts as whole videos: a row each."""
-        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a look
-            latents_BCTHW = sample_whole(
-                self.dit,
-                self.text,
-                held_out_prompts(_SHEET_ROWS),
-                self._clips.shape(min(_SHEET_LATENTS, self._mix.longest)),
-                shift=self._mix.shift,
-            )
+        latents_BCTHW = sample_whole(
+            self.dit,
+            self.text,
+            held_out_prompts(_SHEET_ROWS),
+            self._clips.shape(min(_SHEET_LATENTS, self._mix.longest)),
+            shift=self._mix.shift,
+        )
         return strips(self._vae, latents_BCTHW)
 
     def export(self, folder: Path) -> None:

@@ -28,7 +28,7 @@ from ..world.scene import random_scene
 from .export import save_transformer
 from .latents import LatentClips
 from .patterns import shifted
-from .recipe import Batch
+from .recipe import Batch, compile_layers
 from .sample import held_out_prompts, strips, velocity
 
 _SHEET_ROWS = 6
@@ -113,9 +113,8 @@ class LiveRecipe:
             for _ in range(2)
         )
         self.dit.requires_grad_(True)
-        if mix.compiled:  # once for all layers of each, which differ in their weights alone
-            for layer in [*self.dit.blocks.values(), *teacher.blocks.values()]:
-                layer.compile(dynamic=True)  # windows come in every length
+        if mix.compiled:
+            compile_layers(self.dit, teacher)
         self._arch, self._start, self._clips, self._vae = arch, start, clips, vae
         self._seed, self._mix = seed, mix
         self.model = LiveLoss(
@@ -149,9 +148,7 @@ class LiveRecipe:
     def sheet(self) -> np.ndarray[Any, Any]:
         """Held-out prompts, chunk after chunk: a row each."""
         text_BSD = self._embed(held_out_prompts(_SHEET_ROWS)).to(self.model.empty_SD.device)
-        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a look
-            latents_BCTHW = self._roll_out(text_BSD, _SHEET_CHUNKS)
-        return strips(self._vae, latents_BCTHW)
+        return strips(self._vae, self._roll_out(text_BSD, _SHEET_CHUNKS))
 
     def export(self, folder: Path) -> None:
         """In the diffusers layout; all but the transformer is the teacher's."""

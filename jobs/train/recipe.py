@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from ...models.wan import WanDiT
+
 Batch = dict[str, Tensor]
 
 
@@ -31,3 +33,10 @@ class Recipe(Protocol):
     def export(self, folder: Path) -> None:
         """The model as it is now, in the layout in which it is loaded."""
         ...
+
+
+def compile_layers(*dits: WanDiT) -> None:
+    """By torch, once for all layers of each, which differ in their weights alone."""
+    for dit in dits:
+        for layer in dit.blocks.values():
+            layer.compile(dynamic=True)  # windows come in every length

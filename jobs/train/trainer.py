@@ -123,7 +123,9 @@ class Trainer:
 
     def _draw(self) -> None:
         with written_aside(self.folder.path / "sheet.png") as part:
-            Image.fromarray(self._shown.sheet()).save(part, format="PNG")
+            with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a look
+                sheet = self._shown.sheet()
+            Image.fromarray(sheet).save(part, format="PNG")
         with written_aside(self.folder.path / "curves.png") as part:
             draw_curves(self.folder.lines(), part, f"{self._config.recipe}, step {self.step}")
 
