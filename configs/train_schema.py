@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass, field
 
 from .checks import check_name, check_range
+from .train_small import MANY, DitTraining, LiveTraining, PreferTraining, VaeTraining
 
-RECIPES = ("vae", "dit", "live", "finetune")
+RECIPES = ("vae", "dit", "prefer", "live", "finetune")
 OPTIMIZERS = ("adamw", "muon")
 METHODS = ("lora", "full")
 EXPORTS = ("adapter", "merged")
 TRAIN_DTYPES = ("float32", "bfloat16")
-_MANY = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_name("optimizer.kind", self.kind, OPTIMIZERS, "the training")
         check_range("optimizer.learning_rate", self.learning_rate, 1e-12, 10, "learns nothing")
-        check_range("optimizer.warmup", self.warmup, 0, _MANY, "is no number of steps")
+        check_range("optimizer.warmup", self.warmup, 0, MANY, "is no number of steps")
         check_range("optimizer.clip", self.clip, 1e-12, 1e12, "leaves no gradient")
         check_range("optimizer.weight_decay", self.weight_decay, 0, 10, "lets weights grow")
         check_range("optimizer.final", self.final, 0, 1, "is no share of the learning rate")
@@ -90,141 +90,8 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         for name in ("log_every", "sheet_every", "save_every"):
-            check_range(f"report.{name}", getattr(self, name), 1, _MANY, "would never come round")
-        check_range("report.save_minutes", self.save_minutes, 1e-3, _MANY, "would never come round")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VaeTraining:
-    """A small VAE of the Wan kind, learnt on clips of the world of shapes."""
-
-    base_dim: int = 32
-    z_dim: int = 12
-    dim_mult: tuple[int, ...] = (1, 2, 2)
-    num_res_blocks: int = 1
-    patch: int = 2
-    until: tuple[int, ...] = (1_000_000,)  # steps at which the phases end
-    clips: tuple[int, ...] = (4,)  # of a batch, on each process, in each phase
-    frames: tuple[int, ...] = (17,)
-    long_frames: tuple[int, ...] = (0,)  # half of the batches are one such clip; 0: none
-    crop: tuple[int, ...] = (64,)  # pixels
-    start: str = ""  # folder of a VAE to go on from; empty: random weights
-    encoder: bool = True  # is learnt too; false: latents stay what they are
-    things: float = 10.0  # how much more a pixel weighs where a thing is
-    edges: float = 1.0  # weight of the differences between neighbouring pixels
-    size: float = 1e-3  # weight of the latents' mean square
-    alike: float = 0.1  # weight of how latents of one frame and of four differ when all is still
-    noise: float = 0.1  # on the latents that are decoded
-    compiled: bool = False  # by torch, for each shape of a batch; needs a C++ compiler on CPUs
-
-    def __post_init__(self) -> None:
-        for name in ("base_dim", "z_dim", "num_res_blocks"):
-            check_range(f"vae.{name}", getattr(self, name), 1, 4096, "leaves no model to train")
-        if self.patch not in (1, 2):
-            raise ValueError(f"vae.patch={self.patch} is no patch we know; set it to 1 or 2")
-        if len(self.dim_mult) < 3 or min(self.dim_mult) < 1:
-            shown = ",".join(map(str, self.dim_mult))
-            raise ValueError(
-                f"vae.dim_mult=[{shown}] halves time less than twice, so a latent would not be "
-                "four frames; give at least three factors of 1 or more, such as [1,2,4]"
-            )
-        self._check_phases()
-        if not self.encoder and not self.start:
-            raise ValueError(
-                "vae.encoder=false would keep the latents of random weights; set vae.start to the "
-                "folder of a VAE whose latents are to stay"
-            )
-
-    def _check_phases(self) -> None:
-        columns = ("clips", "frames", "long_frames", "crop")
-        for name in columns:
-            if len(getattr(self, name)) != len(self.until):
-                raise ValueError(
-                    f"vae.{name} has {len(getattr(self, name))} values and vae.until has "
-                    f"{len(self.until)}, so phases would lack some; give each the same number"
-                )
-        for frames in (*self.frames, *filter(None, self.long_frames)):
-            if frames < 5 or frames % 4 != 1:
-                raise ValueError(
-                    f"vae.frames or vae.long_frames={frames} does not end with a latent; "
-                    "set it to 4n + 1 from 5 up, such as 25"
-                )
-        for crop in self.crop:
-            if not 0 < crop <= 96 or crop % self.space_stride:
-                raise ValueError(
-                    f"vae.crop={crop} is no whole number of latents of a frame of 96 pixels; "
-                    f"set it to a multiple of {self.space_stride} up to 96"
-                )
-
-    @property
-    def space_stride(self) -> int:
-        return int(self.patch * 2 ** (len(self.dim_mult) - 1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DitTraining:
-    """A small DiT and its text encoder, learnt on latents of the world in mixed noise patterns."""
-
-    arch: str = "shapes"  # a name in models/arch.py
-    start: str = ""  # folder of a model to go on from; empty: random weights
-    vae: str = ""  # folder of the VAE whose latents are learnt
-    clips: int = 2048  # of the world, encoded once
-    clip_latents: int = 25
-    cache: str = "runs/shapes-clips"  # folder of the encoded clips
-    latents: int = 96  # of a batch, on each process: short windows make many rows
-    shortest: int = 3  # latents of a window
-    longest: int = 24
-    grow: int = 0  # steps over which windows grow from the shortest to the longest
-    first: float = 0.5  # of the batches hold windows that begin their video
-    shift: float = 6.0  # of the noise levels, as in sampling
-    one_level: float = 0.6  # of the windows that begin their video have one level of noise
-    pattern: str = ""  # of the noise, for every window; empty: the mix
-    compiled: bool = False  # layers, by torch; needs a C++ compiler on CPUs
-
-    def __post_init__(self) -> None:
-        for name in ("clips", "latents", "shortest"):
-            check_range(f"dit.{name}", getattr(self, name), 1, _MANY, "leaves nothing to learn")
-        check_range("dit.grow", self.grow, 0, _MANY, "is no number of steps")
-        check_range("dit.first", self.first, 0, 1, "is no share")
-        check_range("dit.one_level", self.one_level, 0, 1, "is no share")
-        check_range("dit.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
-        if not self.shortest <= self.longest < self.clip_latents:
-            raise ValueError(
-                f"dit.shortest={self.shortest}, dit.longest={self.longest} and dit.clip_latents="
-                f"{self.clip_latents} leave no window to cut; set shortest <= longest < "
-                "clip_latents, as the first latent of a clip is no window's but the first"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveTraining:
-    """A causal student of a small DiT: few steps, no guidance."""
-
-    arch: str = "shapes-live"  # a name in models/arch.py
-    start: str = ""  # folder of the teacher, which it starts as
-    clips: int = 2048  # of the world, encoded once
-    clip_latents: int = 25
-    cache: str = "runs/shapes-clips"  # folder of the encoded clips
-    rows: int = 5  # of a batch, on each process
-    chunks: int = 5  # of a window, the sink among them
-    timesteps: tuple[int, ...] = (1000, 750, 500, 250)  # it will be asked at, before the shift
-    shift: float = 6.0
-    guidance: float = 3.0  # that is learnt in
-    past_noise: float = 0.15  # the most that a clean past bears, untold
-    compiled: bool = False  # layers, and what encodes the clips; needs a C++ compiler on CPUs
-
-    def __post_init__(self) -> None:
-        for name in ("clips", "rows", "chunks"):
-            check_range(f"live.{name}", getattr(self, name), 1, _MANY, "leaves nothing to learn")
-        check_range("live.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
-        check_range("live.guidance", self.guidance, 1, 100, "steers away from the prompt")
-        check_range("live.past_noise", self.past_noise, 0, 1, "is no level of noise")
-        if not self.timesteps or not all(0 < timestep <= 1000 for timestep in self.timesteps):
-            shown = ",".join(map(str, self.timesteps))
-            raise ValueError(
-                f"live.timesteps=[{shown}] is no way from noise to a picture; "
-                "set numbers from 1000 to 1, such as [1000,750,500,250]"
-            )
+            check_range(f"report.{name}", getattr(self, name), 1, MANY, "would never come round")
+        check_range("report.save_minutes", self.save_minutes, 1e-3, MANY, "would never come round")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +154,7 @@ class TrainConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     vae: VaeTraining = field(default_factory=VaeTraining)
     dit: DitTraining = field(default_factory=DitTraining)
+    prefer: PreferTraining = field(default_factory=PreferTraining)
     live: LiveTraining = field(default_factory=LiveTraining)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -298,7 +166,7 @@ class TrainConfig:
                 "optimizer.kind=muon moves whole matrices, which run.zero_stage="
                 f"{self.run.zero_stage} cuts up; set optimizer.kind=adamw or run.zero_stage=0"
             )
-        check_range("steps", self.steps, 1, _MANY, "trains nothing")
+        check_range("steps", self.steps, 1, MANY, "trains nothing")
         if self.recipe != "finetune" and self.run.sequence_ranks > 1:
             raise ValueError(
                 f"run.sequence_ranks={self.run.sequence_ranks} shares the tokens of a DiT, and "
@@ -308,6 +176,12 @@ class TrainConfig:
             raise ValueError(
                 f"recipe=finetune with finetune.checkpoint={self.finetune.checkpoint} and "
                 f"data.folder={self.data.folder} has nothing to start or to learn from; set both"
+            )
+        if self.recipe == "prefer" and max(self.prefer.lengths) > self.dit.clip_latents:
+            raise ValueError(
+                f"prefer.lengths holds {max(self.prefer.lengths)}, and dit.clip_latents="
+                f"{self.dit.clip_latents} are all that a clip of the world has to set beside such "
+                "an attempt; set shorter lengths"
             )
         if not re.search(r"\S", self.run.output or "runs"):
             raise ValueError("run.output is blank, so the run has no folder; name one")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...configs.train_schema import DitTraining
+from ...configs.train_small import DitTraining
 from ...models.arch import ModelArch
 from ...models.checkpoint import open_transformer
 from ...models.wan import WanDiT
@@ -72,11 +72,9 @@ class DitRecipe:
         torch.manual_seed(seed)
         self.dit = WanDiT(arch.dit)
         start_from_identity(self.dit)
-        self.text = TextSide(vocabulary(), text_len=arch.text_len, text_dim=arch.dit.text_dim)
+        self.text = world_text(arch)
         if start is not None:
-            here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
-            load_module(self.dit, open_transformer(start / "transformer", arch.dit), **here)
-            load_module(self.text.encoder, Weights(start / "text_encoder"), **here)
+            load_start(self.dit, self.text, start, arch)
         if mix.compiled:
             compile_layers(self.dit)
         self.model = DitLoss(self.dit, self.text, clips)
@@ -96,18 +94,18 @@ class DitRecipe:
         # a window all in noise is a video's beginning: nothing else would tell it from a later one
         one_level = mix.one_level if at_start else 0.0
         levels = [draw_levels(rng, latents, mix.shift, one_level, mix.pattern) for _ in range(rows)]
-        learnt_BT = _stack([level.learnt_T for level in levels])
+        learnt_BT = stack([level.learnt_T for level in levels])
         if not at_start:
             # Nothing in noise tells a video's first latent, which is one frame, from another, as
             # rotary positions are relative. A window's first is taken for the video's.
-            learnt_BT[:, 0] *= _stack([level.actual_T < _TELLING for level in levels])[:, 0]
+            learnt_BT[:, 0] *= stack([level.actual_T < _TELLING for level in levels])[:, 0]
         ids_BS = self._ids_NKS[numbers, rng.integers(_CAPTIONS, size=rows)].long()
         ids_BS[torch.from_numpy(rng.random(rows) < _EMPTY)] = self._empty_S
         return {
             "numbers_B": torch.from_numpy(numbers),
             "starts_B": torch.from_numpy(starts),
-            "sigma_BT": _stack([level.actual_T for level in levels]),
-            "told_BT": _stack([level.told_T for level in levels]),
+            "sigma_BT": stack([level.actual_T for level in levels]),
+            "told_BT": stack([level.told_T for level in levels]),
             "learnt_BT": learnt_BT,
             "ids_BS": ids_BS,
             "mask_BS": self.text.mask(ids_BS),
@@ -149,6 +147,17 @@ class DitRecipe:
         return torch.stack([ids_KS.clone() for ids_KS in each_KS]), self.text.tokens([""])[0][0]
 
 
+def world_text(arch: ModelArch) -> TextSide:
+    return TextSide(vocabulary(), text_len=arch.text_len, text_dim=arch.dit.text_dim)
+
+
+def load_start(dit: WanDiT, text: TextSide, start: Path, arch: ModelArch) -> None:
+    """Both from the folder of a model to go on from, in float32."""
+    here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    load_module(dit, open_transformer(start / "transformer", arch.dit), **here)
+    load_module(text.encoder, Weights(start / "text_encoder"), **here)
+
+
 def start_from_identity(dit: WanDiT) -> None:
     """Layers that change nothing and a velocity of zero, from which a deep model learns best."""
     for name, parameter in dit.named_parameters():
@@ -162,5 +171,5 @@ def _window(rng: np.random.Generator, shortest: int, longest: int) -> int:
     return int(shortest * ((longest + 1) / shortest) ** rng.random())
 
 
-def _stack(rows: list[np.ndarray[Any, Any]]) -> Tensor:
+def stack(rows: list[np.ndarray[Any, Any]]) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float32))

@@ -17,7 +17,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from ...configs.train_schema import LiveTraining
+from ...configs.train_small import LiveTraining
 from ...models.arch import ModelArch
 from ...models.checkpoint import locate
 from ...models.text import TextSource, encode_prompts

@@ -11,6 +11,8 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ...models.arch import ModelArch
+    from .attempts import Attempts
+    from .dit_recipe import DitRecipe
     from .latents import LatentClips
 
 
@@ -30,8 +32,10 @@ def prepare_recipe(config: TrainConfig) -> None:
     """What is done once, before any process of the run starts."""
     device = device_type(config)
     _check_compiler(config, device)
-    if config.recipe in ("dit", "live"):
+    if config.recipe in ("dit", "prefer", "live"):
         _clips(config)  # by one process, for all
+    if config.recipe == "prefer":
+        _attempts(config)
     if config.recipe == "finetune":
         import torch
 
@@ -43,12 +47,13 @@ def prepare_recipe(config: TrainConfig) -> None:
 
 def _check_compiler(config: TrainConfig, device: str) -> None:
     """ValueError where torch is to compile for a CPU and would find nothing to do it with."""
-    group = getattr(config, config.recipe)
+    name = "dit" if config.recipe == "prefer" else config.recipe
+    group = getattr(config, name)
     if not getattr(group, "compiled", False) or device != "cpu":
         return
     if not any(which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++")):
         raise ValueError(
-            f"{config.recipe}.compiled=true needs a C++ compiler, and there is none on the path; "
+            f"{name}.compiled=true needs a C++ compiler, and there is none on the path; "
             "install g++, or set it to false, which learns the same more slowly"
         )
 
@@ -85,7 +90,7 @@ def _vae(config: TrainConfig) -> Recipe:
     )
 
 
-def _dit(config: TrainConfig) -> Recipe:
+def _dit(config: TrainConfig) -> "DitRecipe":
     from .dit_recipe import DitRecipe
 
     arch, folder = _source(config)
@@ -108,6 +113,49 @@ def _dit_start(config: TrainConfig) -> Path | None:
     return _folder("dit.start", start, "shapes") if start else None
 
 
+def _prefer(config: TrainConfig) -> Recipe:
+    from .prefer_recipe import PreferRecipe
+
+    clips, _ = _clips(config)
+    return PreferRecipe(
+        _dit(config),
+        clips,
+        _attempts(config),
+        seed=config.run.seed,
+        mix=config.prefer,
+        shift=config.dit.shift,
+        compiled=config.dit.compiled,
+    )
+
+
+def _attempts(config: TrainConfig) -> "list[Attempts]":
+    """Those of the model that is gone on from, made unless they are there."""
+    import torch
+
+    from ...models.vae_load import load_vae
+    from .attempts import Sampler, load_or_make
+
+    arch, folder = _source(config)
+    clips, _ = _clips(config)
+    prefer, device = config.prefer, torch.device(device_type(config))
+    seeds = [clips.seeds[number] for number in clips.openings[: prefer.prompts]]
+    if len(seeds) < prefer.prompts:
+        raise ValueError(
+            f"prefer.prompts={prefer.prompts} are more than the {len(seeds)} of dit.clips="
+            f"{config.dit.clips} that begin their scene; set it to {len(seeds)}, or more clips"
+        )
+    channels, _, height, width = clips.shape(1)
+    sampler = Sampler(Path(config.dit.start).expanduser(), arch, prefer, config.dit.shift)
+    sampler.to(device)
+    return load_or_make(
+        Path(prefer.cache).expanduser(),
+        seeds,
+        lambda seed: sampler(seed, (channels, height, width)),
+        load_vae(folder, arch.vae, device=device, dtype=torch.bfloat16),
+        config.run.workers if device.type == "cpu" else 0,
+    )
+
+
 def _live(config: TrainConfig) -> Recipe:
     from .live_recipe import LiveRecipe
 
@@ -119,7 +167,12 @@ def _live(config: TrainConfig) -> Recipe:
 def _source(config: TrainConfig) -> tuple["ModelArch", Path]:
     """What is learnt, and the folder of the VAE whose latents it learns on."""
     dit, live = config.dit, config.live
-    if config.recipe == "dit":
+    if config.recipe in ("dit", "prefer"):
+        if config.recipe == "prefer" and not dit.start:
+            raise ValueError(
+                "dit.start is empty, and recipe=prefer learns from what a model makes; set it to "
+                "the model/ that another run left: longreel train shapes leaves one"
+            )
         _dit_start(config)
         return _arch("dit.arch", dit.arch), _folder("dit.vae", dit.vae, "shapes-vae")
     arch = _arch("live.arch", live.arch)
@@ -140,7 +193,7 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     from .vae_recipe import channels_last
 
     arch, folder = _source(config)
-    group = config.dit if config.recipe == "dit" else config.live
+    group = config.live if config.recipe == "live" else config.dit
     device = torch.device(device_type(config))
     vae = load_vae(folder, arch.vae, device=device, dtype=torch.float32)
     channels_last(vae)
@@ -193,4 +246,4 @@ def _check_arch(config: TrainConfig) -> None:
     check_transformer(reference, "transformer", arch.dit, finetune.arch, field)
 
 
-_RECIPES = {"vae": _vae, "dit": _dit, "live": _live, "finetune": _finetune}
+_RECIPES = {"vae": _vae, "dit": _dit, "prefer": _prefer, "live": _live, "finetune": _finetune}

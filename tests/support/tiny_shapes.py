@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from longreel.configs.train_schema import DitTraining
+from longreel.configs.train_small import DitTraining
 from longreel.jobs.train.dit_recipe import DitRecipe
 from longreel.jobs.train.latents import LatentClips
 from longreel.models.arch import ModelArch, VaeArch, WanArch

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_shapes import ARCH, VAE, dit_recipe, random_clips
 
-from longreel.configs.train_schema import LiveTraining
+from longreel.configs.train_small import LiveTraining
 from longreel.jobs.train.live_recipe import LiveRecipe
 from longreel.jobs.train.sample import velocity
 from longreel.models.checkpoint import check_transformer

@@ -1,0 +1,125 @@
+"""Videos that a model makes of the world's prompts, each with whether it shows what was asked.
+
+K attempts at one prompt, C channels, T latents, H height, W width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...configs.train_small import PreferTraining
+from ...models.arch import ModelArch
+from ...models.vae import StreamingDecoder, to_uint8
+from ...models.wan import WanDiT
+from ..evaluate.measure import measure
+from ..home.durable import written_aside
+from ..world.captions import caption
+from ..world.scene import Scene, random_scene
+from .dit_recipe import load_start, world_text
+from .feed import made_ahead
+from .sample import sample_whole
+
+_SHARD = 16  # prompts of a file
+_RIGHT_FROM, _WRONG_UNDER = 0.9, 0.7  # identity; between the two neither is said
+
+
+@dataclass(frozen=True, eq=False)
+class Attempts:
+    """At one prompt of the world: latents in bfloat16, and 1 right, -1 wrong, 0 neither."""
+
+    seed: int  # of the scene
+    videos_KCTHW: Tensor
+    verdicts_K: Tensor
+
+    @property
+    def right(self) -> list[int]:
+        return self._which(1)
+
+    @property
+    def wrong(self) -> list[int]:
+        return self._which(-1)
+
+    def _which(self, verdict: int) -> list[int]:
+        return [k for k, one in enumerate(self.verdicts_K.tolist()) if one == verdict]
+
+
+def verdict(frames_THWC: Any, scene: Scene) -> int:
+    """Right if everything asked for is there and stays what it is."""
+    scores, _ = measure(frames_THWC, scene, [])
+    identity, whole = scores["identity"] or 0.0, scores["prompt_whole"] == 1
+    if not whole or identity < _WRONG_UNDER:
+        return -1
+    return int(identity > _RIGHT_FROM)
+
+
+class Sampler:
+    """Makes them with the model in a folder; the lengths take turns."""
+
+    def __init__(self, start: Path, arch: ModelArch, mix: PreferTraining, shift: float) -> None:
+        self._dit, self._text = WanDiT(arch.dit), world_text(arch)
+        load_start(self._dit, self._text, start, arch)
+        self._mix, self._shift = mix, shift
+
+    def to(self, device: torch.device) -> "Sampler":
+        self._dit.to(device)
+        self._text.to(device)
+        return self
+
+    def __call__(self, seed: int, frame: tuple[int, int, int]) -> Tensor:
+        """K C T H W; `frame` is C H W."""
+        mix, (channels, height, width) = self._mix, frame
+        latents = mix.lengths[np.random.default_rng(seed).integers(len(mix.lengths))]
+        words = caption(random_scene(seed), seed)
+        with torch.autocast(self._text.encoder.device.type, torch.bfloat16):
+            return sample_whole(
+                self._dit,
+                self._text,
+                [words] * mix.attempts,
+                (channels, int(latents), height, width),
+                shift=self._shift,
+                steps=mix.steps,
+                guidance=mix.guidance,
+                seed=seed,
+            )
+
+
+def load_or_make(
+    folder: Path, seeds: Sequence[int], sample: Callable[[int], Tensor], vae: Any, workers: int = 0
+) -> list[Attempts]:
+    """Those at the scenes of these seeds, kept in shards as they are made."""
+    attempts: list[Attempts] = []
+    for begin in range(0, len(seeds), _SHARD):
+        some = seeds[begin : begin + _SHARD]
+        shard = folder / f"attempts-{begin:06d}-{len(some)}.safetensors"
+        if not shard.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            made = made_ahead(lambda seed: _attempt(seed, sample, vae), some, workers)
+            with written_aside(shard) as part:
+                save_file(dict(_named(some, made)), part)
+        kept = load_file(shard)
+        attempts += [Attempts(n, kept[f"{n}.videos"], kept[f"{n}.verdicts"]) for n in some]
+    return attempts
+
+
+@torch.no_grad()
+def _attempt(seed: int, sample: Callable[[int], Tensor], vae: Any) -> tuple[Tensor, Tensor]:
+    videos_KCTHW, scene = sample(seed).to(vae.dtype), random_scene(seed)
+    verdicts = [
+        verdict(to_uint8(StreamingDecoder(vae).decode(video[None])).cpu().numpy(), scene)
+        for video in videos_KCTHW
+    ]
+    return videos_KCTHW.bfloat16().cpu(), torch.tensor(verdicts, dtype=torch.int8)
+
+
+def _named(
+    seeds: Sequence[int], made: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    for seed, (videos_KCTHW, verdicts_K) in zip(seeds, made, strict=True):
+        yield f"{seed}.videos", videos_KCTHW.contiguous()
+        yield f"{seed}.verdicts", verdicts_K
