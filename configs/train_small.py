@@ -117,7 +117,7 @@ class PreferTraining:
     attempts: int = 4  # at each, made once
     lengths: tuple[int, ...] = (9, 13, 21)  # latents of an attempt, by turns
     cache: str = "runs/shapes-attempts"  # folder of the attempts; it belongs to one model
-    steps: int = 16  # of an attempt
+    steps: int = 20  # of an attempt, by the solver of renders
     guidance: float = 4.0
     latents: int = 200  # of a batch's pairs, on each process
     one_level: float = 0.6  # of the pairs have one level of noise

@@ -1,10 +1,9 @@
-"""A plain sampler for a look at a model in training: whole videos, Euler steps, guidance.
+"""A plain sampler for a look at a model in training: whole videos, guided, by a render's solver.
 
 B batch, C channels, T latents, H height, W width, S text tokens.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,14 @@ from torch import Tensor
 
 from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
+from ...pipeline.guidance import guide
+from ...pipeline.levels import TRAIN_STEPS, make_levels
+from ...pipeline.solver import SolverState, make_solver
 from ..world.captions import caption
 from ..world.scene import random_scene
-from .patterns import shifted
 from .text_side import TextSide
+
+_SOLVER = "unipc2"  # that of the presets
 
 
 @torch.no_grad()
@@ -37,11 +40,11 @@ def sample_whole(
     device = text.encoder.device
     x_BCTHW = torch.randn((len(prompts), *shape), generator=generator).to(device)
     prompt_BSD, empty_BSD = text.embed(prompts), text.embed([""] * len(prompts))
-    sigmas = [float(shifted(1 - k / steps, shift)) for k in range(steps + 1)]
-    for sigma, following in pairwise(sigmas):
-        told_BT = torch.full((len(prompts), 1), sigma, dtype=torch.float64)
+    solver, state = make_solver(_SOLVER, make_levels(_SOLVER, steps, shift)), SolverState.empty()
+    for step, timestep in enumerate(solver.levels.timesteps):
+        told_BT = torch.full((len(prompts), 1), timestep / TRAIN_STEPS, dtype=torch.float64)
         wanted, empty = (velocity(dit, x_BCTHW, told_BT, y) for y in (prompt_BSD, empty_BSD))
-        x_BCTHW = x_BCTHW + (following - sigma) * (empty + guidance * (wanted - empty))
+        x_BCTHW, state = solver.step(step, x_BCTHW, guide(wanted, empty, guidance), state)
     return x_BCTHW
 
 
