@@ -116,7 +116,7 @@ class PreferTraining:
     prompts: int = 256  # of clips that begin their scene
     attempts: int = 4  # at each, made once
     lengths: tuple[int, ...] = (9, 13, 21)  # latents of an attempt, by turns
-    cache: str = "runs/shapes-attempts"  # folder of the attempts; it belongs to one model
+    cache: str = "runs/shapes-attempts"  # folder of the attempts, in one for each model
     steps: int = 20  # of an attempt, by the solver of renders
     guidance: float = 4.0
     latents: int = 200  # of a batch's pairs, on each process

@@ -3,6 +3,7 @@
 K attempts at one prompt, C channels, T latents, H height, W width.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,19 @@ def verdict(frames_THWC: Any, scene: Scene) -> int:
 
 
 class Sampler:
-    """Makes them with the model in a folder; the lengths take turns."""
+    """Makes them with the model in a folder; a scene's seed draws their length."""
 
     def __init__(self, start: Path, arch: ModelArch, mix: PreferTraining, shift: float) -> None:
         self._dit, self._text = WanDiT(arch.dit), world_text(arch)
         load_start(self._dit, self._text, start, arch)
         self._mix, self._shift = mix, shift
+        made_by = (mix.attempts, mix.lengths, mix.steps, mix.guidance, shift)
+        parts = [start / name for name in ("transformer", "text_encoder")]
+        files = sorted(file for part in parts for file in part.glob("*.safetensors"))
+        hashed = hashlib.sha256(repr(made_by).encode())
+        for file in files:
+            hashed.update(file.read_bytes())
+        self.key = hashed.hexdigest()[:12]  # of all that an attempt follows from, but its seed
 
     def to(self, device: torch.device) -> "Sampler":
         self._dit.to(device)

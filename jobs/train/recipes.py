@@ -148,7 +148,7 @@ def _attempts(config: TrainConfig) -> "list[Attempts]":
     sampler = Sampler(Path(config.dit.start).expanduser(), arch, prefer, config.dit.shift)
     sampler.to(device)
     return load_or_make(
-        Path(prefer.cache).expanduser(),
+        Path(prefer.cache).expanduser() / sampler.key,
         seeds,
         lambda seed: sampler(seed, (channels, height, width)),
         load_vae(folder, arch.vae, device=device, dtype=torch.bfloat16),

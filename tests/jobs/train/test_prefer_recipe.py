@@ -91,6 +91,21 @@ def test_attempts_are_made_once_and_follow_from_their_seed(plain, vae, tmp_path,
     assert not torch.equal(first[0].videos_KCTHW[0], first[0].videos_KCTHW[1])
 
 
+def test_attempts_of_another_model_or_made_otherwise_are_others(plain, tmp_path):
+    def key(folder, **mix):
+        return Sampler(tmp_path / folder, ARCH, replace(PREFER, **mix), 6.0).key
+
+    plain.export(tmp_path / "model")
+    plain.export(tmp_path / "same")
+    with torch.no_grad():
+        next(plain.text.parameters()).add_(1)
+    plain.export(tmp_path / "other")
+
+    assert key("model") == key("same") == key("model", beta=1.0)
+    others = [key("other"), *(key("model", **mix) for mix in ({"steps": 3}, {"lengths": (2,)}))]
+    assert len({key("model"), *others}) == 4
+
+
 def test_pairs_are_right_and_wrong_videos_of_one_prompt(recipe, clips):
     one, five = attempts_at(1, 2, [1, -1]), attempts_at(5, 3, [-1, 0])
     seen = set()
