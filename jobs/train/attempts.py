@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...configs.train_small import PreferTraining
 from ...models.arch import ModelArch
+from ...models.fingerprint import fingerprint
 from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
 from ..evaluate.measure import measure
@@ -66,13 +67,10 @@ class Sampler:
         self._dit, self._text = WanDiT(arch.dit), world_text(arch)
         load_start(self._dit, self._text, start, arch)
         self._mix, self._shift = mix, shift
-        made_by = (mix.attempts, mix.lengths, mix.steps, mix.guidance, shift)
-        parts = [start / name for name in ("transformer", "text_encoder")]
-        files = sorted(file for part in parts for file in part.glob("*.safetensors"))
-        hashed = hashlib.sha256(repr(made_by).encode())
-        for file in files:
-            hashed.update(file.read_bytes())
-        self.key = hashed.hexdigest()[:12]  # of all that an attempt follows from, but its seed
+        weights = [fingerprint(start / part) for part in ("transformer", "text_encoder")]
+        made_by = (*weights, mix.attempts, mix.lengths, mix.steps, mix.guidance, shift)
+        # of all that an attempt follows from, but its seed
+        self.key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]
 
     def to(self, device: torch.device) -> "Sampler":
         self._dit.to(device)

@@ -42,12 +42,9 @@ class DitLoss(nn.Module):
     def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
         sigma_BT = batch["sigma_BT"]
         clean = self.clips.windows(batch["numbers_B"], batch["starts_B"], sigma_BT.shape[1])
-        noise_BCTHW = torch.randn_like(clean)
-        sigma = sigma_BT[:, None, :, None, None]
-        noisy_BCTHW = (1 - sigma) * clean + sigma * noise_BCTHW
         text_BSD = self.text(batch["ids_BS"], batch["mask_BS"])
-        made_BCTHW = velocity(self.dit, noisy_BCTHW, batch["told_BT"], text_BSD)
-        off_BT = (made_BCTHW - (noise_BCTHW - clean)).square().mean(dim=(1, 3, 4))
+        noise_BCTHW = torch.randn_like(clean)
+        off_BT = velocity_error(self.dit, clean, noise_BCTHW, sigma_BT, batch["told_BT"], text_BSD)
         learnt_BT = batch["learnt_BT"]
         return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
 
@@ -99,7 +96,7 @@ class DitRecipe:
             # Nothing in noise tells a video's first latent, which is one frame, from another, as
             # rotary positions are relative. A window's first is taken for the video's.
             learnt_BT[:, 0] *= stack([level.actual_T < _TELLING for level in levels])[:, 0]
-        ids_BS = self._ids_NKS[numbers, rng.integers(_CAPTIONS, size=rows)].long()
+        ids_BS = self.captions(numbers, rng)
         ids_BS[torch.from_numpy(rng.random(rows) < _EMPTY)] = self._empty_S
         return {
             "numbers_B": torch.from_numpy(numbers),
@@ -110,6 +107,10 @@ class DitRecipe:
             "ids_BS": ids_BS,
             "mask_BS": self.text.mask(ids_BS),
         }
+
+    def captions(self, numbers_B: np.ndarray[Any, Any], rng: np.random.Generator) -> Tensor:
+        """Ids of one of the captions of each of these clips, (B, S)."""
+        return self._ids_NKS[numbers_B, rng.integers(_CAPTIONS, size=len(numbers_B))].long()
 
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
@@ -145,6 +146,21 @@ class DitRecipe:
 
         each_KS = made_ahead(ids, range(len(self._clips)), workers)
         return torch.stack([ids_KS.clone() for ids_KS in each_KS]), self.text.tokens([""])[0][0]
+
+
+def velocity_error(
+    dit: WanDiT,
+    clean_BCTHW: Tensor,
+    noise_BCTHW: Tensor,
+    sigma_BT: Tensor,
+    told_BT: Tensor,
+    text_BSD: Tensor,
+) -> Tensor:
+    """Mean square over each latent, (B, T), of windows noised to their levels."""
+    sigma = sigma_BT[:, None, :, None, None]
+    noisy_BCTHW = (1 - sigma) * clean_BCTHW + sigma * noise_BCTHW
+    made_BCTHW = velocity(dit, noisy_BCTHW, told_BT, text_BSD)
+    return (made_BCTHW - (noise_BCTHW - clean_BCTHW)).square().mean(dim=(1, 3, 4))
 
 
 def world_text(arch: ModelArch) -> TextSide:

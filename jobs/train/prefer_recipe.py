@@ -21,16 +21,11 @@ from torch.nn.functional import logsigmoid
 
 from ...configs.train_small import PreferTraining
 from ...models.wan import WanDiT
-from ..world.captions import caption
-from ..world.scene import random_scene
 from .attempts import Attempts
-from .dit_recipe import DitLoss, DitRecipe, stack
-from .latents import LatentClips
+from .dit_recipe import DitLoss, DitRecipe, stack, velocity_error
 from .patterns import draw_levels
 from .recipe import Batch, compile_layers
-from .sample import velocity
 
-_CAPTIONS = 6  # of a prompt's scene
 _OF_THE_WORLD = 0.5  # of the right videos, where there are right attempts too
 
 
@@ -71,13 +66,10 @@ class PreferLoss(nn.Module):
             repeat(rows, "p n -> (two p) n", two=2) for rows in (sigma, told, learnt, ids)
         )
         noise_BCTHW = torch.randn_like(clean_BCTHW[: len(sigma)]).repeat(2, 1, 1, 1, 1)
-        level = sigma_BT[:, None, :, None, None]
-        noisy_BCTHW = (1 - level) * clean_BCTHW + level * noise_BCTHW
         text_BSD = self.plain.text(ids_BS, self.plain.text.mask(ids_BS))
 
         def error(dit: WanDiT) -> Tensor:
-            made_BCTHW = velocity(dit, noisy_BCTHW, told_BT, text_BSD)
-            off_BT = (made_BCTHW - (noise_BCTHW - clean_BCTHW)).square().mean(dim=(1, 3, 4))
+            off_BT = velocity_error(dit, clean_BCTHW, noise_BCTHW, sigma_BT, told_BT, text_BSD)
             return (off_BT * learnt_BT).sum(1) / learnt_BT.sum(1).clamp(min=1)
 
         with torch.no_grad():
@@ -94,7 +86,6 @@ class PreferRecipe:
     def __init__(
         self,
         plain: DitRecipe,
-        clips: LatentClips,
         attempts: Sequence[Attempts],
         *,
         seed: int,
@@ -107,9 +98,9 @@ class PreferRecipe:
         if compiled:
             compile_layers(reference)
         self.model = PreferLoss(plain.model, reference, mix.beta, mix.weight)
-        self._plain, self._clips, self._seed, self._mix = plain, clips, seed, mix
+        self._plain, self._clips, self._seed, self._mix = plain, plain.model.clips, seed, mix
         self._shift = shift
-        self._numbers = {seed: number for number, seed in enumerate(clips.seeds)}
+        self._numbers = {seed: number for number, seed in enumerate(self._clips.seeds)}
         self._of_length: dict[int, list[Attempts]] = {}
         for one in attempts:
             if one.wrong:
@@ -129,14 +120,14 @@ class PreferRecipe:
         num_pairs = max(1, mix.latents // (2 * latents))
         chosen = [prompts[n] for n in rng.integers(len(prompts), size=num_pairs)]
         levels = [draw_levels(rng, latents, self._shift, mix.one_level) for _ in chosen]
-        words = [_caption(one, rng) for one in chosen]
+        numbers = np.array([self._numbers[one.seed] for one in chosen])
         return self._plain.batch(step, rank, num_ranks) | {
             "right_PCTHW": torch.stack([self._right(one, rng) for one in chosen]),
             "wrong_PCTHW": torch.stack([one.videos_KCTHW[rng.choice(one.wrong)] for one in chosen]),
             "pair_sigma": stack([level.actual_T for level in levels]),
             "pair_told": stack([level.told_T for level in levels]),
             "pair_learnt": stack([level.learnt_T for level in levels]),
-            "pair_ids": self._plain.text.tokens(words)[0],
+            "pair_ids": self._plain.captions(numbers, rng),
         }
 
     def sheet(self) -> np.ndarray[Any, Any]:
@@ -151,7 +142,3 @@ class PreferRecipe:
             return one.videos_KCTHW[rng.choice(one.right)]
         latents = one.videos_KCTHW.shape[2]
         return self._clips.clips_NCTHW[self._numbers[one.seed], :, :latents].cpu()
-
-
-def _caption(one: Attempts, rng: np.random.Generator) -> str:
-    return caption(random_scene(one.seed), int(rng.integers(_CAPTIONS)))

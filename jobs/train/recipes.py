@@ -33,9 +33,9 @@ def prepare_recipe(config: TrainConfig) -> None:
     device = device_type(config)
     _check_compiler(config, device)
     if config.recipe in ("dit", "prefer", "live"):
-        _clips(config)  # by one process, for all
-    if config.recipe == "prefer":
-        _attempts(config)
+        clips, _ = _clips(config)  # by one process, for all
+        if config.recipe == "prefer":
+            _attempts(config, clips)
     if config.recipe == "finetune":
         import torch
 
@@ -116,11 +116,10 @@ def _dit_start(config: TrainConfig) -> Path | None:
 def _prefer(config: TrainConfig) -> Recipe:
     from .prefer_recipe import PreferRecipe
 
-    clips, _ = _clips(config)
+    plain = _dit(config)
     return PreferRecipe(
-        _dit(config),
-        clips,
-        _attempts(config),
+        plain,
+        _attempts(config, plain.model.clips),
         seed=config.run.seed,
         mix=config.prefer,
         shift=config.dit.shift,
@@ -128,7 +127,7 @@ def _prefer(config: TrainConfig) -> Recipe:
     )
 
 
-def _attempts(config: TrainConfig) -> "list[Attempts]":
+def _attempts(config: TrainConfig, clips: "LatentClips") -> "list[Attempts]":
     """Those of the model that is gone on from, made unless they are there."""
     import torch
 
@@ -136,7 +135,6 @@ def _attempts(config: TrainConfig) -> "list[Attempts]":
     from .attempts import Sampler, load_or_make
 
     arch, folder = _source(config)
-    clips, _ = _clips(config)
     prefer, device = config.prefer, torch.device(device_type(config))
     seeds = [clips.seeds[number] for number in clips.openings[: prefer.prompts]]
     if len(seeds) < prefer.prompts:

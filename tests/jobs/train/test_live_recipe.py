@@ -4,22 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_shapes import ARCH, VAE, dit_recipe, random_clips
+from tiny_shapes import ARCH, dit_recipe, random_clips
 
 from longreel.configs.train_small import LiveTraining
 from longreel.jobs.train.live_recipe import LiveRecipe
 from longreel.jobs.train.sample import velocity
 from longreel.models.checkpoint import check_transformer
-from longreel.models.vae_build import random_vae
 
 CHUNK = 2
 LIVE = replace(ARCH, causal_latents=CHUNK)
 FEW = LiveTraining(rows=3, chunks=3, guidance=2.0)
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return random_vae(VAE, seed=0)
 
 
 @pytest.fixture(scope="module")

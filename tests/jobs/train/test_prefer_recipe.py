@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_shapes import ARCH, MIX, VAE, dit_recipe, random_clips
+from tiny_shapes import ARCH, MIX, dit_recipe
 
 from longreel.configs.train_load import load_training
 from longreel.configs.train_small import PreferTraining
@@ -16,19 +16,8 @@ from longreel.jobs.train.prefer_recipe import PreferRecipe
 from longreel.jobs.train.recipes import prepare_recipe
 from longreel.jobs.world.draw import draw
 from longreel.jobs.world.scene import random_scene
-from longreel.models.vae_build import random_vae
 
 PREFER = PreferTraining(prompts=4, attempts=2, lengths=(2, 3), steps=2, latents=12)
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return random_vae(VAE, seed=0)
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return random_clips(8, 7)
 
 
 @pytest.fixture
@@ -48,9 +37,9 @@ def attempts_at(seed, latents, verdicts):
 
 
 @pytest.fixture
-def recipe(plain, clips):
+def recipe(plain):
     some = [attempts_at(1, 2, [1, -1]), attempts_at(5, 3, [-1, 0]), attempts_at(6, 2, [1, 1])]
-    return PreferRecipe(plain, clips, some, seed=0, mix=PREFER, shift=6.0)
+    return PreferRecipe(plain, some, seed=0, mix=PREFER, shift=6.0)
 
 
 def test_the_world_is_right_and_other_scenes_are_wrong():
@@ -156,9 +145,9 @@ def test_steps_make_the_right_one_preferred_and_leave_reference_and_words(recipe
     assert all(torch.equal(*pair) for pair in zip(before, kept, strict=True))
 
 
-def test_attempts_that_are_all_right_are_refused(plain, clips):
+def test_attempts_that_are_all_right_are_refused(plain):
     with pytest.raises(ValueError, match=r"prefer\.prompts=4.*none of .* is wrong"):
-        PreferRecipe(plain, clips, [attempts_at(1, 2, [1, 1])], seed=0, mix=PREFER, shift=6.0)
+        PreferRecipe(plain, [attempts_at(1, 2, [1, 1])], seed=0, mix=PREFER, shift=6.0)
 
 
 @pytest.mark.parametrize(
