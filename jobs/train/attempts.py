@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...configs.train_small import PreferTraining
@@ -20,12 +19,12 @@ from ...models.fingerprint import fingerprint
 from ...models.vae import StreamingDecoder, to_uint8
 from ...models.wan import WanDiT
 from ..evaluate.measure import measure
-from ..home.durable import written_aside
 from ..world.captions import caption
 from ..world.scene import Scene, random_scene
 from .dit_recipe import load_start, world_text
 from .feed import made_ahead
 from .sample import sample_whole
+from .shards import Tensors, kept_in_shards
 
 _SHARD = 16  # prompts of a file
 _RIGHT_FROM, _WRONG_UNDER = 0.9, 0.7  # identity; between the two neither is said
@@ -99,18 +98,16 @@ def load_or_make(
     folder: Path, seeds: Sequence[int], sample: Callable[[int], Tensor], vae: Any, workers: int = 0
 ) -> list[Attempts]:
     """Those at the scenes of these seeds, kept in shards as they are made."""
-    attempts: list[Attempts] = []
-    for begin in range(0, len(seeds), _SHARD):
-        some = seeds[begin : begin + _SHARD]
-        shard = folder / f"attempts-{begin:06d}-{len(some)}.safetensors"
-        if not shard.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            made = made_ahead(lambda seed: _attempt(seed, sample, vae), some, workers)
-            with written_aside(shard) as part:
-                save_file(dict(_named(some, made)), part)
-        kept = load_file(shard)
-        attempts += [Attempts(n, kept[f"{n}.videos"], kept[f"{n}.verdicts"]) for n in some]
-    return attempts
+
+    def make(some: Sequence[int]) -> Tensors:
+        made = made_ahead(lambda seed: _attempt(seed, sample, vae), some, workers)
+        return dict(_named(some, made))
+
+    kept: Tensors = {}
+    name = "attempts-{begin:06d}-{count}.safetensors"
+    for shard in kept_in_shards(folder, name, seeds, _SHARD, make):
+        kept |= shard
+    return [Attempts(seed, kept[f"{seed}.videos"], kept[f"{seed}.verdicts"]) for seed in seeds]
 
 
 @torch.no_grad()
