@@ -110,6 +110,15 @@ def load_or_make(
     return [Attempts(seed, kept[f"{seed}.videos"], kept[f"{seed}.verdicts"]) for seed in seeds]
 
 
+def check_some_wrong(attempts: Sequence[Attempts], mix: PreferTraining) -> None:
+    """ValueError if all that the model makes is right."""
+    if not any(one.wrong for one in attempts):
+        raise ValueError(
+            f"prefer.prompts={mix.prompts} with prefer.attempts={mix.attempts}: none of the "
+            f"attempts in {mix.cache} is wrong, so there is nothing to learn from; raise either"
+        )
+
+
 @torch.no_grad()
 def _attempt(seed: int, sample: Callable[[int], Tensor], vae: Any) -> tuple[Tensor, Tensor]:
     videos_KCTHW, scene = sample(seed).to(vae.dtype), random_scene(seed)

@@ -105,11 +105,6 @@ class PreferRecipe:
         for one in attempts:
             if one.wrong:
                 self._of_length.setdefault(one.videos_KCTHW.shape[2], []).append(one)
-        if not self._of_length:
-            raise ValueError(
-                f"prefer.prompts={mix.prompts} with prefer.attempts={mix.attempts}: none of the "
-                f"attempts in {mix.cache} is wrong, so there is nothing to learn from; raise either"
-            )
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank, 1]))

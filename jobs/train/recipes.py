@@ -132,7 +132,7 @@ def _attempts(config: TrainConfig, clips: "LatentClips") -> "list[Attempts]":
     import torch
 
     from ...models.vae_load import load_vae
-    from .attempts import Sampler, load_or_make
+    from .attempts import Sampler, check_some_wrong, load_or_make
 
     arch, folder = _source(config)
     prefer, device = config.prefer, torch.device(device_type(config))
@@ -145,13 +145,15 @@ def _attempts(config: TrainConfig, clips: "LatentClips") -> "list[Attempts]":
     channels, _, height, width = clips.shape(1)
     sampler = Sampler(Path(config.dit.start).expanduser(), arch, prefer, config.dit.shift)
     sampler.to(device)
-    return load_or_make(
+    attempts = load_or_make(
         Path(prefer.cache).expanduser() / sampler.key,
         seeds,
         lambda seed: sampler(seed, (channels, height, width)),
         load_vae(folder, arch.vae, device=device, dtype=torch.bfloat16),
         config.run.workers if device.type == "cpu" else 0,
     )
+    check_some_wrong(attempts, prefer)
+    return attempts
 
 
 def _live(config: TrainConfig) -> Recipe:

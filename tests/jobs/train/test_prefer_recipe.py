@@ -145,9 +145,9 @@ def test_steps_make_the_right_one_preferred_and_leave_reference_and_words(recipe
     assert all(torch.equal(*pair) for pair in zip(before, kept, strict=True))
 
 
-def test_attempts_that_are_all_right_are_refused(plain):
+def test_attempts_that_are_all_right_are_refused():
     with pytest.raises(ValueError, match=r"prefer\.prompts=4.*none of .* is wrong"):
-        PreferRecipe(plain, [attempts_at(1, 2, [1, 1])], seed=0, mix=PREFER, shift=6.0)
+        made.check_some_wrong([attempts_at(1, 2, [1, 1])], PREFER)
 
 
 @pytest.mark.parametrize(
