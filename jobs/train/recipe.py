@@ -1,5 +1,6 @@
 """What the training loop needs to know of what it trains."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,8 @@ class Recipe(Protocol):
 
 def compile_layers(*dits: WanDiT) -> None:
     """By torch, once for all layers of each, which differ in their weights alone."""
+    # of rotary positions, whose pairs are complex: written as real numbers they are no faster
+    warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
     for dit in dits:
         for layer in dit.blocks.values():
             layer.compile(dynamic=True)  # windows come in every length

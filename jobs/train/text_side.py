@@ -4,7 +4,8 @@ N prompts, S tokens, D channels.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,5 +83,19 @@ class TextSide(nn.Module):
     def export(self, folder: Path) -> None:
         """As the diffusers layout has them: text_encoder/ and tokenizer/."""
         small = copy.deepcopy(self.encoder).to(torch.bfloat16)  # as the transformer's file
-        small.save_pretrained(folder / "text_encoder")
+        with _without_bar():  # for a file of a moment
+            small.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -69,3 +69,8 @@ def test_the_tokenizer_of_others_leaves_nothing_out(side, source, caplog):
     finally:
         side.tokenizer.init_kwargs["leave_out_unknown"] = True
         side.tokenizer.save_pretrained(source.tokenizer)
+
+
+def test_what_is_written_in_a_moment_shows_no_bar(side, tmp_path, capfd):
+    side.export(tmp_path)
+    assert capfd.readouterr() == ("", "")
