@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 
 from .checks import check_name, check_range
-from .train_small import MANY, DitTraining, LiveTraining, PreferTraining, VaeTraining
+from .train_small import MANY, DitTraining, LiveTraining, VaeTraining
 
-RECIPES = ("vae", "dit", "prefer", "live", "finetune")
+RECIPES = ("vae", "dit", "live", "finetune")
 OPTIMIZERS = ("adamw", "muon")
 METHODS = ("lora", "full")
 EXPORTS = ("adapter", "merged")
@@ -154,7 +154,6 @@ class TrainConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     vae: VaeTraining = field(default_factory=VaeTraining)
     dit: DitTraining = field(default_factory=DitTraining)
-    prefer: PreferTraining = field(default_factory=PreferTraining)
     live: LiveTraining = field(default_factory=LiveTraining)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -176,12 +175,6 @@ class TrainConfig:
             raise ValueError(
                 f"recipe=finetune with finetune.checkpoint={self.finetune.checkpoint} and "
                 f"data.folder={self.data.folder} has nothing to start or to learn from; set both"
-            )
-        if self.recipe == "prefer" and max(self.prefer.lengths) > self.dit.clip_latents:
-            raise ValueError(
-                f"prefer.lengths holds {max(self.prefer.lengths)}, and dit.clip_latents="
-                f"{self.dit.clip_latents} are all that a clip of the world has to set beside such "
-                "an attempt; set shorter lengths"
             )
         if not re.search(r"\S", self.run.output or "runs"):
             raise ValueError("run.output is blank, so the run has no folder; name one")

@@ -110,36 +110,6 @@ class DitTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferTraining:
-    """A small DiT that goes on, and learns from what it makes itself; the rest is in `dit`."""
-
-    prompts: int = 256  # of clips that begin their scene
-    attempts: int = 4  # at each, made once
-    lengths: tuple[int, ...] = (9, 13, 21)  # latents of an attempt, by turns
-    cache: str = "runs/shapes-attempts"  # folder of the attempts, in one for each model
-    steps: int = 20  # of an attempt, by the solver of renders
-    guidance: float = 4.0
-    latents: int = 200  # of a batch's pairs, on each process
-    one_level: float = 0.6  # of the pairs have one level of noise
-    beta: float = 1000.0  # how soon a pair is learnt well enough, by the error's mean square
-    weight: float = 1.0  # of a pair that is not yet, beside the ordinary loss
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "attempts", "steps", "latents"):
-            check_range(f"prefer.{name}", getattr(self, name), 1, MANY, "leaves nothing to learn")
-        check_range("prefer.guidance", self.guidance, 1, 100, "steers away from the prompt")
-        check_range("prefer.one_level", self.one_level, 0, 1, "is no share")
-        check_range("prefer.beta", self.beta, 1e-6, 1e9, "prefers nothing")
-        check_range("prefer.weight", self.weight, 0, 1e6, "prefers the wrong one")
-        if not self.lengths or min(self.lengths) < 1:
-            shown = ",".join(map(str, self.lengths))
-            raise ValueError(
-                f"prefer.lengths=[{shown}] is no length of a video; set some of 1 or more latents, "
-                "such as [9,13,21]"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class LiveTraining:
     """A causal student of a small DiT: few steps, no guidance."""
 

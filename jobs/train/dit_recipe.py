@@ -42,9 +42,12 @@ class DitLoss(nn.Module):
     def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, float]]:
         sigma_BT = batch["sigma_BT"]
         clean = self.clips.windows(batch["numbers_B"], batch["starts_B"], sigma_BT.shape[1])
-        text_BSD = self.text(batch["ids_BS"], batch["mask_BS"])
         noise_BCTHW = torch.randn_like(clean)
-        off_BT = velocity_error(self.dit, clean, noise_BCTHW, sigma_BT, batch["told_BT"], text_BSD)
+        sigma = sigma_BT[:, None, :, None, None]
+        noisy_BCTHW = (1 - sigma) * clean + sigma * noise_BCTHW
+        text_BSD = self.text(batch["ids_BS"], batch["mask_BS"])
+        made_BCTHW = velocity(self.dit, noisy_BCTHW, batch["told_BT"], text_BSD)
+        off_BT = (made_BCTHW - (noise_BCTHW - clean)).square().mean(dim=(1, 3, 4))
         learnt_BT = batch["learnt_BT"]
         return (off_BT * learnt_BT).sum() / learnt_BT.sum().clamp(min=1), {}
 
@@ -69,9 +72,11 @@ class DitRecipe:
         torch.manual_seed(seed)
         self.dit = WanDiT(arch.dit)
         start_from_identity(self.dit)
-        self.text = world_text(arch)
+        self.text = TextSide(vocabulary(), text_len=arch.text_len, text_dim=arch.dit.text_dim)
         if start is not None:
-            load_start(self.dit, self.text, start, arch)
+            here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+            load_module(self.dit, open_transformer(start / "transformer", arch.dit), **here)
+            load_module(self.text.encoder, Weights(start / "text_encoder"), **here)
         if mix.compiled:
             compile_layers(self.dit)
         self.model = DitLoss(self.dit, self.text, clips)
@@ -91,26 +96,22 @@ class DitRecipe:
         # a window all in noise is a video's beginning: nothing else would tell it from a later one
         one_level = mix.one_level if at_start else 0.0
         levels = [draw_levels(rng, latents, mix.shift, one_level, mix.pattern) for _ in range(rows)]
-        learnt_BT = stack([level.learnt_T for level in levels])
+        learnt_BT = _stack([level.learnt_T for level in levels])
         if not at_start:
             # Nothing in noise tells a video's first latent, which is one frame, from another, as
             # rotary positions are relative. A window's first is taken for the video's.
-            learnt_BT[:, 0] *= stack([level.actual_T < _TELLING for level in levels])[:, 0]
-        ids_BS = self.captions(numbers, rng)
+            learnt_BT[:, 0] *= _stack([level.actual_T < _TELLING for level in levels])[:, 0]
+        ids_BS = self._ids_NKS[numbers, rng.integers(_CAPTIONS, size=rows)].long()
         ids_BS[torch.from_numpy(rng.random(rows) < _EMPTY)] = self._empty_S
         return {
             "numbers_B": torch.from_numpy(numbers),
             "starts_B": torch.from_numpy(starts),
-            "sigma_BT": stack([level.actual_T for level in levels]),
-            "told_BT": stack([level.told_T for level in levels]),
+            "sigma_BT": _stack([level.actual_T for level in levels]),
+            "told_BT": _stack([level.told_T for level in levels]),
             "learnt_BT": learnt_BT,
             "ids_BS": ids_BS,
             "mask_BS": self.text.mask(ids_BS),
         }
-
-    def captions(self, numbers_B: np.ndarray[Any, Any], rng: np.random.Generator) -> Tensor:
-        """Ids of one of the captions of each of these clips, (B, S)."""
-        return self._ids_NKS[numbers_B, rng.integers(_CAPTIONS, size=len(numbers_B))].long()
 
     @torch.no_grad()
     def sheet(self) -> np.ndarray[Any, Any]:
@@ -148,32 +149,6 @@ class DitRecipe:
         return torch.stack([ids_KS.clone() for ids_KS in each_KS]), self.text.tokens([""])[0][0]
 
 
-def velocity_error(
-    dit: WanDiT,
-    clean_BCTHW: Tensor,
-    noise_BCTHW: Tensor,
-    sigma_BT: Tensor,
-    told_BT: Tensor,
-    text_BSD: Tensor,
-) -> Tensor:
-    """Mean square over each latent, (B, T), of windows noised to their levels."""
-    sigma = sigma_BT[:, None, :, None, None]
-    noisy_BCTHW = (1 - sigma) * clean_BCTHW + sigma * noise_BCTHW
-    made_BCTHW = velocity(dit, noisy_BCTHW, told_BT, text_BSD)
-    return (made_BCTHW - (noise_BCTHW - clean_BCTHW)).square().mean(dim=(1, 3, 4))
-
-
-def world_text(arch: ModelArch) -> TextSide:
-    return TextSide(vocabulary(), text_len=arch.text_len, text_dim=arch.dit.text_dim)
-
-
-def load_start(dit: WanDiT, text: TextSide, start: Path, arch: ModelArch) -> None:
-    """Both from the folder of a model to go on from, in float32."""
-    here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
-    load_module(dit, open_transformer(start / "transformer", arch.dit), **here)
-    load_module(text.encoder, Weights(start / "text_encoder"), **here)
-
-
 def start_from_identity(dit: WanDiT) -> None:
     """Layers that change nothing and a velocity of zero, from which a deep model learns best."""
     for name, parameter in dit.named_parameters():
@@ -187,5 +162,5 @@ def _window(rng: np.random.Generator, shortest: int, longest: int) -> int:
     return int(shortest * ((longest + 1) / shortest) ** rng.random())
 
 
-def stack(rows: list[np.ndarray[Any, Any]]) -> Tensor:
+def _stack(rows: list[np.ndarray[Any, Any]]) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float32))

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..home.durable import written_aside
 from ..world.draw import draw
 from ..world.scene import random_scene
 from .feed import made_ahead
-from .shards import Tensors, kept_in_shards
 from .vae_whole import encode_whole
 
 _LATER = 4  # one clip of so many is from anywhere in its scene, the others from its beginning
@@ -92,10 +93,14 @@ def load_or_encode(
     path: Path, vae: Any, count: int, latents: int, compiled: bool = False, workers: int = 0
 ) -> LatentClips:
     """The file's clips; clips that are missing are made, and written in shards as they are."""
-    name = f"scenes-{{begin:06d}}-{{count}}x{latents}.safetensors"
-
-    def make(seeds: Sequence[int]) -> Tensors:
-        return {"latents": encode_clips(vae, seeds, latents, compiled, workers)}
-
-    shards = kept_in_shards(path, name, range(count), _SHARD, make)
-    return LatentClips(torch.cat([shard["latents"] for shard in shards]), range(count))
+    shards = []
+    for begin in range(0, count, _SHARD):
+        seeds = range(begin, min(begin + _SHARD, count))
+        shard = path / f"scenes-{begin:06d}-{len(seeds)}x{latents}.safetensors"
+        if not shard.exists():
+            path.mkdir(parents=True, exist_ok=True)
+            with written_aside(shard) as part:
+                clips = encode_clips(vae, seeds, latents, compiled, workers)
+                save_file({"latents": clips}, part)
+        shards.append(load_file(shard)["latents"])
+    return LatentClips(torch.cat(shards), range(count))

@@ -11,8 +11,6 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ...models.arch import ModelArch
-    from .attempts import Attempts
-    from .dit_recipe import DitRecipe
     from .latents import LatentClips
 
 
@@ -32,10 +30,8 @@ def prepare_recipe(config: TrainConfig) -> None:
     """What is done once, before any process of the run starts."""
     device = device_type(config)
     _check_compiler(config, device)
-    if config.recipe in ("dit", "prefer", "live"):
-        clips, _ = _clips(config)  # by one process, for all
-        if config.recipe == "prefer":
-            _attempts(config, clips)
+    if config.recipe in ("dit", "live"):
+        _clips(config)  # by one process, for all
     if config.recipe == "finetune":
         import torch
 
@@ -47,13 +43,12 @@ def prepare_recipe(config: TrainConfig) -> None:
 
 def _check_compiler(config: TrainConfig, device: str) -> None:
     """ValueError where torch is to compile for a CPU and would find nothing to do it with."""
-    name = "dit" if config.recipe == "prefer" else config.recipe
-    group = getattr(config, name)
+    group = getattr(config, config.recipe)
     if not getattr(group, "compiled", False) or device != "cpu":
         return
     if not any(which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++")):
         raise ValueError(
-            f"{name}.compiled=true needs a C++ compiler, and there is none on the path; "
+            f"{config.recipe}.compiled=true needs a C++ compiler, and there is none on the path; "
             "install g++, or set it to false, which learns the same more slowly"
         )
 
@@ -90,7 +85,7 @@ def _vae(config: TrainConfig) -> Recipe:
     )
 
 
-def _dit(config: TrainConfig) -> "DitRecipe":
+def _dit(config: TrainConfig) -> Recipe:
     from .dit_recipe import DitRecipe
 
     arch, folder = _source(config)
@@ -113,49 +108,6 @@ def _dit_start(config: TrainConfig) -> Path | None:
     return _folder("dit.start", start, "shapes") if start else None
 
 
-def _prefer(config: TrainConfig) -> Recipe:
-    from .prefer_recipe import PreferRecipe
-
-    plain = _dit(config)
-    return PreferRecipe(
-        plain,
-        _attempts(config, plain.model.clips),
-        seed=config.run.seed,
-        mix=config.prefer,
-        shift=config.dit.shift,
-        compiled=config.dit.compiled,
-    )
-
-
-def _attempts(config: TrainConfig, clips: "LatentClips") -> "list[Attempts]":
-    """Those of the model that is gone on from, made unless they are there."""
-    import torch
-
-    from ...models.vae_load import load_vae
-    from .attempts import Sampler, check_some_wrong, load_or_make
-
-    arch, folder = _source(config)
-    prefer, device = config.prefer, torch.device(device_type(config))
-    seeds = [clips.seeds[number] for number in clips.openings[: prefer.prompts]]
-    if len(seeds) < prefer.prompts:
-        raise ValueError(
-            f"prefer.prompts={prefer.prompts} are more than the {len(seeds)} of dit.clips="
-            f"{config.dit.clips} that begin their scene; set it to {len(seeds)}, or more clips"
-        )
-    channels, _, height, width = clips.shape(1)
-    sampler = Sampler(Path(config.dit.start).expanduser(), arch, prefer, config.dit.shift)
-    sampler.to(device)
-    attempts = load_or_make(
-        Path(prefer.cache).expanduser() / sampler.key,
-        seeds,
-        lambda seed: sampler(seed, (channels, height, width)),
-        load_vae(folder, arch.vae, device=device, dtype=torch.bfloat16),
-        config.run.workers if device.type == "cpu" else 0,
-    )
-    check_some_wrong(attempts, prefer)
-    return attempts
-
-
 def _live(config: TrainConfig) -> Recipe:
     from .live_recipe import LiveRecipe
 
@@ -167,12 +119,7 @@ def _live(config: TrainConfig) -> Recipe:
 def _source(config: TrainConfig) -> tuple["ModelArch", Path]:
     """What is learnt, and the folder of the VAE whose latents it learns on."""
     dit, live = config.dit, config.live
-    if config.recipe in ("dit", "prefer"):
-        if config.recipe == "prefer" and not dit.start:
-            raise ValueError(
-                "dit.start is empty, and recipe=prefer learns from what a model makes; set it to "
-                "the model/ that another run left: longreel train shapes leaves one"
-            )
+    if config.recipe == "dit":
         _dit_start(config)
         return _arch("dit.arch", dit.arch), _folder("dit.vae", dit.vae, "shapes-vae")
     arch = _arch("live.arch", live.arch)
@@ -193,7 +140,7 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     from .vae_recipe import channels_last
 
     arch, folder = _source(config)
-    group = config.live if config.recipe == "live" else config.dit
+    group = config.dit if config.recipe == "dit" else config.live
     device = torch.device(device_type(config))
     vae = load_vae(folder, arch.vae, device=device, dtype=torch.float32)
     channels_last(vae)
@@ -246,4 +193,4 @@ def _check_arch(config: TrainConfig) -> None:
     check_transformer(reference, "transformer", arch.dit, finetune.arch, field)
 
 
-_RECIPES = {"vae": _vae, "dit": _dit, "prefer": _prefer, "live": _live, "finetune": _finetune}
+_RECIPES = {"vae": _vae, "dit": _dit, "live": _live, "finetune": _finetune}
