@@ -1,12 +1,19 @@
 """Processes of this machine, as tests look for those that should be gone."""
 
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 
 _GONE = (FileNotFoundError, ProcessLookupError)
+
+
+def ended_with_us(command: list[str]) -> list[str]:
+    """The command, asked to end if the process that starts it dies, however that may be."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
 
 
 def state(pid: int) -> str:

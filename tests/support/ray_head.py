@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from processes import ended_with_us
 
 _START_S = 180.0
 
@@ -51,7 +52,12 @@ def ray_head(folder: Path, num_cpus: int = 4, bin_folder: Path = Path(sys.execut
     command += [f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder / 'r'}"]
     with (folder / "ray.log").open("w") as log:
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
+            ended_with_us(command),
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{dashboard}"
     headers = {"authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from processes import ended_with_us
 
 START_S = 120.0
 RENDER_S = 180.0
@@ -43,7 +44,7 @@ class Server:
         command += ["--port", str(self.port), "--home", str(self.home), "--preset", "tiny"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*command, *self._arguments, "model.text_cache="],
+                ended_with_us([*command, *self._arguments, "model.text_cache="]),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
