@@ -17,7 +17,7 @@ test: .venv/installed-dev
 	@$(MAKE) --jobs 2 --output-sync=target test-most test-ray
 
 test-most: .venv/installed-dev
-	$(BIN)/pytest -m "not gpu and not slow and not ray" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -m "not gpu and not slow and not ray" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-ray: .venv/installed-dev
 	$(BIN)/pytest -m "ray and not gpu and not slow"

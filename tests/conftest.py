@@ -29,12 +29,9 @@ for _stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 
 
 def pytest_collection_modifyitems(items):
-    """Files whose tests need the server share a process, and are the first, as they take longest.
+    """Files whose tests need the server are the first, as they take longest.
     The cluster of two nodes comes last: it stays to the end, and a process has one at a time."""
     served = {item.path for item in items if "server" in item.fixturenames}
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("server" if item.path in served else file))
     items.sort(key=lambda item: ("two_nodes" in item.fixturenames, item.path not in served))
 
 
