@@ -20,7 +20,7 @@ from ..world.captions import caption
 from ..world.scene import random_scene
 from .text_side import TextSide
 
-_SOLVER = "unipc2"  # that of the presets
+_SOLVER, _STEPS, _GUIDANCE = "unipc2", 16, 4.0  # the solver is that of the presets
 
 
 @torch.no_grad()
@@ -31,20 +31,17 @@ def sample_whole(
     shape: tuple[int, int, int, int],
     *,
     shift: float,
-    steps: int = 16,
-    guidance: float = 4.0,
-    seed: int = 0,
 ) -> Tensor:
-    """Latents (B, C, T, H, W), a video for each prompt."""
-    generator = torch.Generator().manual_seed(seed)
+    """Latents (B, C, T, H, W), a video for each prompt, of the same noise every time."""
+    generator = torch.Generator().manual_seed(0)
     device = text.encoder.device
     x_BCTHW = torch.randn((len(prompts), *shape), generator=generator).to(device)
     prompt_BSD, empty_BSD = text.embed(prompts), text.embed([""] * len(prompts))
-    solver, state = make_solver(_SOLVER, make_levels(_SOLVER, steps, shift)), SolverState.empty()
+    solver, state = make_solver(_SOLVER, make_levels(_SOLVER, _STEPS, shift)), SolverState.empty()
     for step, timestep in enumerate(solver.levels.timesteps):
         told_BT = torch.full((len(prompts), 1), timestep / TRAIN_STEPS, dtype=torch.float64)
         wanted, empty = (velocity(dit, x_BCTHW, told_BT, y) for y in (prompt_BSD, empty_BSD))
-        x_BCTHW, state = solver.step(step, x_BCTHW, guide(wanted, empty, guidance), state)
+        x_BCTHW, state = solver.step(step, x_BCTHW, guide(wanted, empty, _GUIDANCE), state)
     return x_BCTHW
 
 

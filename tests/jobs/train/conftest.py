@@ -1,7 +1,7 @@
 """What the recipes of the small models are tested on."""
 
 import pytest
-from tiny_shapes import VAE, random_clips
+from tiny_shapes import VAE
 
 from longreel.models.vae_build import random_vae
 
@@ -9,8 +9,3 @@ from longreel.models.vae_build import random_vae
 @pytest.fixture(scope="module")
 def vae():
     return random_vae(VAE, seed=0)
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return random_clips(8, 7)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
-from tiny_shapes import DIT, MIX, VAE, dit_recipe
+from tiny_shapes import DIT, MIX, VAE, dit_recipe, random_clips
 
 from longreel.jobs.train.export import save_transformer
 from longreel.jobs.train.latents import encode_clips, load_or_encode
@@ -18,6 +18,11 @@ from longreel.models.checkpoint import check_transformer, locate
 from longreel.models.text_encoder import check_encoder, load_tokenizer
 from longreel.models.vae import StreamingEncoder
 from longreel.models.vae_load import check_vae
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return random_clips(8, 7)
 
 
 @pytest.fixture
