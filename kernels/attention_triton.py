@@ -27,55 +27,20 @@ _LOG2E = math.log2(math.e)
 
 @triton.jit
 def _attend_kernel(
-    q_ptr,
-    k_ptr,  # with DESCRIPTORS boxes of (BLOCK_N, BLOCK_D) out of (B S, H D)
-    v_ptr,
-    out_ptr,
-    lse_ptr,
-    q_starts_ptr,
-    k_starts_ptr,
-    columns_ptr,
-    counts_ptr,
-    order_ptr,
-    previous_ptr,
-    previous_lse_ptr,
-    q_b,
-    q_l,
-    q_h,
-    k_b,
-    k_s,
-    k_h,
-    v_b,
-    v_s,
-    v_h,
-    out_b,
-    out_l,
-    out_h,
-    previous_b,
-    previous_l,
-    previous_h,
-    columns_b,
-    columns_h,
-    columns_r,
-    counts_b,
-    counts_h,
-    num_heads,
-    num_rows,
-    num_queries,
-    num_keys,
+    q_ptr, k_ptr, v_ptr,  # with DESCRIPTORS keys and values are boxes out of (B S, H D)
+    out_ptr, lse_ptr, q_starts_ptr, k_starts_ptr, columns_ptr, counts_ptr, order_ptr,
+    previous_ptr, previous_lse_ptr,
+    q_b, q_l, q_h, k_b, k_s, k_h, v_b, v_s, v_h, out_b, out_l, out_h,
+    previous_b, previous_l, previous_h, columns_b, columns_h, columns_r, counts_b, counts_h,
+    num_heads, num_rows, num_queries, num_keys,
     scale,  # of scores, and from base e to base 2
     CHANNELS: tl.constexpr,  # known, so that whole rows are copied without a look at their mask
-    HAS_ORDER: tl.constexpr,
-    HAS_PREVIOUS: tl.constexpr,
+    HAS_ORDER: tl.constexpr, HAS_PREVIOUS: tl.constexpr,
     TILE: tl.constexpr,  # what all tiles of keys measure but a shorter last; 0: they differ
     SPLIT: tl.constexpr,  # parts of BLOCK_N that a tile of keys is read in
-    DESCRIPTORS: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    DESCRIPTORS: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     item = tl.program_id(0)
     if HAS_ORDER:
         item = tl.load(order_ptr + item).to(tl.int32)
@@ -105,22 +70,9 @@ def _attend_kernel(
     at_b, at_h = b * num_keys, h * CHANNELS
     list_ptr = columns_ptr + b64 * columns_b + h64 * columns_h + row.to(tl.int64) * columns_r
     count = tl.load(counts_ptr + b64 * counts_b + h64 * counts_h + row)
-
-    top = tl.full([BLOCK_M], -1e30, tl.float32)  # finite: -inf minus -inf is NaN
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    whole = 0
-    if TILE == SPLIT * BLOCK_N:  # lists rise, so that a shorter tile comes last
-        whole = tl.maximum(count - 1, 0)
-        acc, top, total = _attend_run(
-            acc, top, total, q, k_head, v_head, list_ptr, k_starts_ptr, 0, whole * SPLIT,
-            at_b, at_h, k_s, v_s, num_keys, scale, False, CHANNELS, TILE, SPLIT, DESCRIPTORS,
-            WIDEN, PRECISION, BLOCK_N, BLOCK_D,
-        )  # fmt: skip
-    acc, top, total = _attend_run(
-        acc, top, total, q, k_head, v_head, list_ptr, k_starts_ptr, whole * SPLIT, count * SPLIT,
-        at_b, at_h, k_s, v_s, num_keys, scale, True, CHANNELS, TILE, SPLIT, DESCRIPTORS,
-        WIDEN, PRECISION, BLOCK_N, BLOCK_D,
+    acc, top, total = _attend_list(
+        q, k_head, v_head, list_ptr, k_starts_ptr, count, at_b, at_h, k_s, v_s, num_keys, scale,
+        CHANNELS, TILE, SPLIT, DESCRIPTORS, WIDEN, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
 
     has_keys = total > 0
@@ -137,6 +89,32 @@ def _attend_kernel(
     out_at = out_ptr + b64 * out_b + h64 * out_h + tokens[:, None] * out_l + d[None, :]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=stored)
     tl.store(lse_ptr + row_at, lse * 0.6931471805599453, mask=in_row)
+
+
+@triton.jit
+def _attend_list(
+    q, k_head, v_head, list_ptr, k_starts_ptr, count, at_b, at_h, k_s, v_s, num_keys, scale,
+    CHANNELS: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Weighted sum of values, largest score in base 2, and sum of weights, for each query."""
+    top = tl.full([BLOCK_M], -1e30, tl.float32)  # finite: -inf minus -inf is NaN
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    whole = 0
+    if TILE == SPLIT * BLOCK_N:  # lists rise, so that a shorter tile comes last
+        whole = tl.maximum(count - 1, 0)
+        acc, top, total = _attend_run(
+            acc, top, total, q, k_head, v_head, list_ptr, k_starts_ptr, 0, whole * SPLIT,
+            at_b, at_h, k_s, v_s, num_keys, scale, False, CHANNELS, TILE, SPLIT, DESCRIPTORS,
+            WIDEN, PRECISION, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+    return _attend_run(
+        acc, top, total, q, k_head, v_head, list_ptr, k_starts_ptr, whole * SPLIT, count * SPLIT,
+        at_b, at_h, k_s, v_s, num_keys, scale, True, CHANNELS, TILE, SPLIT, DESCRIPTORS,
+        WIDEN, PRECISION, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
 
 
 @triton.jit
