@@ -14,6 +14,7 @@ from tiny_blocks import ARCHS, overrides
 
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
+from longreel.jobs.home.latents import KeptLatents
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
@@ -77,8 +78,15 @@ def test_an_old_folder_is_gone_on_with(home, tmp_path):
     shutil.copytree(OLD, tmp_path / "old")
     render = RenderFolder(tmp_path / "old")
     assert render.status().state == "paused"
+    before = render.segments()
     assert first_task(render) > 10
-    assert digests(render) == made(home)
+    truth = home.create(plan())
+    RenderRun(truth).run()
+    assert digests(render)[: len(before)] == [segment.digest for segment in before]
+    # it was written on another kind of CPU, whose last bits are others, and files show which
+    kept = [KeptLatents(one.segments(), 4) for one in (render, truth)]
+    ours, theirs = (one.read(one.count(before[-1].stop), one.count(41)) for one in kept)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, caplog):

@@ -24,15 +24,19 @@ def vae(request):
     return build_vae(arch)
 
 
+# sums of some hundred terms near 1, in an order that depends on how many frames there are at once
+CLOSE = {"rtol": 0, "atol": 5e-6}
+
+
 @pytest.mark.parametrize("frames", [1, 5, 17])
 @torch.no_grad()
 def test_latents_and_frames_are_those_of_the_stream(vae, frames):
     frames_BCTHW = torch.rand(2, 3, frames, 16, 24) * 2 - 1
     expected = vae.encode(frames_BCTHW).latent_dist.mode()
-    torch.testing.assert_close(encode_whole(vae, frames_BCTHW), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(encode_whole(vae, frames_BCTHW), expected, **CLOSE)
     again = vae.decode(expected).sample
     made = decode_whole(vae, expected).clamp(-1, 1)
-    torch.testing.assert_close(made, again, rtol=0, atol=1e-6)
+    torch.testing.assert_close(made, again, **CLOSE)
 
 
 @torch.no_grad()
