@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .vae_cpu import FastOnCpu
 from .vae_tiles import Tiling
 
 Entry = Tensor | str | None
@@ -129,7 +130,8 @@ class Stream:
                 f"the restored VAE state holds {len(self._caches)} tiles, these frames have "
                 f"{num_tiles}; set model.vae_tile to what it was when the state was saved"
             )
-        results = [run(*pair) for pair in zip(tiles, self._caches, strict=True)]
+        with FastOnCpu():
+            results = [run(*pair) for pair in zip(tiles, self._caches, strict=True)]
         self.seen += 1
         return results
 

@@ -3,6 +3,7 @@
 B batch, L tokens, S keys, D width, H heads.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from .protocol import AttendTokens, DiTState, LayerCache, WindowShape
 AttendWindow = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 _TOKENS_AT_ONCE = 256  # through a feed-forward on a CPU
+_GELU = math.sqrt(2 / math.pi)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ class FeedForward(nn.Module):
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    return gelu(x, approximate="tanh")
+    if x.is_cuda or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return gelu(x, approximate="tanh")
+    # (1 + tanh(u)) / 2 is sigmoid(2 u), which torch has on a CPU at three times the speed
+    u = torch.addcmul(x.new_tensor(2 * _GELU), x, x, value=2 * _GELU * 0.044715)
+    return u.mul_(x).sigmoid_().mul_(x)
 
 
 class Attention(nn.Module):

@@ -7,6 +7,7 @@ from diffusers import WanImageToVideoPipeline
 from tiny_wan import diffusers_model
 
 from longreel.models.vae_build import random_vae
+from longreel.models.vae_cpu import FastOnCpu
 from longreel.pipeline.condition import Condition, encode_pictures
 
 HEIGHT, WIDTH = 32, 48
@@ -36,17 +37,18 @@ def theirs(kind, num_frames, first, last=None):
         transformer=diffusers_model(tiny_pipeline.ARCHS["test-t2v"].dit),
         expand_timesteps=kind == "first-latent",
     )
-    _, condition, *_ = pipeline.prepare_latents(
-        first,
-        1,
-        VAES[kind].config.z_dim,
-        HEIGHT,
-        WIDTH,
-        num_frames,
-        dtype=torch.float32,
-        generator=torch.Generator(),
-        last_image=last,
-    )
+    with FastOnCpu():  # as ours, so that bits can be compared
+        _, condition, *_ = pipeline.prepare_latents(
+            first,
+            1,
+            VAES[kind].config.z_dim,
+            HEIGHT,
+            WIDTH,
+            num_frames,
+            dtype=torch.float32,
+            generator=torch.Generator(),
+            last_image=last,
+        )
     return condition
 
 

@@ -1,4 +1,8 @@
-"""Tiny random VAEs of both published kinds, diffusers' one-shot results, the original names."""
+"""Tiny random VAEs of both published kinds, diffusers' one-shot results, the original names.
+
+One-shot results come of the same convolutions and norms as ours (`models/vae_cpu.py`), so that they
+can be compared bit for bit; tests/models/test_vae_cpu.py compares these with torch's own.
+"""
 
 import re
 
@@ -8,6 +12,7 @@ from torch import Tensor
 
 from longreel.models.arch import VaeArch
 from longreel.models.vae_build import random_vae
+from longreel.models.vae_cpu import FastOnCpu
 
 # as published: Wan 2.1 has its statistics, the residual kind of Wan 2.2 patches of 2 x 2 pixels
 PLAIN = VaeArch(base_dim=8, num_res_blocks=1)
@@ -34,12 +39,14 @@ def statistics(vae: AutoencoderKLWan, dtype: torch.dtype) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def decode_at_once(vae: AutoencoderKLWan, latents_BCTHW: Tensor) -> Tensor:
     mean, inverse_std = statistics(vae, vae.dtype)
-    return vae.decode(latents_BCTHW.to(vae.dtype) / inverse_std + mean).sample
+    with FastOnCpu():
+        return vae.decode(latents_BCTHW.to(vae.dtype) / inverse_std + mean).sample
 
 
 @torch.no_grad()
 def encode_at_once(vae: AutoencoderKLWan, frames_BCTHW: Tensor) -> Tensor:
-    mode_BCTHW = vae.encode(frames_BCTHW.to(vae.dtype)).latent_dist.mode().float()
+    with FastOnCpu():
+        mode_BCTHW = vae.encode(frames_BCTHW.to(vae.dtype)).latent_dist.mode().float()
     mean, inverse_std = statistics(vae, torch.float32)
     return (mode_BCTHW - mean) * inverse_std
 
