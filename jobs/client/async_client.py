@@ -279,6 +279,10 @@ class AsyncRender:
         """Frames from `first` to before `stop` anew, once it is done; sent once, as `extend`."""
         await self._do("redo", {"first": first, "stop": stop, "prompt": prompt}, again=False)
 
+    async def drop(self) -> None:
+        """Give up an edit that was paused or cancelled, or has failed: it is done as before."""
+        await self._do("drop", again=False)
+
     async def cancel(self) -> None:
         await self._do("cancel")
 

@@ -107,6 +107,7 @@ class Render:
     set_prompt = _waited(AsyncRender.set_prompt)
     extend = _waited(AsyncRender.extend)
     redo = _waited(AsyncRender.redo)
+    drop = _waited(AsyncRender.drop)
     cancel = _waited(AsyncRender.cancel)
     pause = _waited(AsyncRender.pause)
     resume = _waited(AsyncRender.resume)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..home import edits
+from ..home.lock import Taken
 from .errors import ApiError
 from .files import AllFiles
 from .intake import Intake, Sender, said
@@ -46,6 +47,23 @@ class Editing:
                     409, "not_done", "what was asked for before is made first; ask again after it"
                 )
             return record
+
+    async def drop(self, own: Record) -> Record:
+        """Done again, as it was before an edit that did not come to its end."""
+        async with self._intake.turn:
+            record = self._queue.get(own.render) or own
+            if record.state in ("queued", "running"):
+                raise ApiError(409, record.state, f"it is {record.state}; cancel it first")
+            folder = self._files.of(record.render).folder
+            try:
+                await asyncio.to_thread(folder.drop)
+            except Taken:
+                raise ApiError(409, "running", "its process is still ending; try again") from None
+            except ValueError:
+                said = f"it is {record.state} and has no unfinished edit: there is nothing to drop"
+                raise ApiError(409, "no_edit", said) from None
+            request = await asyncio.to_thread(_measured, folder, record)
+            return self._queue.drop(record.render, request, time.time())
 
     async def go_on(
         self, source: Record, asked: ExtendRender, sender: Sender

@@ -99,6 +99,9 @@ class Keeper:
     def accepted(self, record: Record) -> None:
         self._changed(record, "admitted")
 
+    def dropped(self, record: Record) -> None:
+        self._changed(record, "dropped")
+
     def resume(self, record: Record) -> None:
         self._queue.put_back(record.render)
         self._changed(record, "queued")

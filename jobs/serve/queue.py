@@ -217,6 +217,13 @@ class Queue:
         with self._lock:
             return self._get(render)
 
+    def drop(self, render: str, request: Mapping[str, Any], now: float) -> Record:
+        """One that was edited is done again, with what there was before."""
+        change = "state = 'done', wish = '', ended_at = ?, error = NULL, request = ?"
+        self._update(render, change, now, json.dumps(request))
+        with self._lock:
+            return self._get(render)
+
     def ask(self, render: str, wish: Wish) -> None:
         """What a running render shall do; whoever runs it obeys and calls `end` or `pause`."""
         self._update(render, "wish = ?", wish)

@@ -162,6 +162,14 @@ async def redo(asked: RedoRender, own: Own, here: Here) -> RenderView:
     return view(here, record)
 
 
+@router.post("/{id}/drop", responses=failures(404, 409))
+async def drop(own: Own, here: Here) -> RenderView:
+    """Gives up an edit that was paused or cancelled, or has failed: the video is what it was."""
+    record = await here.editing.drop(own)
+    here.keeper.dropped(record)
+    return view(here, record)
+
+
 @router.post("/{id}/prompt", responses=failures(404, 409))
 async def change_prompt(change: ChangePrompt, own: Own, here: Here) -> RenderView:
     """Of the blocks that are yet to begin, while it runs."""

@@ -43,6 +43,14 @@ def test_a_render_that_is_done_is_extended_and_redone(server, tmp_path):
             with pytest.raises(ServerError, match=said):
                 ask()
         assert render.refresh().status == "done"
+        render.extend(400)
+        render.cancel()
+        with pytest.raises(longreel.RenderFailed, match="cancelled"):
+            render.wait(timeout_s=180)
+        render.drop()
+        assert (render.info.status, render.info.frames) == ("done", 41)
+        with pytest.raises(ServerError, match="nothing to drop"):
+            render.drop()
 
 
 def test_a_render_that_is_not_done_is_not_edited(server):

@@ -197,6 +197,40 @@ def test_an_edit_that_was_lost_on_its_way_to_the_queue_is_made_first(app):
     assert (seen["status"], seen["frames"]) == ("queued", 17)
 
 
+@pytest.mark.parametrize(
+    ("edit", "body"), [("extend", {"frames": 64}), ("redo", {"first": 8, "stop": 60})]
+)
+def test_an_edit_that_was_cancelled_is_dropped(app, edit, body):
+    """Some of it was made; the video is what it was, and can be edited again."""
+    render = made(app, frames=65)
+    path, before = f"/api/v1/renders/{render}", video(app, render)[0]
+    blocks = call(app, "GET", path).json()["progress"]["of_blocks"]
+    call(app, "POST", f"{path}/{edit}", json=body)
+    waits = call(app, "POST", f"{path}/drop")
+    assert (waits.status_code, waits.json()["error"]["code"]) == (409, "queued")
+    folder = app.state.context.files.home.open(render)
+    begun = folder.frames_done
+
+    def stop_midway(*_):
+        if folder.frames_done > begun:
+            run.stop("cancelled")
+
+    run = RenderRun(folder, stop_midway)
+    assert run.run().state == "cancelled"
+    call(app, "POST", f"{path}/cancel")
+    answer = call(app, "POST", f"{path}/drop").json()
+    assert (answer["status"], answer["frames"], answer["progress"]["fraction"]) == ("done", 65, 1)
+    assert answer["progress"]["of_blocks"] == blocks
+    assert video(app, render)[0] == before
+    again = call(app, "POST", f"{path}/drop")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "no_edit")
+    call(app, "POST", f"{path}/extend", json={"frames": 8})
+    finish(app, render)
+    longer, pictures = video(app, render)
+    assert longer.startswith(before)
+    assert len(pictures) == 73
+
+
 REFUSED = [
     ("extend", {"frames": 6}, "use 4 or 8"),
     ("extend", {}, "give one of them"),
