@@ -6,7 +6,7 @@ import pytest
 from server import SMALL, asked
 
 import longreel
-from longreel.jobs.client.errors import ServerError
+from longreel.jobs.client.errors import RenderFailed, ServerError
 from longreel.jobs.mp4 import decode_mp4
 
 
@@ -45,7 +45,7 @@ def test_a_render_that_is_done_is_extended_and_redone(server, tmp_path):
         assert render.refresh().status == "done"
         render.extend(400)
         render.cancel()
-        with pytest.raises(longreel.RenderFailed, match="cancelled"):
+        with pytest.raises(RenderFailed, match="cancelled"):
             render.wait(timeout_s=180)
         render.drop()
         assert (render.info.status, render.info.frames) == ("done", 41)
