@@ -33,9 +33,18 @@ def check_vae(path: Path, arch: VaeArch) -> None:
     check_module(vae, weights)
 
 
+def check_vae_config(path: Path, arch: VaeArch) -> None:
+    """The same of a diffusers folder whose tensors are known to be those of its config.json."""
+    _checked_statistics(_source(path) / "config.json", arch)
+
+
+def _source(path: Path) -> Path:
+    return path / "vae" if (path / "vae").is_dir() else path
+
+
 def _open(path: Path, arch: VaeArch) -> tuple["AutoencoderKLWan", Weights]:
     """The VAE on the meta device, and what is to fill it."""
-    source = path / "vae" if (path / "vae").is_dir() else path
+    source = _source(path)
     config = source / "config.json"
     statistics = _checked_statistics(config, arch) if config.is_file() else {}
     with torch.device("meta"):

@@ -11,10 +11,11 @@ from ..models.checkpoint import check_transformer, locate
 from ..models.fingerprint import fingerprint
 from ..models.image import ImageSource, encode_images, fit_image
 from ..models.image_encoder import check_image_encoder, load_processor
+from ..models.shipped import PREFIX
 from ..models.text import TextSource, encode_prompts
 from ..models.text_encoder import check_encoder, load_tokenizer
 from ..models.vae_build import random_vae
-from ..models.vae_load import check_vae, load_vae
+from ..models.vae_load import check_vae, check_vae_config, load_vae
 from ..models.wan import WanDiT
 from ..models.wan_load import load_dit
 from .condition import Condition, encode_pictures
@@ -41,6 +42,10 @@ def check_parts(plan: Plan) -> None:
     wanted = ["vae", "text_encoder", "tokenizer"]
     wanted += ["image_encoder", "image_processor"] if dit.image_dim is not None else []
     found = {part: locate(model.checkpoint, part) for part in wanted}  # all, before any is opened
+    if model.checkpoint.startswith(PREFIX):
+        # what is located there is what was packed: to build its modules, only to hold them against
+        # it, would take the import of two large libraries, which no driver of Ray actors needs
+        return check_vae_config(found["vae"], plan.arch.vae)
     check_vae(found["vae"], plan.arch.vae)
     check_encoder(found["text_encoder"], dit.text_dim)
     load_tokenizer(found["tokenizer"])

@@ -21,6 +21,7 @@ from longreel.jobs.render import plan_render, stream_chunks
 from longreel.models import arch as archs
 from longreel.models import image_encoder
 from longreel.models.vae_build import random_vae
+from longreel.pipeline.parts import check_parts
 
 PROMPT = "a red cat walks slowly on the grass"
 SELF_FORCING = (
@@ -212,6 +213,15 @@ def test_a_vae_with_other_statistics_is_its_own_and_no_error(checkpoint):
     stated = json.loads(config.read_text())
     config.write_text(json.dumps(stated | {"latents_mean": [0.5] * 16}))
     stream_chunks(_plan("test-t2v", folder))
+
+
+def test_a_shipped_vae_is_held_against_what_the_arch_says(monkeypatch):
+    plan = plan_render("a cat", preset="shapes")
+    check_parts(plan)
+    other = dataclasses.replace(plan.arch, vae=dataclasses.replace(plan.arch.vae, base_dim=48))
+    monkeypatch.setitem(archs.ARCHS, "shapes", other)
+    with pytest.raises(ValueError, match=r"base_dim=32 instead of 48; set model\.arch"):
+        check_parts(plan_render("a cat", preset="shapes"))
 
 
 @pytest.mark.parametrize(
