@@ -60,8 +60,8 @@ class Editing:
             except Taken:
                 raise ApiError(409, "running", "its process is still ending; try again") from None
             except ValueError:
-                said = f"it is {record.state} and has no unfinished edit: there is nothing to drop"
-                raise ApiError(409, "no_edit", said) from None
+                why = f"it is {record.state} and has no unfinished edit: there is nothing to drop"
+                raise ApiError(409, "no_edit", why) from None
             request = await asyncio.to_thread(_measured, folder, record)
             return self._queue.drop(record.render, request, time.time())
 
