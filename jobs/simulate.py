@@ -43,15 +43,16 @@ class Setting:
 
     def cost(self, seconds: Seconds) -> Cost:
         assert self.config is not None
-        video = self.config.video
-        split = self.cfg == "split"
+        video, mode = self.config.video, self.config.sampling.guidance_mode
+        both = _guided(self.config) and self.cfg != "split"  # branches on one chain
         return model_cost(
             self.arch,
             height=video.height,
             width=video.width,
             dtype=self.config.model.dtype,
-            passes=2 if _guided(self.config) and not split else 1,
-            branches=2 if split else 1,
+            passes=2 if both and mode == "sequential" else 1,
+            samples=2 if both and mode == "batched" else 1,
+            branches=2 if self.cfg == "split" else 1,
             seconds=seconds,
         )
 

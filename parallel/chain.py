@@ -187,7 +187,10 @@ def branch_passes(branch: int | None) -> range:
 
 def _forward(stages: Sequence[Stage], task: Task, inputs: Inputs) -> tuple[Tensor, ...]:
     """One window through all layers; no velocities of a task that wants none."""
-    x = stages[0].embed(task, inputs)
-    for stage in stages:
-        x = stage.run(task, x)
-    return () if task.commit else stages[-1].head(x)
+    velocities: tuple[Tensor, ...] = ()
+    for passing in range(len(inputs.texts_BSD)):
+        x = stages[0].embed(task, inputs, passing)
+        for stage in stages:
+            x = stage.run(task, x)
+        velocities += () if task.commit else stages[-1].head(x)
+    return velocities

@@ -69,7 +69,9 @@ class ActivationHeader:
     stamp: Stamp
     task: Task
     expert: int
-    states: tuple[_State, ...]
+    passing: int
+    is_last: bool
+    state: _State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,28 +119,33 @@ def pack_note(note: Note) -> Message:
 
 
 def pack_activation(stamp: Stamp, task: Task, x: Activation) -> Message:
-    states, tensors = [], []
-    for state in x.states:
-        index_BF, image_BND = state.modulation.index_BF, state.image_BND
-        states.append(
-            _State(
-                window=state.window,
-                has_index=index_BF is not None,
-                has_image=image_BND is not None,
-            )
-        )
-        tensors += [state.tokens_BLD, state.modulation.embedding_RD, state.modulation.rows_R6D]
-        tensors += [state.text_BSD, *(t for t in (index_BF, image_BND) if t is not None)]
-    header = ActivationHeader(stamp=stamp, task=task, expert=x.expert, states=tuple(states))
+    state, modulation = x.state, x.state.modulation
+    header = ActivationHeader(
+        stamp=stamp,
+        task=task,
+        expert=x.expert,
+        passing=x.passing,
+        is_last=x.is_last,
+        state=_State(
+            window=state.window,
+            has_index=modulation.index_BF is not None,
+            has_image=state.image_BND is not None,
+        ),
+    )
+    tensors = [state.tokens_BLD, modulation.embedding_RD, modulation.rows_R6D, state.text_BSD]
+    tensors += [t for t in (modulation.index_BF, state.image_BND) if t is not None]
     return Message(pickle.dumps(header), tuple(tensors))
 
 
 def unpack_activation(
     header: ActivationHeader, tensors: Sequence[Tensor], device: torch.device
 ) -> Activation:
-    rest = (tensor.to(device) for tensor in tensors)
-    states = tuple(_unpack_state(state, rest) for state in header.states)
-    return Activation(states=states, expert=header.expert)
+    return Activation(
+        state=_unpack_state(header.state, (tensor.to(device) for tensor in tensors)),
+        passing=header.passing,
+        is_last=header.is_last,
+        expert=header.expert,
+    )
 
 
 def _unpack_state(state: _State, tensors: Iterator[Tensor]) -> DiTState:

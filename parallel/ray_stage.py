@@ -103,6 +103,7 @@ class StageActor:
         self._marks = Marks()
         self._admission = Admission()
         self._walk = WalkState()
+        self._velocities: tuple[Tensor, ...] = ()  # of the passes of a task so far
         self._share = open_share(edges.shards, edges.heads)
         for stage in self._stages:
             stage.join(self._share)
@@ -193,7 +194,7 @@ class StageActor:
             tick = task.tick
             inputs = front.enter(task, self._say_idle)
             self._task = task.number
-            self._run_one(task, self._loaded[0].embed(task, self._own_part(task, inputs)))
+            self._run_window(task, self._own_part(task, inputs))
         self._pass_on(End(stamp=self._edges.stamp))
         if self._ring is not None:
             ring.join()  # until the end has come round, or the link is closed
@@ -209,11 +210,10 @@ class StageActor:
                 self._task = header.task.number
                 x = unpack_activation(header, message.tensors, self._device)
                 del message  # its tensors, where the device has copies
-                self._run_one(header.task, x)
+                self._run_pass(header.task, x)
             elif isinstance(header, WindowHeader):
                 self._task = header.task.number
-                inputs = unpack_window(header, message.tensors, self._device)
-                self._run_one(header.task, self._loaded[0].embed(header.task, inputs))
+                self._run_window(header.task, unpack_window(header, message.tensors, self._device))
             elif isinstance(header, Skip) and self._merge_out is not None:
                 self._task = header.task
                 self._merge_out.send(pack_prediction(self._edges.stamp, header.task, ()))
@@ -240,13 +240,21 @@ class StageActor:
             peer.send(pack_window(stamp, task, mine))
         return mine
 
-    def _run_one(self, task: Task, x: Activation) -> None:
+    def _run_window(self, task: Task, inputs: Inputs) -> None:
+        """Pass after pass: the next stage is at one while this stage is at another."""
+        for passing in range(len(inputs.texts_BSD)):
+            self._run_pass(task, self._loaded[0].embed(task, inputs, passing))
+
+    def _run_pass(self, task: Task, x: Activation) -> None:
         for stage in self._loaded:
             x = stage.run(task, x)
         if self._outlet is not None:
             self._outlet.send(pack_activation(self._edges.stamp, task, x))
             return
-        velocities = () if task.commit else self._loaded[-1].head(x)
+        self._velocities += () if task.commit else self._loaded[-1].head(x)
+        if not x.is_last:
+            return
+        velocities, self._velocities = self._velocities, ()
         if self._merge_out is not None:
             self._merge_out.send(pack_prediction(self._edges.stamp, task.number, velocities))
         elif self._stepper is not None:  # not on those whose results come together there

@@ -39,9 +39,11 @@ def split_passes(inputs: Inputs) -> list[Inputs]:
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
-    """A task's window between two stages: a state per pass."""
+    """One pass of a task's window between two stages."""
 
-    states: tuple[DiTState, ...]
+    state: DiTState
+    passing: int  # its number among those of the task
+    is_last: bool
     expert: int
 
 
@@ -80,52 +82,53 @@ class Stage:
         self._share = share
 
     @torch.inference_mode()
-    def embed(self, task: Task, inputs: Inputs) -> Activation:
+    def embed(self, task: Task, inputs: Inputs, passing: int) -> Activation:
         """First stage: latents to tokens."""
-        model, states = self._expert(inputs.expert), []
-        for text_BSD in inputs.texts_BSD:
-            batch = text_BSD.shape[0]
-            image = inputs.image_BND
-            state = model.embed(
-                inputs.latents_BCTHW.expand(batch, -1, -1, -1, -1),
-                inputs.timesteps_BT.expand(batch, -1),
-                text_BSD,
-                None if image is None else image.expand(batch, -1, -1),
-                positions=task.positions,
-                context_positions=task.context_positions,
-                causal_latents=inputs.causal_latents,
-                fps=inputs.fps,
-                order=TokenOrder() if self._sparse is None else self._sparse.order(task),
-            )
-            states.append(state if self._share is None else self._share.take(state))
-        return Activation(states=tuple(states), expert=inputs.expert)
+        text_BSD, image = inputs.texts_BSD[passing], inputs.image_BND
+        batch = text_BSD.shape[0]
+        state = self._expert(inputs.expert).embed(
+            inputs.latents_BCTHW.expand(batch, -1, -1, -1, -1),
+            inputs.timesteps_BT.expand(batch, -1),
+            text_BSD,
+            None if image is None else image.expand(batch, -1, -1),
+            positions=task.positions,
+            context_positions=task.context_positions,
+            causal_latents=inputs.causal_latents,
+            fps=inputs.fps,
+            order=TokenOrder() if self._sparse is None else self._sparse.order(task),
+        )
+        return Activation(
+            state=state if self._share is None else self._share.take(state),
+            passing=passing,
+            is_last=passing + 1 == len(inputs.texts_BSD),
+            expert=inputs.expert,
+        )
 
     @torch.inference_mode()
     def run(self, task: Task, x: Activation) -> Activation:
         """This stage's layers; what later windows read is kept, what nobody reads is freed."""
         began = time.monotonic()
-        model = self._expert(x.expert)
-        states = tuple(self._run(model, task, i, state) for i, state in enumerate(x.states))
-        self._cache.free(task)
-        if self._sparse is not None:
-            self._sparse.free(task)
+        state = self._run(self._expert(x.expert), task, x.passing, x.state)
+        if x.is_last:
+            self._cache.free(task)
+            if self._sparse is not None:
+                self._sparse.free(task)
         self.busy_s += time.monotonic() - began
-        return Activation(states=states, expert=x.expert)
+        return replace(x, state=state)
 
     @torch.inference_mode()
     def head(self, x: Activation) -> tuple[Tensor, ...]:
-        """Last stage: velocities in float32, one per sample of every pass.
+        """Last stage: velocities in float32, one per sample of the pass.
 
         Of several devices, the one where they come together has them, and the others none.
         """
         model = self._expert(x.expert)
         if self._share is None:
-            velocities = [model.head(state).float() for state in x.states]
+            velocity_BCTHW: Tensor | None = model.head(x.state)
         else:
             assert isinstance(model, WanDiT)
-            heads = [self._share.head(model, state) for state in x.states]
-            velocities = [velocity.float() for velocity in heads if velocity is not None]
-        return tuple(sample for batch in velocities for sample in torch.split(batch, 1))
+            velocity_BCTHW = self._share.head(model, x.state)
+        return () if velocity_BCTHW is None else torch.split(velocity_BCTHW.float(), 1)
 
     def _run(self, model: VideoDiT, task: Task, passing: int, state: DiTState) -> DiTState:
         attention = None

@@ -12,9 +12,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """How long work takes. All passes of a task are counted, all layers of a stage."""
+    """How long work takes. All samples of a pass are counted, all layers of a stage."""
 
-    task: float = 0.0  # per task and stage, however small
+    task: float = 0.0  # per pass of a task and stage, however small
     token: float = 0.0  # one token through one layer, attention's pairs apart
     pair: float = 0.0  # one query with one key in one layer
     embed_token: float = 0.0
@@ -48,34 +48,38 @@ class Cost:
 
     num_layers: int
     tokens_per_latent: int = 1
-    passes: int = 1  # through a chain in every task: two where one chain runs both branches
+    passes: int = 1  # of a task, one after the other: two where one chain runs both branches
+    samples: int = 1  # in a pass: two where both branches are one batch
     branches: int = 1  # chains: two where each branch of guidance has one
     frames_per_latent: int = 4
     seconds: Seconds = field(default_factory=lambda: Seconds(task=1.0))
     sizes: Bytes = field(default_factory=Bytes)
 
     def layer_seconds(self, task: Task) -> float:
-        """One layer of a task's window."""
+        """One layer of a task's window, in one pass."""
         queries = task.num_latents * self.tokens_per_latent
         cached = sum(entry.num_latents for entry in task.reads) * self.tokens_per_latent
         s = self.seconds
-        return self.passes * queries * (s.token + (queries + cached) * s.pair)
+        return self.samples * queries * (s.token + (queries + cached) * s.pair)
 
     def split(self, num_stages: int, task: Task) -> list[range]:
         """The layers of each stage, even in what they take of this task with embedding and head."""
         layer = self.layer_seconds(task)
         if not layer:
             return split_layers(self.num_layers, num_stages)
-        tokens = self.passes * task.num_latents * self.tokens_per_latent
+        tokens = self.samples * task.num_latents * self.tokens_per_latent
         embed, head = self.seconds.embed_token * tokens, self.seconds.head_token * tokens
         return split_layers(self.num_layers, num_stages, embed=embed / layer, head=head / layer)
 
-    def stage_seconds(self, task: Task, layers: range) -> float:
-        """A task on the stage that has these layers."""
+    def pass_seconds(self, task: Task, passing: int, layers: range) -> float:
+        """One pass of a task on the stage that has these layers."""
         s, first, last = self.seconds, layers.start == 0, layers.stop == self.num_layers
-        tokens = self.passes * task.num_latents * self.tokens_per_latent
-        ends = s.window + tokens * s.embed_token if first else 0.0
-        ends += s.step + tokens * s.head_token if last and not task.commit else 0.0
+        tokens = self.samples * task.num_latents * self.tokens_per_latent
+        ends = 0.0
+        if first:
+            ends += tokens * s.embed_token + (s.window if passing == 0 else 0.0)
+        if last and not task.commit:
+            ends += tokens * s.head_token + (s.step if passing + 1 == self.passes else 0.0)
         copied = self.activation_bytes(task) * ((not first) + (not last))
         return s.task + len(layers) * self.layer_seconds(task) + ends + copied * s.copy
 
@@ -85,8 +89,8 @@ class Cost:
         return len(layers) * self.sizes.layer + ends
 
     def activation_bytes(self, task: Task) -> int:
-        """What one stage hands to the next."""
-        return self.passes * task.num_latents * self.tokens_per_latent * self.sizes.token
+        """What one stage hands to the next, of one pass."""
+        return self.samples * task.num_latents * self.tokens_per_latent * self.sizes.token
 
     def window_bytes(self, task: Task) -> int:
         """What the first stage hands to the unconditional branch's."""
@@ -161,6 +165,7 @@ def model_cost(
     dtype: str,
     passes: int,
     seconds: Seconds,
+    samples: int = 1,
     branches: int = 1,
 ) -> Cost:
     """A model's sizes at a picture size, with measured or estimated times."""
@@ -173,6 +178,7 @@ def model_cost(
         num_layers=dit.num_layers,
         tokens_per_latent=(rows // patch_height) * (columns // patch_width),
         passes=passes,
+        samples=samples,
         branches=branches,
         frames_per_latent=arch.vae.time_stride,
         seconds=seconds,
@@ -180,7 +186,7 @@ def model_cost(
             token=dit.dim * size,
             window=4 * dit.in_channels * rows * columns,
             text=arch.text_len * dit.text_dim * size,
-            cached_token=2 * dit.dim * size * passes,
+            cached_token=2 * dit.dim * size * passes * samples,
             latent=latent,
             solver=3 * latent,  # the last sample, and two velocities
             layer=layer_parameters(dit) * size * arch.num_experts,

@@ -30,9 +30,9 @@ def plot(timeline: Timeline, path: Path, title: str, unit: str) -> None:
         draw.text((14, top + 9), name, _INK, ImageFont.load_default(16))
         draw.rectangle((_LEFT, top, _LEFT + round(total * scale), top + _ROW - 7), _IDLE)
         for i, task in enumerate(timeline.tasks):
-            span = timeline.starts[i][stage], timeline.stops[i][stage]
-            left, right = (_LEFT + round(time * scale) for time in span)
-            _draw_task(draw, task, (left, top, right, top + _ROW - 6), timeline.schedule.steps)
+            for visit in timeline.visits[i][stage]:
+                left, right = (_LEFT + round(time * scale) for time in (visit.start, visit.stop))
+                _draw_task(draw, task, (left, top, right, top + _ROW - 6), timeline.schedule.steps)
     bottom = _TOP + _ROW * timeline.num_devices
     _axis(draw, total, scale, bottom, unit)
     _legend(draw, bottom + 46, timeline)

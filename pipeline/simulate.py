@@ -27,7 +27,7 @@ class Report:
     idle_share: tuple[float, ...]  # filling and draining included
     stall_s: tuple[float, ...]  # filling and draining not included
     peak_bytes: tuple[int, ...]  # weights, caches, windows on their way, latents
-    hop_bytes: int  # of the largest window between two stages
+    hop_bytes: int  # of the largest window between two stages, in one pass
     sent_bytes: int  # between two neighbouring stages, in all
     branch_bytes: int  # between two chains: windows there, predictions back, in all
 
@@ -62,7 +62,7 @@ def count_slots(schedule: BlockSchedule, num_stages: int) -> Slots:
 def measure(timeline: Timeline) -> Report:
     t, cost = timeline, timeline.cost
     stages = range(t.num_devices)
-    busy = [sum(b[s] - a[s] for a, b in zip(t.starts, t.stops, strict=True)) for s in stages]
+    busy = [sum(v.stop - v.start for row in t.visits for v in row[s]) for s in stages]
     ends = denoised_times(t)
     decoded = _decoded_times(t, ends)
     total = max(decoded[-1], *t.stops[-1])
@@ -87,7 +87,7 @@ def measure(timeline: Timeline) -> Report:
         stall_s=tuple(t.stops[-1][s] - t.starts[0][s] - busy[s] for s in stages),
         peak_bytes=tuple(_peak_bytes(t, s) for s in stages),
         hop_bytes=max(hops),
-        sent_bytes=sum(hops),
+        sent_bytes=cost.passes * sum(hops),
         branch_bytes=crossing * (cost.branches - 1),
     )
 
@@ -138,13 +138,13 @@ def _windows(timeline: Timeline, stage: int) -> list[_Span]:
     t, spans = timeline, []
     for i, task in enumerate(t.tasks):
         size = t.cost.activation_bytes(task)
-        start, stop = t.starts[i][stage], t.stops[i][stage]
-        if stage:
-            first = stage == t.num_stages  # of the unconditional chain
-            came = t.cost.window_bytes(task) if first else size
-            spans.append((t.arrivals[i][stage], stop, came))
-        last = (stage + 1) % t.num_stages == 0
-        spans.append((start, stop if last else t.arrivals[i][stage + 1], size))
+        first, last = stage == t.num_stages, (stage + 1) % t.num_stages == 0  # of a chain
+        for passing, visit in enumerate(t.visits[i][stage]):
+            if stage:
+                came = t.cost.window_bytes(task) if first else size
+                spans.append((visit.arrival, visit.stop, came))
+            left = visit.stop if last else t.visits[i][stage + 1][passing].arrival
+            spans.append((visit.start, left, size))
     return spans
 
 

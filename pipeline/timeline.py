@@ -2,10 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..parallel.tasks import Task
 from .cost import Cost
 from .schedule import BlockSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Of one pass of a task on a stage."""
+
+    arrival: float  # it can be read from here on
+    start: float
+    stop: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +29,16 @@ class Timeline:
     cost: Cost
     layers: tuple[range, ...]  # of each stage
     tasks: tuple[Task, ...]
-    arrivals: tuple[tuple[float, ...], ...]  # a task's window can be read from here on
-    starts: tuple[tuple[float, ...], ...]
-    stops: tuple[tuple[float, ...], ...]
+    visits: tuple[tuple[tuple[Visit, ...], ...], ...]  # innermost: of each pass
     home: tuple[float, ...]  # a task's result is back at the first stage
+
+    @cached_property
+    def starts(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(visits[0].start for visits in row) for row in self.visits)
+
+    @cached_property
+    def stops(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(visits[-1].stop for visits in row) for row in self.visits)
 
     @property
     def num_stages(self) -> int:
@@ -44,14 +60,14 @@ def play(schedule: BlockSchedule, num_stages: int, cost: Cost) -> Timeline:
     others = [_Chain(layers, cost) for _ in range(cost.branches - 1)]
     ring, fork, merge = _Link(cost), _Link(cost), _Link(cost)
     newest: dict[int, float] = {}  # when a block's newest version is at the first stage
-    rows: list[list[_Visit]] = []
+    rows: list[tuple[tuple[Visit, ...], ...]] = []
     home: list[float] = []
     for task in tasks:
         at = max((newest.get(part.block, 0.0) for part in task.parts), default=0.0)
         row = chain.take(task, at)
         for other in others:
-            row += other.take(task, fork.carry(row[0].start, cost.window_bytes(task)))
-            met = merge.carry(row[-1].stop, cost.prediction_bytes(task))
+            row += other.take(task, fork.carry(row[0][0].start, cost.window_bytes(task)))
+            met = merge.carry(row[-1][-1].stop, cost.prediction_bytes(task))
             chain.free[-1] = max(chain.free[-1], met)  # the last stage waits for it
         at = chain.free[-1]
         if num_stages > 1:
@@ -65,20 +81,9 @@ def play(schedule: BlockSchedule, num_stages: int, cost: Cost) -> Timeline:
         cost=cost,
         layers=tuple(layers * cost.branches),
         tasks=tasks,
-        arrivals=tuple(tuple(visit.arrival for visit in row) for row in rows),
-        starts=tuple(tuple(visit.start for visit in row) for row in rows),
-        stops=tuple(tuple(visit.stop for visit in row) for row in rows),
+        visits=tuple(rows),
         home=tuple(home),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Visit:
-    """Of a task on a stage."""
-
-    arrival: float
-    start: float
-    stop: float
 
 
 class _Link:
@@ -95,7 +100,7 @@ class _Link:
 
 
 class _Chain:
-    """Stages, when each may take the next task, and the links between them."""
+    """Stages, when each may take the next pass, and the links between them."""
 
     def __init__(self, layers: Sequence[range], cost: Cost) -> None:
         self._layers = layers
@@ -103,13 +108,18 @@ class _Chain:
         self._links = [_Link(cost) for _ in layers]
         self.free = [0.0] * len(layers)
 
-    def take(self, task: Task, at: float) -> list[_Visit]:
-        visits: list[_Visit] = []
+    def take(self, task: Task, at: float) -> tuple[tuple[Visit, ...], ...]:
+        """Its passes follow one another: a stage is at one while the next is at another."""
+        passes = [self._take(task, passing, at) for passing in range(self._cost.passes)]
+        return tuple(zip(*passes, strict=True))
+
+    def _take(self, task: Task, passing: int, at: float) -> list[Visit]:
+        visits: list[Visit] = []
         for stage, layers in enumerate(self._layers):
             if stage:
                 at = self._links[stage].carry(at, self._cost.activation_bytes(task))
             start = max(at, self.free[stage])
-            stop = start + self._cost.stage_seconds(task, layers)
-            visits.append(_Visit(at, start, stop))
+            stop = start + self._cost.pass_seconds(task, passing, layers)
+            visits.append(Visit(at, start, stop))
             self.free[stage] = at = stop
         return visits

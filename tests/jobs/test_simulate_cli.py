@@ -93,22 +93,23 @@ def test_a_model_adds_seconds_and_bytes():
     slow = json.loads(run(f"{options} --tflops 50 --json"))
     fast = json.loads(run(f"{options} --tflops 200 --json"))
     assert slow["total_s"] == pytest.approx(4 * fast["total_s"], rel=0.05)
-    assert round(fast["hop_bytes"] / 1e6) == 153
+    assert round(fast["hop_bytes"] / 1e6) == 77
     assert len(fast["peak_bytes"]) == len(fast["idle_share"]) == 6
     weights = 2 * 1_418_996_800  # the published 1.3B model's parameters in bfloat16
     assert weights * 0.9 / 6 < min(fast["peak_bytes"]) < weights
     assert "MB a window" in run(options)
 
 
-def test_branches_of_their_own_take_twice_the_devices_and_half_the_time():
+def test_branches_of_their_own_take_twice_the_devices_and_little_more_than_half_the_time():
     options = "--preset wan2.1-t2v-1.3b --policy dualparal --steps 6 --blocks 12 --stages 3"
     shared = json.loads(run(f"{options} --json"))
     split = json.loads(run(f"{options} --cfg split --json"))
     assert (shared["devices"], split["devices"]) == (3, 6)
     assert (shared["stages"], split["stages"]) == (3, 3)
     assert split["total_slots"] == shared["total_slots"]  # of one pass, and not of two
-    assert shared["total_s"] / 2.1 < split["total_s"] < shared["total_s"] / 1.9
-    assert split["hop_bytes"] == shared["hop_bytes"] / 2
+    # passes in turn overlap on the stages of one chain
+    assert shared["total_s"] / 2 < split["total_s"] < shared["total_s"] / 1.8
+    assert split["hop_bytes"] == shared["hop_bytes"]
     assert len(split["peak_bytes"]) == 6
     assert (shared["branch_bytes"], split["branch_bytes"] > 0) == (0, True)
     text = run(f"{options} --cfg split")
@@ -204,7 +205,7 @@ def test_what_was_measured_is_what_the_commonest_window_costs(monkeypatch):
     # all four layers are run in a row
     assert cost.layer_seconds(task) == pytest.approx(2.0 / 4)
     beside = seconds.window + seconds.step
-    assert cost.stage_seconds(task, range(4)) == pytest.approx(2.0 + 2.0 + 2.0 + beside)
+    assert cost.pass_seconds(task, 0, range(4)) == pytest.approx(2.0 + 2.0 + 2.0 + beside)
     assert min(seconds.window, seconds.step, seconds.copy) > 0
     assert seconds.decode_latent == 2.0
 

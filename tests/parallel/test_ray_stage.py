@@ -57,6 +57,38 @@ def test_branches_apart_and_stages_together_give_the_bits_of_one(nth, policy):
         assert torch.equal(ours, expected), (count, layout)
 
 
+def test_a_stage_begins_a_pass_while_the_one_before_is_at_the_next():
+    """The first stage's second pass of every task waits here until the second stage is at the
+    first: that comes only if it was handed on by itself."""
+    arrived, built = threading.Semaphore(0), []
+
+    def make_watched_stage(plan, layers, device, *shelf):
+        stage = backends.make_stage(plan, layers, device)
+        embed, run = stage.embed, stage.run
+
+        def wait_and_embed(task, inputs, passing):
+            assert passing == 0 or arrived.acquire(timeout=10), "the first pass was kept back"
+            return embed(task, inputs, passing)
+
+        def run_and_tell(task, x):
+            if x.passing == 0:
+                arrived.release()
+            return run(task, x)
+
+        if built:
+            stage.run = run_and_tell
+        else:
+            stage.embed = wait_and_embed
+        built.append(stage)
+        return stage
+
+    plan = make_plan("dualparal", num_stages=2)
+    backend = partial(ThreadBackend, make_stage=make_watched_stage)
+    expected = Generator(make_plan("dualparal")).latents()
+    assert torch.equal(Generator(plan, open_backend=backend).latents(), expected)
+    assert not arrived.acquire(blocking=False)  # each was waited for
+
+
 def test_a_branch_without_work_is_told_so_and_waits_on():
     interval = ("sampling.guidance_from=0.5", "sampling.guidance_to=0.0", "sampling.steps=12")
     plan = make_plan("buffer", *interval, "parallel.cfg=split", num_stages=2)
@@ -80,7 +112,7 @@ def test_a_branch_that_breaks_ends_the_other_with_its_error(monkeypatch):
         stage = backends.make_stage(plan, layers, device)
         built.append(stage)
         if len(built) == 3:  # the unconditional branch's first
-            stage.embed = lambda task, inputs: 1 / 0
+            stage.embed = lambda task, inputs, passing: 1 / 0
 
         return stage
 

@@ -57,10 +57,10 @@ def test_each_branch_reads_its_own_text_and_the_same_latents(monkeypatch):
     seen = {}
 
     class Watched(backends.Stage):
-        def embed(self, task, inputs):
+        def embed(self, task, inputs, passing):
             (text_BSD,) = inputs.texts_BSD
             seen.setdefault(id(self), []).append((task.number, inputs.latents_BCTHW, text_BSD))
-            return super().embed(task, inputs)
+            return super().embed(task, inputs, passing)
 
     monkeypatch.setattr(backends, "Stage", Watched)
     latents("dualparal", "parallel.cfg=split", "parallel.num_stages=2")
