@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .importing import importing
 from .names import rename_clip
 from .random_weights import fill_random
 from .weights import Weights, check_module, load_module
@@ -117,8 +118,8 @@ def check_image_encoder(path: Path, image_dim: int) -> None:
 
 def _open(path: Path | None, image_dim: int) -> tuple["CLIPVisionModel", Weights | None]:
     """The encoder on the meta device, and what is to fill it."""
-    from transformers import CLIPVisionModel
-
+    with importing():
+        from transformers import CLIPVisionModel
     weights = None if path is None else Weights(path, rename_clip)
     config = _config(path, weights, image_dim)
     if config.hidden_size != image_dim:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .importing import importing
 from .names import rename_t5
 from .random_weights import fill_random
 from .weights import Weights, check_module, load_module
@@ -17,8 +18,8 @@ RANDOM_SEED = 0  # of the encoder that needs no files
 
 def load_tokenizer(path: Path | None) -> Any:
     """From a folder; none: UTF-8 bytes, which needs no files."""
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
+    with importing():
+        from transformers import AutoTokenizer, ByT5Tokenizer
     if path is None:
         return ByT5Tokenizer()
     try:
@@ -60,8 +61,8 @@ def check_encoder(path: Path, text_dim: int) -> None:
 
 def _open(path: Path | None, text_dim: int) -> tuple["UMT5EncoderModel", Weights | None]:
     """The encoder on the meta device, and what is to fill it."""
-    from transformers import UMT5EncoderModel
-
+    with importing():
+        from transformers import UMT5EncoderModel
     weights = None if path is None else Weights(path, rename_t5)
     config = _config(path, weights, text_dim)
     if config.d_model != text_dim:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .arch import VaeArch
+from .importing import importing
 from .random_weights import fill_random
 
 if TYPE_CHECKING:
@@ -74,9 +75,10 @@ def vae_config(arch: VaeArch) -> dict[str, Any]:
 
 def build_vae(arch: VaeArch, **config: Any) -> "AutoencoderKLWan":
     """On the current default device, for inference; `config` overrides single entries."""
-    import diffusers
+    with importing():
+        import diffusers
 
-    create: Any = diffusers.AutoencoderKLWan  # untyped in diffusers
+        create: Any = diffusers.AutoencoderKLWan  # untyped in diffusers
     vae: AutoencoderKLWan = create(**{**vae_config(arch), **config}).eval().requires_grad_(False)
     return vae
 

@@ -26,7 +26,15 @@ from .protocol import (
     TokenOrder,
     WindowShape,
 )
-from .wan_layers import AttendWindow, FeedForward, Layer, Rotary, WholeWindow, gelu_tanh
+from .wan_layers import (
+    AttendWindow,
+    FeedForward,
+    Layer,
+    Rotary,
+    WholeWindow,
+    gelu_tanh,
+    scale_shift_table,
+)
 
 _RASTER = TokenOrder()
 
@@ -72,7 +80,7 @@ class WanDiT(nn.Module):
         self.blocks = nn.ModuleDict({str(i): Layer(arch) for i in layers})
         if with_head:
             self.proj_out = nn.Linear(dim, arch.out_channels * math.prod(arch.patch))
-            self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+            self.scale_shift_table = scale_shift_table(2, dim)
 
     def embed(
         self,

@@ -146,6 +146,13 @@ class Attention(nn.Module):
         return y
 
 
+def scale_shift_table(num_rows: int, dim: int) -> nn.Parameter:
+    """Added to what each level projects to; where nothing is drawn, nothing is imported: numbers
+    for the meta device load torch's compiler, two seconds in every process that builds a slice."""
+    table_1RD = torch.empty(1, num_rows, dim)
+    return nn.Parameter(table_1RD if table_1RD.is_meta else table_1RD.normal_().div_(dim**0.5))
+
+
 class Layer(nn.Module):
     """Self-attention, attention to the prompt (and image), feed-forward."""
 
@@ -157,7 +164,7 @@ class Layer(nn.Module):
         self.attn2 = Attention(arch, image=arch.image_dim is not None)
         self.norm2 = nn.LayerNorm(dim, arch.eps)
         self.ffn = FeedForward(dim, arch.ffn_dim, dim, gelu_tanh)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.scale_shift_table = scale_shift_table(6, dim)
 
     def forward(self, state: DiTState, index: int, attend_window: AttendWindow) -> Tensor:
         x = state.tokens_BLD

@@ -403,15 +403,18 @@ for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
 codes.append(run("render", "a cat", "model.checkpoint=nowhere"))
 codes.append(run("render", "a cat", "--preset", "wan2.1-t2v-14b", "--dry-run"))
 from longreel.jobs.render import plan_render
+from longreel.pipeline.backend import make_stage
 from longreel.pipeline.parts import check_parts
-check_parts(plan_render("a cat", preset="shapes"))
-heavy = {name.split(".")[0] for name in sys.modules} & {"diffusers", "transformers", "ray"}
+plan = plan_render("a cat", preset="shapes")
+check_parts(plan)
+make_stage(plan, range(4), "cpu")
+heavy = {name.split(".")[0] for name in sys.modules} & {"diffusers", "transformers", "ray", "sympy"}
 print(json.dumps([codes, sorted(heavy)]), file=sys.stderr)
 """
 
 
 def test_refusals_dry_runs_and_checks_of_what_is_shipped_load_no_library_of_models(tmp_path):
-    """And any locale will do."""
+    """Nor does a stage; sympy comes with torch's compiler. And any locale will do."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT],
         cwd=tmp_path,
