@@ -42,7 +42,7 @@ def render(plan):
     for stage in backend.chains[0].stages:
         if not plan.schedule.commits:  # whose sink stays to the end
             assert stage.counters().cache_bytes == 0
-        lines = [line for line in (stage._share.ring, stage._share.ulysses) if line.num > 1]
+        lines = [line for line in (stage.loop.share.ring, stage.loop.share.ulysses) if line.num > 1]
         assert lines
         assert all(line.group.sent_bytes > 0 for line in lines)
     return latents

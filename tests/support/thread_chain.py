@@ -68,7 +68,7 @@ class ThreadChain:
                     layers={layer for n in seat.stages for layer in self._cut[n]},
                     passes=passes,
                 )
-                stage._restore(packed)
+                stage.loop.restore(packed)
 
         def work(stage):
             try:
