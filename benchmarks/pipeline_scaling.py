@@ -181,6 +181,9 @@ class ClockedBackend:
         devices = Devices(crew=self._crew, slices=slices(plan), device="cpu")
         return RayChain(devices, parts, timeout_s=60)
 
+    def expect_decoding(self) -> None:
+        pass
+
     def restore(self, state: object, num_frames: int) -> None:
         raise NotImplementedError
 

@@ -77,6 +77,11 @@ class RayTiles:
         self._under_way += [other.start("decode_tiles", *args) for other in self._others]
         return self._frames(self._first.stream(method, *args))
 
+    def start(self, method: str, *args: object) -> None:
+        """On every worker, behind the calls before it; nobody waits."""
+        for worker in (self._first, *self._others):
+            worker.start(method, *args)
+
     def call(self, method: str, *args: object) -> Any:
         """On every worker; the first one's answer."""
         answer, *_ = [worker.call(method, *args) for worker in (self._first, *self._others)]

@@ -34,6 +34,10 @@ class Backend(Protocol):
     def condition(self) -> Condition: ...
     def chain(self, sampling: Sampling) -> Chain: ...
 
+    def expect_decoding(self) -> None:
+        """Prompts are read and blocks will come: where decoding has a worker of its own, it loads
+        what it needs in the meantime."""
+
     def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
         """Frames of the next latents, and with `keep` the decoder's state after them; where
         decoding has a worker of its own, it begins with the call and not with the first frame
@@ -83,6 +87,9 @@ class LocalBackend:
             make_stepper(plan, sampling, device),
             *others,
         )
+
+    def expect_decoding(self) -> None:
+        pass
 
     def busy_s(self) -> list[float]:
         return [stage.busy_s for stage in self.stages]

@@ -3,6 +3,7 @@
 B batch, C channels, T latents, H height, W width.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from ..parallel.packed import pack
 from .codec import Codec, Decoded
 from .plan import Plan, find_device
 
+_log = logging.getLogger("longreel")
+
 
 class Worker(Protocol):
     """Runs a PackedCodec somewhere else."""
@@ -27,6 +30,13 @@ class Worker(Protocol):
 
 class PackedCodec(Codec):
     """A codec whose decoder's state comes and goes in a form that is cheap to send."""
+
+    def open_decoder(self) -> None:
+        """Before there is anything to decode: what fails now fails once more when there is."""
+        try:
+            _ = self._vae
+        except Exception:
+            _log.warning("the decoder could not be opened yet", exc_info=True)
 
     def decode_packed(self, latents_BCTHW: Tensor, keep: bool) -> Iterator[object]:
         for item in self.decode(latents_BCTHW, keep):

@@ -103,7 +103,7 @@ class Generator:
     def blocks(self) -> Stream[Moved]:
         """Clean blocks in order, each as soon as its last step is done."""
         with _broken_ends_render(), closing(self._open()) as backend:
-            yield from self._denoise(backend)
+            yield from self._denoise(backend, self.sampling(backend))
 
     def chunks(self) -> Stream[Chunk]:
         """Frames in order, decoded while later blocks are still being made."""
@@ -160,10 +160,10 @@ class Generator:
             self._backend.given_up.set()
         return self._backend
 
-    def _denoise(self, backend: Backend) -> Stream[Moved]:
+    def _denoise(self, backend: Backend, sampling: Sampling) -> Stream[Moved]:
         schedule, start = self._plan.schedule, self._start
         total = 0 if schedule.num_blocks is None else sum(1 for _ in schedule.tasks())
-        self._chain = backend.chain(self.sampling(backend))
+        self._chain = backend.chain(sampling)
         levels: dict[int, int] = {}  # of blocks in flight
         out = _InOrder(schedule.steps)
         self._report("denoise", 0, total)
@@ -205,7 +205,9 @@ class Generator:
             for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
                 if backend.given_up.is_set():
                     return
-        with closing(self._denoise(backend)) as blocks:
+        sampling = self.sampling(backend)
+        backend.expect_decoding()
+        with closing(self._denoise(backend, sampling)) as blocks:
             for block in blocks:
                 number = block.block
                 keep = self._cuts.ends(number) and self._keeper.wants_decoder(number)

@@ -127,6 +127,9 @@ class RayBackend:
         measured: Seconds | None = self._ask("measured")
         return measured
 
+    def expect_decoding(self) -> None:
+        (self._tiles or self._worker).start("open_decoder")
+
     def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
         self._failures = 0  # it comes on
         return self._decoder.decode(latents_BCTHW, keep)

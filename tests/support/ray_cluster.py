@@ -130,6 +130,7 @@ class WarmBackend(RayBackend):
         self.given_up = local.given_up
         self.texts, self.condition = local.texts, local.condition
         self.decode, self.restore = local.decode, local.restore
+        self.expect_decoding = local.expect_decoding
         self._hear, self._slices = [].append, None
         self.measured = Codec(plan).measured
         self._make_stage = make_stage
