@@ -2,9 +2,9 @@
 
 python benchmarks/queues.py [--runs 3] [--frames 257] [model.dtype=bfloat16 ...]
 
-`forcing` has one window at a time, so its stages share memory and no time; `dualparal-staggered`
-has two blocks in flight. Each kind in turn, one thread a stage, nothing decoded: from the end of
-the first task to the end of the last.
+`forcing` has one window at a time, and stages work at once on its two passes alone;
+`dualparal-staggered` has two blocks in flight. Each kind in turn, one thread a stage, nothing
+decoded: from the end of the first task to the end of the last.
 """
 
 import argparse

@@ -35,8 +35,8 @@ class Backend(Protocol):
     def chain(self, sampling: Sampling) -> Chain: ...
 
     def expect_decoding(self) -> None:
-        """Prompts are read and blocks will come: where decoding has a worker of its own, it loads
-        what it needs in the meantime."""
+        """There is a chain, whose blocks will come: where decoding has a worker of its own, it
+        loads what it needs in the meantime."""
 
     def decode(self, latents_BCTHW: Tensor, keep: bool = False) -> Iterator[Decoded]:
         """Frames of the next latents, and with `keep` the decoder's state after them; where

@@ -103,7 +103,7 @@ class Generator:
     def blocks(self) -> Stream[Moved]:
         """Clean blocks in order, each as soon as its last step is done."""
         with _broken_ends_render(), closing(self._open()) as backend:
-            yield from self._denoise(backend, self.sampling(backend))
+            yield from self._denoise(backend, self._make_chain(backend))
 
     def chunks(self) -> Stream[Chunk]:
         """Frames in order, decoded while later blocks are still being made."""
@@ -160,19 +160,22 @@ class Generator:
             self._backend.given_up.set()
         return self._backend
 
-    def _denoise(self, backend: Backend, sampling: Sampling) -> Stream[Moved]:
+    def _make_chain(self, backend: Backend) -> Chain:
+        self._chain = backend.chain(self.sampling(backend))
+        return self._chain
+
+    def _denoise(self, backend: Backend, chain: Chain) -> Stream[Moved]:
         schedule, start = self._plan.schedule, self._start
         total = 0 if schedule.num_blocks is None else sum(1 for _ in schedule.tasks())
-        self._chain = backend.chain(sampling)
         levels: dict[int, int] = {}  # of blocks in flight
         out = _InOrder(schedule.steps)
         self._report("denoise", 0, total)
         if start:
             yield from out.resume(start.decoded, start.clean)
-        chain, wants = start.chain if start else None, self._keeper.wants_chain
+        held, wants = start.chain if start else None, self._keeper.wants_chain
         if self._plan.config.attention.keeps_state:  # which is in no snapshot
             wants = never
-        with closing(self._chain.run(schedule, chain, self._limit, wants)) as done:
+        with closing(chain.run(schedule, held, self._limit, wants)) as done:
             for one in done:
                 if backend.given_up.is_set():
                     return
@@ -205,9 +208,9 @@ class Generator:
             for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
                 if backend.given_up.is_set():
                     return
-        sampling = self.sampling(backend)
+        chain = self._make_chain(backend)
         backend.expect_decoding()
-        with closing(self._denoise(backend, sampling)) as blocks:
+        with closing(self._denoise(backend, chain)) as blocks:
             for block in blocks:
                 number = block.block
                 keep = self._cuts.ends(number) and self._keeper.wants_decoder(number)
