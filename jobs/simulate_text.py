@@ -29,7 +29,7 @@ def describe(row: Row) -> str:
             f"{report.steady_frames_per_s:.3g} once the ring is full",
             "idle share": f"{idle} (stage 0 first)",
             "peak GiB": f"{peaks} (weights, caches, windows on their way, latents)",
-            "hop": f"{report.hop_bytes / 1e6:.1f} MB a window, "
+            "hop": f"{report.hop_bytes / 1e6:.1f} MB a pass of a window, "
             f"{report.sent_bytes / 1e9:.1f} GB in all",
         }
         if report.branch_bytes:

@@ -97,7 +97,7 @@ def test_a_model_adds_seconds_and_bytes():
     assert len(fast["peak_bytes"]) == len(fast["idle_share"]) == 6
     weights = 2 * 1_418_996_800  # the published 1.3B model's parameters in bfloat16
     assert weights * 0.9 / 6 < min(fast["peak_bytes"]) < weights
-    assert "MB a window" in run(options)
+    assert "MB a pass of a window" in run(options)
 
 
 def test_branches_of_their_own_take_twice_the_devices_and_little_more_than_half_the_time():
