@@ -75,6 +75,7 @@ class Loop:
         self.share: Share | None = None
 
     def open(self, start: PackedSnapshot | None) -> None:
+        """Links to neighbours and groups within the stage; they meet as they are used."""
         edges = self._edges
         self.share = open_share(edges.shards, edges.heads)
         for stage in self._stages:
