@@ -76,11 +76,12 @@ def _encode(
 
 def load_processor(path: Path | None) -> Any:
     """CLIPImageProcessor on PIL: torchvision's, where it is installed, makes other pixels."""
-    import transformers
+    with importing():
+        import transformers
 
-    # the name by which 5.x tells it from torchvision's; before, the plain name was PIL's
-    name = "CLIPImageProcessorPil"
-    kind = getattr(transformers, name, None) or transformers.CLIPImageProcessor
+        # the name by which 5.x tells it from torchvision's; before, the plain name was PIL's
+        name = "CLIPImageProcessorPil"
+        kind = getattr(transformers, name, None) or transformers.CLIPImageProcessor
     if path is None:
         return kind()
     try:

@@ -136,9 +136,9 @@ _Span = tuple[float, float, int]  # from, to, bytes
 def _windows(timeline: Timeline, stage: int) -> list[_Span]:
     """Inputs from their arrival until they are used, outputs until the next stage has them."""
     t, spans = timeline, []
+    first, last = stage == t.num_stages, (stage + 1) % t.num_stages == 0  # of the other; of its own
     for i, task in enumerate(t.tasks):
         size = t.cost.activation_bytes(task)
-        first, last = stage == t.num_stages, (stage + 1) % t.num_stages == 0  # of a chain
         for passing, visit in enumerate(t.visits[i][stage]):
             if stage:
                 came = t.cost.window_bytes(task) if first else size

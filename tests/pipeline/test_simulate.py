@@ -267,7 +267,7 @@ def test_a_branch_of_its_own_costs_a_window_there_and_a_prediction_back():
 def test_each_branch_has_half_the_work_and_half_the_bytes():
     schedule = blocks_of("dualparal", 12, 4)
 
-    def report(passes, branches):
+    def report(passes, branches, num_stages=4):
         cost = model_cost(
             ARCHS["wan2.1-t2v-14b"],
             height=480,
@@ -277,8 +277,9 @@ def test_each_branch_has_half_the_work_and_half_the_bytes():
             branches=branches,
             seconds=Seconds(token=1.0),
         )
-        return simulate(schedule, 4, cost)
+        return simulate(schedule, num_stages, cost)
 
+    assert report(1, 2, num_stages=1).total_s == report(2, 1, num_stages=1).total_s / 2
     shared, split = report(2, 1), report(1, 2)
     # not quite half: while one chain fills, it is at both passes of a task
     assert shared.total_s / 2 < split.total_s < shared.total_s / 1.6
