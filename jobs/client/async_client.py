@@ -103,18 +103,16 @@ class AsyncClient:
 
     async def renders(self, status: Sequence[str] = ()) -> AsyncGenerator["AsyncRender"]:
         """Yours, the newest first."""
-        after: str | None = None
+        asked: dict[str, Any] = {"limit": 100, "status": list(status)}
+        page = (await self._http.ask("GET", "/api/v1/renders", params=asked)).json()
         while True:
-            asked: dict[str, Any] = {"limit": 100, "status": list(status)}
-            page = (
-                await self._http.ask(
-                    "GET", "/api/v1/renders", params=asked | ({"after": after} if after else {})
-                )
-            ).json()
-            for item in page["data"]:
+            items, more = page["data"], page["has_more"]
+            if more:  # before these are seen: whoever deletes them takes our place in the list away
+                asked["after"] = page["last_id"]
+                page = (await self._http.ask("GET", "/api/v1/renders", params=asked)).json()
+            for item in items:
                 yield AsyncRender(self._http, _info(item))
-            after = page["last_id"]
-            if not page["has_more"]:
+            if not more:
                 return
 
     async def close(self) -> None:
@@ -157,14 +155,24 @@ class AsyncRender:
         """Until it is done. RenderFailed: it ended otherwise. `progress`: a bar, or a call."""
         from .progress import shown
 
-        async with asyncio.timeout(timeout_s):
-            with shown(progress) as show:
-                while not (await self.refresh()).over:
-                    show(self.info)
-                    await asyncio.sleep(_POLL_S)
-                show(self.info)
-        self._check()
+        with shown(progress) as show:
+            async for info in self.accounts(timeout_s):
+                show(info)
+        self.check()
         return self.info
+
+    async def accounts(self, timeout_s: float | None = None) -> AsyncGenerator[RenderInfo]:
+        """How it stands, again and again until it is over. TimeoutError after so many seconds."""
+        clock = asyncio.get_running_loop().time
+        deadline = None if timeout_s is None else clock() + timeout_s
+        while True:
+            async with asyncio.timeout_at(deadline):
+                info = await self.refresh()
+            yield info
+            if info.over:
+                return
+            async with asyncio.timeout_at(deadline):
+                await asyncio.sleep(_POLL_S)
 
     async def events(self, after: int = 0) -> AsyncGenerator[Event]:
         """What happens to it, until it is over; `after`: the number of the last one known."""
@@ -229,7 +237,7 @@ class AsyncRender:
             if total and reader.next >= int(total):
                 return
             if (await self.refresh()).over and reader.next >= self.info.frames_done:
-                self._check()
+                self.check()
                 return
             reader.forget()
 
@@ -290,19 +298,20 @@ class AsyncRender:
         await self._do("pause")
 
     async def resume(self) -> None:
-        await self._do("resume")
+        await self._do("resume", then=409)
 
     async def delete(self) -> None:
         """With its files; not while it runs."""
-        await self._http.ask("DELETE", self._path)
+        await self._http.ask("DELETE", self._path, then=404)
 
-    async def _do(
-        self, what: str, body: Mapping[str, object] | None = None, again: bool = True
-    ) -> None:
-        answer = await self._http.ask("POST", f"{self._path}/{what}", json=body, again=again)
-        self.info = _info(answer.json())
+    async def _do(self, what: str, body: Mapping[str, object] | None = None, **how: Any) -> None:
+        answer = await self._http.ask("POST", f"{self._path}/{what}", json=body, **how)
+        if answer.is_error:
+            await self.refresh()
+        else:
+            self.info = _info(answer.json())
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self.info.status in ("failed", "cancelled"):
             raise RenderFailed(self.id, self.info.status, self.info.message)
 

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from .async_client import AsyncClient, AsyncRender, RenderInfo, Writer
 from .batch import run_batch
 from .loop import Loop
+from .progress import shown
 from .wire import Event, Frames
 
 P = ParamSpec("P")
@@ -101,7 +102,6 @@ class Render:
         return self._render.info
 
     refresh = _waited(AsyncRender.refresh)
-    wait = _waited(AsyncRender.wait)
     download = _waited(AsyncRender.download)
     thumbnail = _waited(AsyncRender.thumbnail)
     set_prompt = _waited(AsyncRender.set_prompt)
@@ -112,6 +112,20 @@ class Render:
     pause = _waited(AsyncRender.pause)
     resume = _waited(AsyncRender.resume)
     delete = _waited(AsyncRender.delete)
+
+    def wait(
+        self,
+        *,
+        progress: bool | Callable[[RenderInfo], object] = False,
+        timeout_s: float | None = None,
+    ) -> RenderInfo:
+        """Until it is done. RenderFailed: it ended otherwise. `progress`: a bar, or a call, which
+        may use this client."""
+        with shown(progress) as show:
+            for info in self._loop.iterate(self._render.accounts(timeout_s)):
+                show(info)
+        self._render.check()
+        return self.info
 
     def events(self, after: int = 0) -> Iterator[Event]:
         return self._loop.iterate(self._render.events(after))

@@ -13,6 +13,7 @@ import httpx
 from .errors import ServerError
 
 _FIRST_S, _MOST_S = 0.2, 5.0  # between two tries
+_ANSWER_S, _SILENCE_S = 60.0, 600.0  # for an answer; between two pieces of one: a step may be long
 _LATER = (408, 429, 502, 503, 504)  # what a busy or restarting server and its proxies say
 
 
@@ -21,8 +22,7 @@ class Http:
 
     def __init__(self, url: str, token: str | None, patience_s: float) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        # between two frames of a stream a step may take minutes
-        timeout = httpx.Timeout(30.0, read=600.0)
+        timeout = httpx.Timeout(30.0, read=_SILENCE_S)
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/"), headers=headers, timeout=timeout, trust_env=False
         )
@@ -32,10 +32,13 @@ class Http:
         await self._client.aclose()
 
     async def ask(
-        self, method: str, path: str, *, again: bool = True, **more: Any
+        self, method: str, path: str, *, again: bool = True, then: int = 0, **more: Any
     ) -> httpx.Response:
-        """ServerError: its answer. `again`: to send it twice is the same as once."""
+        """ServerError: its answer. `again`: to send it twice is the same as once. `then`: what
+        the second is answered where the first was taken and its answer was lost."""
         patience = self.patience()
+        if method == "GET":
+            more["timeout"] = httpx.Timeout(30.0, read=_ANSWER_S)
         while True:
             try:
                 answer = await self._client.request(method, path, **more)
@@ -47,7 +50,7 @@ class Http:
             if answer.status_code in _LATER and (again or answer.status_code == 429):
                 await patience.wait(_error(answer), answer.headers)
                 continue
-            if answer.status_code >= 400:
+            if answer.status_code >= 400 and not (patience.tried and answer.status_code == then):
                 raise _error(answer)
             return answer
 
@@ -57,10 +60,17 @@ class Http:
             if answer.status_code >= 400:
                 await answer.aread()
                 raise _error(answer)
-            yield answer
+            try:
+                yield answer
+            except httpx.ReadTimeout as error:
+                raise Quiet(str(error)) from error
 
     def patience(self) -> "Patience":
         return Patience(self._patience_s)
+
+
+class Quiet(httpx.ReadTimeout):
+    """A server that has answered had nothing more for long: a render may wait for its turn."""
 
 
 class Patience:
@@ -75,8 +85,15 @@ class Patience:
         """It has answered: the time counts anew."""
         self._since, self._pause_s = None, _FIRST_S
 
+    @property
+    def tried(self) -> bool:
+        """Whether the last try went wrong."""
+        return self._since is not None
+
     async def wait(self, error: Exception, headers: Mapping[str, str] | None = None) -> None:
         """A while; raises `error` when it has lasted too long."""
+        if isinstance(error, Quiet):
+            return self.good()
         now = self._now()
         self._since = now if self._since is None else self._since
         if now - self._since > self._total_s:

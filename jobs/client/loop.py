@@ -24,6 +24,12 @@ class Loop:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Ctrl-C here ends it there. LoopClosed: nothing of it was begun."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError(
+                "a callback that this client's own thread runs has called it, which would wait for "
+                "itself; use a client of its own there"
+            )
         future = self._begin(work)
         try:
             return future.result()

@@ -25,12 +25,17 @@ def envelope(error: ApiError) -> dict[str, dict[str, str | None]]:
     """The shape that clients of `/v1/videos` read."""
     return {
         "error": {
-            "message": error.message,
+            "message": _sendable(error.message),
             "type": _type(error.status),
-            "param": error.field,
+            "param": None if error.field is None else _sendable(error.field),
             "code": error.code,
         }
     }
+
+
+def _sendable(text: str) -> str:
+    """JSON may name half a character, as a field of its own even, and UTF-8 has none."""
+    return text.encode(errors="replace").decode()
 
 
 def _type(status: int) -> str:

@@ -7,9 +7,10 @@ its limits of size and time, before its route begins.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.requests import cookie_parser
 
 from .errors import ApiError, envelope
 from .limits import Bucket, Limits
@@ -66,8 +67,8 @@ class Guard:
             return LOCAL
         scheme, _, token = headers.get("authorization", "").partition(" ")
         client = self._tokens.client_of(token.strip()) if scheme.lower() == "bearer" else None
-        if client is None and (morsel := SimpleCookie(headers.get("cookie", "")).get(COOKIE)):
-            client = self._tokens.client_of_cookie(morsel.value)
+        if client is None and (cookie := cookie_parser(headers.get("cookie", "")).get(COOKIE)):
+            client = self._tokens.client_of_cookie(cookie)
         if client is None and scope["path"] in _PAGE:
             return ""
         if client is None:
@@ -121,14 +122,22 @@ def _check_origin(headers: dict[str, str], with_token: bool) -> None:
 
     Without tokens a name that was bound to 127.0.0.1 by a stranger is turned away too.
     """
-    host = headers.get("host", "")
-    if not with_token and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not with_token and not is_loopback(_names(f"//{host}")[1]):
         raise ApiError(
             403, "foreign_host", "without a token this server answers to 127.0.0.1 and localhost"
         )
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _names(origin)[0] != host:
         raise ApiError(403, "foreign_origin", "pages of other sites may not use this server")
+
+
+def _names(url: str) -> tuple[str | None, str]:
+    """Its host with a port, as it is written, and without."""
+    try:
+        parts = urlsplit(url)
+        return parts.netloc, parts.hostname or ""
+    except ValueError:  # brackets that hold no address
+        return None, ""
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:

@@ -7,8 +7,10 @@ their folders.
 
 import asyncio
 import contextlib
+import sqlite3
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from .errors import ApiError, without_paths
@@ -20,11 +22,13 @@ from .metrics import Metrics
 from .queue import Queue
 from .record import Record, State
 from .worker_link import News, Worker
+from .workers import Workers
 
 MAX_ATTEMPTS = 3  # processes that may die over the same work
 _TICK_S = 0.2  # how soon a deadline is noticed
 _STOP_S = 60.0  # a step may take long; after it the worker's process is ended
 _RETRY_S = 0.5  # before another attempt
+_PASSING = (OSError, sqlite3.Error)  # a full disk, too many open files: what may go well later
 _SHUTDOWN_S = 10.0  # for renders to reach the end of their step when the server ends
 
 
@@ -42,11 +46,9 @@ class Keeper:
         metrics: Metrics,
     ) -> None:
         """`settings` go to every worker."""
-        self._queue, self._num_workers, self._settings = queue, workers, settings
+        self._queue, self._num_workers, self._workers = queue, workers, Workers(settings)
         self._limits, self._files, self._metrics = limits, files, metrics
-        self._idle: list[Worker] = []
         self._wake = asyncio.Event()
-        self._ahead: asyncio.Task[Worker] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
         self._prompts = 0
@@ -65,14 +67,16 @@ class Keeper:
 
     async def run(self) -> None:
         """Until cancelled; then renders stop at the end of their step, for a next server."""
-        # so that the first render need not wait for a process to import everything
-        self._ahead = asyncio.create_task(Worker.start(self._settings))
+        self._workers.start_ahead()
+        said = ""
         try:
             while True:
-                self._expire()
-                for live in self.live.values():
-                    self._count(live)
-                self._start_some()
+                try:
+                    self._look()
+                    said = ""
+                except _PASSING as error:
+                    if said != (said := str(error)):
+                        complain("the queue stands still", error=said)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TICK_S):
                         await self._wake.wait()
@@ -82,6 +86,13 @@ class Keeper:
 
     def wake(self) -> None:
         self._wake.set()
+
+    def _look(self) -> None:
+        """At deadlines, at what has become final, and at who may begin."""
+        self._expire()
+        for live in self.live.values():
+            self._count(live)
+        self._start_some()
 
     def stop(self, record: Record, wish: str) -> None:
         """Cancel or pause: at the end of the step that it is at, if it runs."""
@@ -103,27 +114,27 @@ class Keeper:
         self._changed(record, "dropped")
 
     def resume(self, record: Record) -> None:
-        self._queue.put_back(record.render)
+        self._queue.resume(record.render, time.time())
         self._changed(record, "queued")
 
-    def last_prompt(self, render: str) -> int:
-        """The highest number that a reader gave to a change of prompt."""
+    def has_taken(self, render: str, number: int, prompt: str) -> bool:
+        """Whether this change of prompt, by a reader's number, came before."""
         live = self.live.get(render)
-        return live.last_prompt if live else 0
+        return live is not None and live.taken_prompts.get(number) == prompt
 
-    async def change_prompt(self, render: str, prompt: str, asked: int = 0) -> None:
+    async def change_prompt(self, render: str, prompt: str, asked: int | None = None) -> None:
         """ApiError unless the worker has taken it; `asked` is the reader's number for it."""
         live = self.live.get(render)
         if live is None or live.worker is None:
             raise ApiError(409, "not_running", "the prompt of a render changes while it runs")
         self._prompts += 1
         number, answer = self._prompts, asyncio.get_running_loop().create_future()
+        answer.add_done_callback(partial(live.keep_prompt, asked, prompt))
         live.prompts[number] = answer
         live.worker.tell("prompt", number=number, prompt=prompt)
-        news: News = await answer
+        news: News = await asyncio.shield(answer)  # which comes though the reader may leave
         if "error" in news:
             raise ApiError(409, "prompt_not_changed", news["error"], field="prompt")
-        live.last_prompt = max(live.last_prompt, asked)
 
     def take(self, render: str, frames: int, waits: bool = False) -> None:
         """A reader has so many frames of a render, which may wait for it; or waits for more."""
@@ -156,8 +167,10 @@ class Keeper:
         for live in [*self.live.values()]:
             if live.paced and time.monotonic() - live.taken_at > self._limits.unread_s:
                 live.taken_at = time.monotonic()
-                say("nobody reads", render=live.record.render)
-                self.stop(live.record, "pause")
+                current = self._queue.get(live.record.render)
+                if current is not None and not current.wish:
+                    say("nobody reads", render=current.render)
+                    self.stop(current, "pause")
 
     def _start_some(self) -> None:
         while not self._ending and len(self.live) < self._num_workers:
@@ -166,7 +179,6 @@ class Keeper:
                 return
             now = time.monotonic()
             live = self.live[record.render] = Live(record=record, since=now, taken_at=now)
-            live.seen = len(self._files.segments(record.render))
             self._changed(record, "running")
             self._spawn(self._carry(live))
 
@@ -174,40 +186,35 @@ class Keeper:
         """From a worker's start to what has become of the render."""
         news: News | None = None
         try:
-            live.worker = await self._hire(live.record)
+            live.seen = len(self._files.segments(live.record.render))
+            live.worker = await self._workers.hire(live.record)
             news = await self._work(live, live.worker)
-        except (OSError, RuntimeError, TimeoutError, ValueError) as error:
+        except (RuntimeError, TimeoutError, ValueError) as error:
             complain("no worker", render=live.record.render, error=str(error))
+        except OSError as error:
+            complain("no worker", render=live.record.render, error=str(error))
+            if live.worker is None:
+                news = {"how": "busy"}  # the machine is, and nothing was lost over it
         finally:
             del self.live[live.record.render]
-            self._settle(live, news)
             if live.worker is not None:
                 if news is None or self._ending:
                     await live.worker.end()
                 else:
-                    self._idle.append(live.worker)
+                    self._workers.take_back(live.worker)
+            await self._surely(partial(self._settle, live, news))
             self.wake()
 
-    async def _hire(self, record: Record) -> Worker:
-        """One that is idle, the one that was started ahead, or another."""
-        if (worker := self._choose(record)) is not None:
-            return worker
-        if self._ahead is not None:
-            ahead, self._ahead = self._ahead, None
-            return await ahead
-        return await Worker.start(self._settings)
-
-    def _choose(self, record: Record) -> Worker | None:
-        """An idle worker that holds the model, else any; then no other keeps its devices."""
-        self._idle = [worker for worker in self._idle if worker.alive]
-        for worker in self._idle:
-            if worker.model == record.model:
-                self._idle.remove(worker)
-                return worker
-        chosen = self._idle.pop(0) if self._idle else None
-        for worker in self._idle:
-            worker.tell("release")
-        return chosen
+    async def _surely(self, write: Callable[[], None]) -> None:
+        """Until the queue takes it: whoever waits for a render would wait for ever."""
+        while True:
+            try:
+                return write()
+            except _PASSING as error:
+                complain("the queue takes nothing", error=str(error))
+                if self._ending:
+                    return  # the next server finds it as running
+            await asyncio.sleep(_RETRY_S)
 
     async def _work(self, live: Live, worker: Worker) -> News | None:
         record = live.record
@@ -230,15 +237,17 @@ class Keeper:
 
     def _settle(self, live: Live, news: News | None) -> None:
         """What the queue holds from here on."""
-        for answer in live.prompts.values():
+        while live.prompts:
+            _, answer = live.prompts.popitem()
             answer.set_result({"error": "the render ended before its prompt was changed"})
         render = live.record.render
-        devices = live.record.request.get("devices", 1)
-        self._queue.add_gpu_seconds(render, (time.monotonic() - live.since) * devices)
+        self._count(live, at_end=True)
+        now, devices = time.monotonic(), live.record.request.get("devices", 1)
+        self._queue.add_gpu_seconds(render, (now - live.since) * devices)
+        live.since = now  # or a second try would add them again
         record = self._queue.get(render)
         if record is None:
             return
-        self._count(live, at_end=True)
         how = "lost" if news is None else news["how"]
         if how == "done":
             self._end(record, "done")
@@ -268,14 +277,17 @@ class Keeper:
     async def _put_back_soon(self, record: Record, lost: bool) -> None:
         """It counts as running until then, so that it may be asked to stop meanwhile."""
         await asyncio.sleep(0 if self._ending else _RETRY_S)
-        now = self._queue.get(record.render)
+        await self._surely(partial(self._put_back, record.render, lost))
+
+    def _put_back(self, render: str, lost: bool) -> None:
+        now = self._queue.get(render)
         if now is not None and now.wish == "cancel":
             self._end(now, "cancelled")
         elif now is not None and now.wish == "pause":
-            self._queue.pause(now.render)
+            self._queue.pause(render)
             self._changed(now, "paused")
         elif now is not None:
-            self._queue.put_back(now.render, lost=lost)
+            self._queue.put_back(render, lost=lost)
             self._changed(now, "queued")
 
     def _count(self, live: Live, at_end: bool = False) -> None:
@@ -319,12 +331,7 @@ class Keeper:
         deadline = time.monotonic() + _SHUTDOWN_S
         while self.live and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        workers = [*self._idle, *(live.worker for live in self.live.values() if live.worker)]
-        if self._ahead is not None:
-            self._ahead.cancel()
-            for started in await asyncio.gather(self._ahead, return_exceptions=True):
-                workers += [started] if isinstance(started, Worker) else []
-        await asyncio.gather(*(worker.end(grace_s=2.0) for worker in workers))
+        await self._workers.end([live.worker for live in self.live.values() if live.worker])
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from .record import Record
 from .worker_link import News, Worker
 
+_PROMPTS = 256  # whose numbers are remembered
+
 
 @dataclass
 class Stage:
@@ -33,7 +35,7 @@ class Live:
     worker: Worker | None = None  # none: yet to start
     stages: dict[str, Stage] = field(default_factory=dict)
     prompts: dict[int, asyncio.Future[News]] = field(default_factory=dict)
-    last_prompt: int = 0
+    taken_prompts: dict[int, str] = field(default_factory=dict)  # by their readers' numbers
     seen: int = 0  # segments
     busy_s: list[float] = field(default_factory=list)  # by stage
     taken: int = 0  # frames that a reader has, of a render that is paced by it
@@ -47,6 +49,14 @@ class Live:
         """Where there is a process that waits for it."""
         if self.taken and self.worker is not None:
             self.worker.tell("taken", frames=self.taken)
+
+    def keep_prompt(self, number: int | None, prompt: str, answer: "asyncio.Future[News]") -> None:
+        """One that was taken, so that it is known if it is sent again."""
+        if number is None or "error" in answer.result():
+            return
+        while len(self.taken_prompts) >= _PROMPTS:
+            del self.taken_prompts[next(iter(self.taken_prompts))]
+        self.taken_prompts[number] = prompt
 
     def note(self, news: News) -> None:
         """Progress, as the worker tells it."""

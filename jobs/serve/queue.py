@@ -206,9 +206,19 @@ class Queue:
             return self._get(row["render"])
 
     def put_back(self, render: str, *, lost: bool = False) -> None:
-        """A running or paused render waits for its turn again; `lost`: its process was at fault."""
+        """A running render waits for its turn again; `lost`: its process was at fault."""
         count = "attempts" if lost else "0"
         self._update(render, f"state = 'queued', wish = '', attempts = {count}")
+
+    def resume(self, render: str, now: float) -> None:
+        """One that is paused, or was to be over, waits for its turn as if it had not ended; a
+        deadline that has passed is none any more."""
+        self._update(
+            render,
+            "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL,"
+            " deadline_at = CASE WHEN deadline_at >= ? THEN deadline_at END",
+            now,
+        )
 
     def edit(self, render: str, request: Mapping[str, Any]) -> Record:
         """One that is done waits for its turn again, with more to be made of it."""

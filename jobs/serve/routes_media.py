@@ -20,7 +20,7 @@ from .streams import events, growing_mp4, pieces, playlist, raw_frames
 
 router = APIRouter(prefix="/api/v1/renders/{id}", tags=["ways out"])
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MP4 = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}
 _FRAMES = "application/x-longreel-frames"
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
+from ..home.segments import Replaced
 from .context import Context, context_of_socket
-from .errors import ApiError
+from .errors import ApiError, without_paths
 from .record import Record
 from .schemas import ChangePrompt
 from .streams import Reader, segments_from
@@ -33,36 +34,34 @@ async def stream(
     here = context_of_socket(socket)
     try:
         record = here.record(id, socket.state.client)
-        files = here.files.of(record.render)
+        here.files.of(record.render)
     except ApiError:
         await socket.close(4404)
         return
     await socket.accept()
-    try:
-        found = files.cut(cut).number
-    except ApiError as error:
-        await socket.send_json({"type": "error", "message": error.message})
-        await socket.close(4409)
-        return
     reader = Reader()
     reading = asyncio.create_task(_hear(socket, here, record, reader))
-    sending = asyncio.create_task(_send(socket, here, record, reader, start, found))
+    sending = asyncio.create_task(_send(socket, here, record, reader, start, cut))
     done, others = await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    for task in done:
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError, OSError):
-            task.result()
-    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-        await socket.close()
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError, OSError):
+        try:
+            for task in done:
+                task.result()
+        except (ApiError, Replaced) as error:  # an edit has taken its files away
+            await socket.send_json({"type": "error", "message": without_paths(str(error))})
+            await socket.close(4409)
+        else:
+            await socket.close()
 
 
 async def _send(
-    socket: WebSocket, here: Context, record: Record, reader: Reader, start: int, cut: int
+    socket: WebSocket, here: Context, record: Record, reader: Reader, start: int, cut: int | None
 ) -> None:
     request = record.request
-    begun = False
+    begun, cut = False, here.files.of(record.render).cut(cut).number
     async for files, segment in segments_from(here, record, start, reader, cut):
         async with asyncio.timeout(_SEND_S):
             if not begun:
@@ -107,17 +106,17 @@ async def _obey(
                 return await _change(said, here, record)
             case other:
                 return {"type": "error", "message": f"type={other!r} is none of prompt, taken"}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {"type": "error", "message": "that is no message: send JSON with a known `type`"}
 
 
 async def _change(said: dict[str, Any], here: Context, record: Record) -> dict[str, Any]:
     """Numbered by the sender, so that one who comes back may send again what got no answer."""
     number = int(said["number"])
-    if number <= here.keeper.last_prompt(record.render):
-        return {"type": "prompt", "number": number, "repeated": True}
     try:
         prompt = ChangePrompt(prompt=said["prompt"]).prompt
+        if here.keeper.has_taken(record.render, number, prompt):
+            return {"type": "prompt", "number": number, "repeated": True}
         await here.keeper.change_prompt(record.render, prompt, number)
     except ValidationError:
         return {"type": "error", "number": number, "message": "the prompt is empty or too long"}

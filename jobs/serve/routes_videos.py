@@ -106,7 +106,7 @@ async def delete(own: Own, here: Here) -> VideoDeleted:
         here.keeper.stop(own, "cancel")
         try:
             async with asyncio.timeout(_DELETE_S):
-                while here.again(own).state == "running":
+                while (now := here.queue.get(own.render)) and now.state == "running":
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise ApiError(409, "running", "it is being cancelled; try again later") from None

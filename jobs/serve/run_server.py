@@ -1,5 +1,6 @@
 """A server as a process: checked, started, told where it is, ended in order."""
 
+import resource
 import socket
 import sys
 from collections.abc import Sequence
@@ -40,11 +41,18 @@ def run_server(
         overrides=overrides,
     )
     write_logs()
+    _allow_files()
     listening = _listen(host, port)
     where = f"http://{'localhost' if host == '127.0.0.1' else host}:{listening.getsockname()[1]}"
     print(f"longreel serves at {where}", file=sys.stdout, flush=True)
     say("serving", url=where, clients="by token" if tokens else "local")
     uvicorn.Server(_config(app)).run(sockets=[listening])
+
+
+def _allow_files() -> None:
+    """As many open files as we may have: a connection is one, and so is all that renders need."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _config(app: Any) -> uvicorn.Config:

@@ -8,6 +8,7 @@ from .record import State
 
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=r"\S")]
 RenderId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+PICTURE_CHARS = 22_400_000  # a body's 16 MiB in base64
 Setting = int | float | bool | str | None | list[int]
 
 
@@ -60,7 +61,7 @@ class CreateRender(_Strict):
     )
     image: str | None = Field(
         default=None,
-        max_length=22_000_000,
+        max_length=PICTURE_CHARS,
         description="Picture the video starts from: PNG, JPEG or WebP, in base64.",
     )
     priority: int = Field(default=0, ge=-10, le=10, description="Higher ones run first.")

@@ -90,7 +90,7 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
         number = 1
         facts = {"render": record.render, "created_at": record.created_at}
         yield _event("admitted", facts, 1)
-    shown, moving = "", set[str]()
+    shown, moving, attempt = "", set[str](), None
     while True:
         current = context.queue.get(record.render)
         if current is None or current.over:
@@ -107,6 +107,8 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
             return
         status = context.status(current)
         in_flight = status.view.progress.in_flight.keys()
+        if attempt is not (attempt := context.keeper.live.get(record.render)):
+            moving = set()  # what another process was at
         for block in sorted(moving - in_flight, key=int):
             yield f"event: block\ndata: {json.dumps({'block': int(block)})}\n\n"
         moving = set(in_flight)

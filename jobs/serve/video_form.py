@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from .errors import ApiError
-from .schemas import CreateRender, Prompt, RenderId
+from .schemas import PICTURE_CHARS, CreateRender, Prompt, RenderId
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,(.*)", re.DOTALL)
 
@@ -34,7 +34,7 @@ class _Form(BaseModel):
 
 class Picture(_Form):
     image_url: str = Field(
-        max_length=22_000_000,
+        max_length=PICTURE_CHARS + 32,  # what goes before it
         pattern=r"^data:image/(png|jpeg|webp);base64,",
         description="A data: URL; no other is fetched.",
     )
@@ -103,7 +103,7 @@ async def read(request: Request, model: type[M], file: str | None = None) -> tup
     if request.headers.get("content-type", "").startswith("application/json"):
         try:
             values = json.loads(await request.body())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ApiError(400, "invalid_request", "the body is no JSON") from None
         if not isinstance(values, dict):
             raise ApiError(400, "invalid_request", "the body is no JSON object")

@@ -60,6 +60,9 @@ def refused(app, method, path, **more):
         (b"{", 400, "JSON"),
         (b"[]", 422, ""),
         (b"\xff\xfe", 400, ""),
+        (b"[" * 100_000, 400, "pars"),
+        (b'{"prompt": "x", "\\ud800": 1}', 422, "unicode"),
+        (b'{"prompt": "x", "settings": {"video.\\ud800": 1}}', 422, "?"),
         ({}, 422, "prompt"),
         ({"prompt": "  "}, 422, "prompt"),
         ({"prompt": "x" * 101}, 422, "100"),
@@ -149,6 +152,8 @@ def test_a_large_body_is_not_read(app):
         (b'{"prompt": "x", "size": "99999x1"}', "application/json"),
         (b'{"prompt": "x", "seconds": "-4"}', "application/json"),
         (b'{"prompt": "x", "model": "../x.yaml"}', "application/json"),
+        (b"[" * 100_000, "application/json"),
+        (b'{"prompt": "x", "\\ud800": 1}', "application/json"),
     ],
 )  # fmt: skip
 def test_a_bad_form_is_refused(app, content, kind):
@@ -165,6 +170,15 @@ def test_a_picture_of_a_million_pixels_that_packs_to_nothing_is_refused(app):
     )  # fmt: skip
     assert status == 422
     assert "pixels" in error["message"]
+
+
+def test_the_largest_picture_that_a_body_holds_is_looked_at(tmp_path):
+    with open_app(tmp_path / "home") as app:
+        status, error = refused(
+            app, "POST", "/v1/videos", data={"prompt": "x"},
+            files={"input_reference": ("a.png", b"x" * (2**24 - 2000), "image/png")},
+        )  # fmt: skip
+        assert (status, error["param"]) == (422, "image")
 
 
 def test_a_client_fills_its_own_queue_and_no_more(tmp_path):
@@ -267,6 +281,10 @@ def test_the_page_gets_a_cookie_for_a_token(guarded):
     cookies = {"cookie": f"longreel_session={cookie_of(TOKEN)}"}
     assert call(guarded, "GET", "/session", headers=cookies).json()["client"] == "anna"
     assert call(guarded, "GET", "/api/v1/renders", headers=cookies).status_code == 200
+    # ports share cookies: those of another program on this machine come along
+    for other in ("a/b=1", 'x={"a": 1}', "a[b]=1", "a@b=1"):
+        both = {"cookie": f"{other}; {cookies['cookie']}"}
+        assert call(guarded, "GET", "/session", headers=both).json()["client"] == "anna"
 
 
 def test_pages_of_other_sites_and_foreign_names_are_turned_away(app, guarded):
@@ -275,8 +293,11 @@ def test_pages_of_other_sites_and_foreign_names_are_turned_away(app, guarded):
     for one, headers in ((app, elsewhere), (guarded, elsewhere | cookies)):
         answer = call(one, "POST", "/api/v1/renders", json=asked(), headers=headers)
         assert answer.json()["error"]["code"] == "foreign_origin"
-    answer = call(app, "GET", "/api/v1/renders", host="evil.example")
-    assert answer.json()["error"]["code"] == "foreign_host"
+    for host in ("evil.example", "["):
+        answer = call(app, "GET", "/api/v1/renders", headers={"host": host})
+        assert answer.json()["error"]["code"] == "foreign_host"
+    answer = call(app, "GET", "/api/v1/renders", headers={"origin": "http://["})
+    assert answer.json()["error"]["code"] == "foreign_origin"
 
 
 def test_a_server_without_tokens_stays_on_this_machine(tmp_path):

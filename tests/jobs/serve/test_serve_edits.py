@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import io
 import json
+import threading
 import time
+from collections import deque
+from functools import partial
 from types import SimpleNamespace
 
 import av
@@ -19,7 +22,8 @@ from websockets.sync.client import connect
 import longreel
 from longreel.jobs.home.edits import extend
 from longreel.jobs.home.record import RenderRun
-from longreel.jobs.serve.streams import pieces
+from longreel.jobs.serve import routes_socket
+from longreel.jobs.serve.streams import pieces, segments_from
 
 
 @pytest.fixture
@@ -148,6 +152,34 @@ def test_every_way_out_gives_one_cut_of_a_video(app):
     answer, _ = frames(start=10, cut=0)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "replaced")
     assert call(app, "GET", f"{path}/hls/{names[-2]}").status_code == 404
+
+
+def test_a_socket_whose_cut_is_taken_away_while_it_sends_says_so(app, monkeypatch):
+    render = made(app, frames=33)
+    go_on = threading.Event()
+
+    async def slowly(*arguments):
+        async for item in segments_from(*arguments):
+            yield item
+            await asyncio.to_thread(go_on.wait, 60)
+
+    monkeypatch.setattr(routes_socket, "segments_from", slowly)
+    with (
+        on_a_port(app) as url,
+        connect(f"{url.replace('http', 'ws')}/api/v1/renders/{render}/stream") as socket,
+    ):
+        assert [json.loads(socket.recv(30))["type"], socket.recv(30)][0] == "init"
+        assert [json.loads(socket.recv(30))["type"], socket.recv(30)][0] == "segment"
+        body = {"first": 16, "stop": 18}
+        assert call(app, "POST", f"/api/v1/renders/{render}/redo", json=body).status_code == 200
+        finish(app, render)
+        body = {"frames": 8}  # the next edit removes the files of the cut before
+        assert call(app, "POST", f"/api/v1/renders/{render}/extend", json=body).status_code == 200
+        go_on.set()
+        said = deque(maxlen=1)
+        with pytest.raises(ConnectionClosed) as closed:
+            said.extend(iter(partial(socket.recv, 30), None))
+    assert (json.loads(said[0])["type"], closed.value.rcvd.code) == ("error", 4409)
 
 
 def test_a_file_that_an_edit_takes_between_its_name_and_its_reading_is_replaced(app):

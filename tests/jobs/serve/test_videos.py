@@ -1,12 +1,15 @@
 """/v1/videos with the `openai` client itself: every method that it has for videos."""
 
 import io
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import av
+import httpx
 import openai
 import pytest
-from app import call, open_app
+from app import call, on_a_port, open_app
 from openai import OpenAI
 from openai.types import Video
 from PIL import Image
@@ -199,3 +202,17 @@ def test_what_the_client_sends_again_by_itself_makes_one_video(tmp_path):
             app, "POST", "/v1/videos", files=form, headers={"x-stainless-retry-count": "0"}
         )
         assert other.json()["id"] != first
+
+
+def test_a_video_that_two_delete_at_once_is_gone_for_both(tmp_path):
+    form = {"prompt": (None, "a red circle"), "size": (None, "48x32"), "num_frames": (None, "1")}
+    with open_app(tmp_path / "home") as app, on_a_port(app) as url:
+        here = app.state.context
+        video = call(app, "POST", "/v1/videos", files=form).json()["id"]
+        here.queue.take_next(1, time.time())
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(httpx.delete, f"{url}/v1/videos/{video}") for _ in range(2)]
+            until(lambda: here.queue.get(video).wish, lambda wish: wish == "cancel")
+            here.queue.end(video, "cancelled", time.time())
+            answers = sorted(one.result().status_code for one in both)
+    assert answers in ([200, 200], [200, 404])

@@ -14,10 +14,9 @@ from processes import all_gone
 from ray_cluster import free_cpus, pids_of
 
 from longreel.jobs.render import plan_render, stream_chunks
-from longreel.jobs.serve.keeper import Keeper
-from longreel.jobs.serve.limits import Limits
 from longreel.jobs.serve.warm import WarmBackends
 from longreel.jobs.serve.worker import _next
+from longreel.jobs.serve.workers import Workers
 from longreel.pipeline.generator import Generator
 
 _SIZES = [setting for setting in SMALL if not setting.startswith("video.frames")]
@@ -124,15 +123,13 @@ class IdleWorker:
 
 
 def test_the_worker_that_holds_the_model_is_chosen_and_others_make_room_for_one_that_does_not():
-    nothing = SimpleNamespace()
-    keeper = Keeper(
-        nothing, workers=3, settings={}, limits=Limits(), files=nothing, metrics=nothing
-    )
-    one, two, three = workers = [IdleWorker(model) for model in ("a", "b", "c")]
-    keeper._idle = [*workers]
-    assert keeper._choose(SimpleNamespace(model="b")) is two
-    assert [worker.told for worker in workers] == [[], [], []]
-    assert keeper._choose(SimpleNamespace(model="d")) is one
-    assert [worker.told for worker in workers] == [[], [], ["release"]]
+    workers = Workers({})
+    one, two, three = idle = [IdleWorker(model) for model in ("a", "b", "c")]
+    for worker in idle:
+        workers.take_back(worker)
+    assert workers._choose(SimpleNamespace(model="b")) is two
+    assert [worker.told for worker in idle] == [[], [], []]
+    assert workers._choose(SimpleNamespace(model="d")) is one
+    assert [worker.told for worker in idle] == [[], [], ["release"]]
     three.alive = False
-    assert keeper._choose(SimpleNamespace(model="c")) is None
+    assert workers._choose(SimpleNamespace(model="c")) is None

@@ -1,0 +1,146 @@
+"""Clients where answers are lost, the queue is long, and callbacks steer; no worker runs."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+from app import call, on_a_port, open_app
+from server import asked
+
+import longreel
+from longreel.jobs.client import http as http_module
+from longreel.jobs.client.errors import RenderFailed
+from longreel.jobs.client.http import Patience, Quiet
+from longreel.jobs.client.loop import Loop
+from longreel.jobs.serve.record import NewRender
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    with open_app(tmp_path_factory.mktemp("home")) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def url(app):
+    with on_a_port(app) as url:
+        yield url
+
+
+@pytest.fixture
+def render(app):
+    return call(app, "POST", "/api/v1/renders", json=asked(frames=17)).json()["id"]
+
+
+def losing_the_first(client, method):
+    """The answer to its first request of this kind never comes."""
+    send, lost = client.request, []
+
+    async def request(how, path, **more):
+        answer = await send(how, path, **more)
+        if how == method and not lost:
+            lost.append(path)
+            raise httpx.ReadError("the connection is broken")
+        return answer
+
+    client.request = request
+
+
+@pytest.mark.parametrize(
+    ("do", "method", "status"),
+    [("pause", "POST", "paused"), ("resume", "POST", "queued"), ("cancel", "POST", "cancelled"),
+     ("delete", "DELETE", None)],
+)  # fmt: skip
+def test_what_was_done_though_its_answer_was_lost_is_no_error(app, url, render, do, method, status):
+    async def run():
+        async with longreel.AsyncClient(url) as client:
+            one = await client.get(render)
+            if do == "resume":
+                await one.pause()
+            losing_the_first(client._http._client, method)
+            await getattr(one, do)()
+            return one.info.status
+
+    said = asyncio.run(run())
+    record = app.state.context.queue.get(render)
+    if status is None:
+        assert record is None
+    else:
+        assert (said, record.state) == (status, status)
+
+
+def test_all_renders_of_a_list_can_be_deleted_while_it_is_read(app, url, render):
+    queue = app.state.context.queue
+    request, now = queue.get(render).request, time.time()
+    for i in range(250):
+        new = NewRender(render=f"x{i}", client="local", request=request, digest=str(i))
+        queue.add(new, now)
+    with longreel.Client(url) as client:
+        for one in client.renders():
+            one.delete()
+        assert [*client.renders()] == []
+
+
+def test_a_callback_may_steer_the_render_that_is_waited_for(url, render):
+    with longreel.Client(url) as client:
+        one = client.get(render)
+        with pytest.raises(RenderFailed, match="cancelled"):
+            one.wait(progress=lambda info: info.over or one.cancel(), timeout_s=60)
+
+
+def test_a_wait_has_an_end(url, render):
+    with longreel.Client(url) as client, pytest.raises(TimeoutError):
+        client.get(render).wait(timeout_s=0.2)
+
+
+def test_the_thread_of_a_client_does_not_wait_for_itself():
+    loop = Loop()
+
+    async def nothing():
+        pass
+
+    async def call_again():
+        loop.call(nothing())
+
+    with pytest.raises(RuntimeError, match="wait for itself"):
+        loop.call(call_again())
+    loop.close(nothing)
+
+
+def test_frames_of_a_render_that_waits_for_its_turn_are_waited_for(app, url, render, monkeypatch):
+    """All times a thousandth: silence is borne longer than a server that is away."""
+    monkeypatch.setattr(http_module, "_SILENCE_S", 0.2)
+
+    async def run():
+        async with longreel.AsyncClient(url, patience_s=0.1) as client:
+            one = await client.get(render)
+
+            async def read():
+                async for _ in one.frames():
+                    pass
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(1.5)
+            assert not reading.done(), reading.exception()
+            await one.cancel()
+            with pytest.raises(RenderFailed, match="cancelled"):
+                await reading
+
+    asyncio.run(run())
+
+
+def test_silence_counts_as_an_answer_and_a_server_that_is_away_does_not():
+    now = [0.0]
+    patience = Patience(1.0, now=lambda: now[0])
+
+    async def run():
+        for _ in range(3):
+            await patience.wait(Quiet("nothing came"))
+            now[0] += 600
+        await patience.wait(httpx.ConnectError("away"))
+        now[0] += 2
+        with pytest.raises(httpx.ConnectError):
+            await patience.wait(httpx.ConnectError("away"))
+
+    asyncio.run(run())

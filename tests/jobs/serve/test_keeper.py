@@ -1,0 +1,259 @@
+"""Whatever goes wrong around it, the keeper goes on and every render ends; workers are played."""
+
+import asyncio
+import errno
+import json
+import sqlite3
+import time
+
+import httpx
+import pytest
+from app import open_app
+from server import asked
+
+from longreel.jobs.serve import streams, workers
+from longreel.jobs.serve.live import Live, Stage
+from longreel.jobs.serve.routes_socket import _obey
+from longreel.jobs.serve.streams import Reader, events
+from longreel.jobs.serve.worker_link import Worker
+
+WAIT_S = 60.0
+
+
+class PlayedWorker:
+    """Ends a render when it shall stop, and does what the test says otherwise."""
+
+    model, alive, pid = None, True, 0
+
+    def __init__(self):
+        self.news, self.told, self.ended = asyncio.Queue(), [], False
+
+    def tell(self, do, **facts):
+        self.told.append((do, facts))
+        if do == "stop":
+            self.news.put_nowait({"event": "over", "how": "cancelled"})
+
+    async def hear(self):
+        return await self.news.get()
+
+    async def end(self, grace_s=0.0):
+        self.ended = True
+        self.news.put_nowait(None)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    started = []
+
+    async def start(settings):
+        started.append(PlayedWorker())
+        return started[-1]
+
+    monkeypatch.setattr(Worker, "start", start)
+    monkeypatch.setattr(workers, "_GRACE_S", 0.0)
+    return started
+
+
+def play(home, part):
+    """`part(http, here)` beside a keeper that runs."""
+
+    async def main():
+        with open_app(home) as app:
+            here = app.state.context
+            transport = httpx.ASGITransport(app=app)
+            keeping = asyncio.create_task(here.keeper.run())
+            try:
+                async with (
+                    asyncio.timeout(WAIT_S),
+                    httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
+                ):
+                    await part(http, here)
+                assert not keeping.done()
+            finally:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+async def ask_for(http, **more):
+    answer = await http.post("/api/v1/renders", json=asked(frames=1, **more))
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
+
+
+async def until(holds):
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
+def failing(count, error, then):
+    left = [error] * count
+
+    def call(*arguments, **more):
+        if left:
+            raise left.pop()
+        return then(*arguments, **more)
+
+    return call
+
+
+FULL = sqlite3.OperationalError("database or disk is full")
+NO_FILES = OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "error"),
+    [
+        ("queue", "take_next", FULL),
+        ("queue", "overdue", FULL),
+        ("queue", "add_gpu_seconds", FULL),
+        ("queue", "end", FULL),
+        ("files", "segments", NO_FILES),
+    ],
+)
+def test_an_error_that_passes_stops_nothing(tmp_path, started, monkeypatch, owner, method, error):
+    async def part(http, here):
+        owned = getattr(here, owner)
+        render = await ask_for(http)
+        if method != "take_next":
+            await until(lambda: started and started[0].told)
+        monkeypatch.setattr(owned, method, failing(2, error, getattr(owned, method)))
+        await until(lambda: started and started[0].told)
+        started[0].news.put_nowait({"event": "over", "how": "done"})
+        await until(lambda: here.queue.get(render).state == "done")
+        assert here.queue.get(render).gpu_seconds < WAIT_S
+        another = await ask_for(http)
+        await until(lambda: here.queue.get(another).state == "running")
+
+    play(tmp_path, part)
+
+
+def test_a_machine_without_room_for_a_process_costs_a_render_no_attempt(
+    tmp_path, started, monkeypatch
+):
+    start = Worker.start
+
+    async def part(http, here):
+        await until(lambda: started)
+        monkeypatch.setattr(Worker, "start", failing(5, NO_FILES, start))
+        here.keeper._workers._ahead = None
+        render = await ask_for(http)
+        await until(lambda: len(started) == 2)
+        assert here.queue.get(render).attempts == 1
+
+    monkeypatch.setattr("longreel.jobs.serve.keeper._RETRY_S", 0.01)
+    play(tmp_path, part)
+
+
+def test_one_who_leaves_before_a_prompt_is_answered_harms_nobody(tmp_path, started):
+    async def part(http, here):
+        render = await ask_for(http)
+        await until(lambda: started and started[0].told)
+        worker = started[0]
+        asking = asyncio.create_task(here.keeper.change_prompt(render, "a blue square", 1))
+        await until(lambda: worker.told[-1][0] == "prompt")
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        worker.news.put_nowait({"event": "prompt", "number": worker.told[-1][1]["number"]})
+        await until(lambda: here.keeper.has_taken(render, 1, "a blue square"))
+        asking = asyncio.create_task(here.keeper.change_prompt(render, "a red square", 2))
+        await until(lambda: len(worker.told) == 3)
+        asking.cancel()
+        worker.news.put_nowait({"event": "over", "how": "done"})
+        await until(lambda: here.queue.get(render).state == "done")
+        assert not worker.ended
+
+    play(tmp_path, part)
+
+
+def test_a_prompt_that_is_sent_again_counts_once_and_another_sender_s_counts(tmp_path, started):
+    async def part(http, here):
+        render = await ask_for(http)
+        await until(lambda: started and started[0].told)
+        worker = started[0]
+
+        async def send(number, prompt):
+            said = json.dumps({"type": "prompt", "number": number, "prompt": prompt})
+            asking = asyncio.create_task(_obey(said, here, here.queue.get(render), Reader()))
+            known = len(worker.told)
+            await until(lambda: asking.done() or len(worker.told) > known)
+            if not asking.done():
+                number = worker.told[-1][1]["number"]
+                worker.news.put_nowait({"event": "prompt", "number": number})
+            return await asking
+
+        assert await send(1, "day") == {"type": "prompt", "number": 1}
+        assert await send(2, "night") == {"type": "prompt", "number": 2}
+        assert await send(2, "night") == {"type": "prompt", "number": 2, "repeated": True}
+        assert await send(1, "dawn") == {"type": "prompt", "number": 1}
+        assert [facts["prompt"] for do, facts in worker.told if do == "prompt"] == [
+            "day",
+            "night",
+            "dawn",
+        ]
+
+    play(tmp_path, part)
+
+
+def test_a_render_goes_on_after_its_deadline_when_it_is_told_to(tmp_path, started):
+    async def part(http, here):
+        first = await ask_for(http)
+        await until(lambda: here.queue.get(first).state == "running")
+        late = await ask_for(http, deadline_s=0.01)
+        await until(lambda: here.queue.get(late).state == "failed")
+        said = (await http.post(f"/api/v1/renders/{late}/resume")).json()
+        assert (said["status"], said["error"]) == ("queued", None)
+        assert (said["ended_at"], said["deadline_at"]) == (None, None)
+        await asyncio.sleep(0.5)
+        assert here.queue.get(late).state == "queued"
+
+    play(tmp_path, part)
+
+
+def test_a_live_session_that_was_cancelled_is_not_paused_for_want_of_readers(tmp_path):
+    async def part():
+        with open_app(tmp_path) as app:
+            here = app.state.context
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                render = await ask_for(http, pace="consumer")
+                record = here.queue.take_next(1, time.time())
+                here.keeper.live[render] = Live(record=record, since=0.0, taken_at=-1e9)
+                await http.post(f"/api/v1/renders/{render}/cancel")
+                here.keeper._expire()
+                assert here.queue.get(render).wish == "cancel"
+
+    asyncio.run(part())
+
+
+def test_blocks_that_a_process_has_left_are_not_told_as_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "_PROGRESS_S", 0.05)
+    told = []
+
+    async def part():
+        with open_app(tmp_path) as app:
+            here = app.state.context
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                render = await ask_for(http)
+            record = here.queue.take_next(1, time.time())
+            live = here.keeper.live[render] = Live(record=record, since=time.monotonic())
+            live.stages["denoise"] = Stage(3, 20, "0:2 1:1 2:1", time.monotonic(), 0)
+
+            async def read():
+                async for text in events(here, record, 0):
+                    told.extend(line for line in text.splitlines() if line.startswith('data: {"b'))
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0.5)
+            live.stages["denoise"].note = "1:1 2:1"
+            await until(lambda: told)
+            del here.keeper.live[render]
+            here.queue.pause(render)
+            await asyncio.sleep(0.5)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(part(), WAIT_S))
+    assert told == ['data: {"block": 0}']
