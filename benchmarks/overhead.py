@@ -85,6 +85,9 @@ class NoWindows:
     def put(self, moved: Moved) -> None:
         self._versions[moved.block] = moved.step
 
+    def admit(self, stop: int) -> None:
+        pass
+
     def begins_prompt(self, block: int) -> bool:
         return False
 

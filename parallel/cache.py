@@ -62,7 +62,9 @@ class KeyValueCache:
 
     def num_bytes(self) -> int:
         return sum(
-            k.nbytes + v.nbytes for layers in self._layers.values() for k, v in layers.values()
+            k.nbytes + v.nbytes
+            for layers in list(self._layers.values())  # another thread may be asked
+            for k, v in list(layers.values())
         )
 
     def put(self, held: Held, passing: int, layer: int, k_BLHD: Tensor, v_BLHD: Tensor) -> None:

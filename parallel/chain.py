@@ -23,6 +23,7 @@ class Windows(Protocol):
     def ready(self, task: Task) -> bool: ...
     def inputs(self, task: Task) -> Inputs: ...
     def put(self, moved: Moved) -> None: ...
+    def admit(self, stop: int) -> None: ...
     def begins_prompt(self, block: int) -> bool: ...
     def change_text(self, text: object) -> int: ...
     def held(self) -> dict[int, tuple[int, Tensor]]: ...
@@ -76,13 +77,15 @@ class Chain(Protocol):
         start: Snapshot | None = None,
         limit: int | None = None,
         wanted: Wanted = never,
+        seen: int = 0,
     ) -> Generator[Done | Snapshot]:
         """Every task once it is done; closing the generator stops the chain and frees it all.
 
         Blocks that nobody takes hold back the admission of new ones, so nothing grows. `start`: go
         on from there; tasks may be done once more, with the same result. `limit`: how many blocks
         may begin, where that was said before. `wanted` is asked between ticks, with whether a block
-        has been finished since; if so, a snapshot follows, after every task that it counts.
+        has been finished since; if so, a snapshot follows, after every task that it counts. Blocks
+        before `seen` had begun by the time that something was lost, and no change is for them.
         """
 
     def stop(self) -> int:
@@ -115,9 +118,11 @@ class LocalChain:
         start: Snapshot | None = None,
         limit: int | None = None,
         wanted: Wanted = never,
+        seen: int = 0,
     ) -> Generator[Done | Snapshot]:
         begin = self._restore(start) if start else WalkState()
-        self._admission.resume(begin.next_block, limit)
+        self._admission.resume(begin.next_block, limit, seen)
+        self._windows.admit(seen)
         walk = schedule.walk(begin, self._admission.stopped, self._windows.begins_prompt)
         tick, has_finished = begin.tick, False
         for task in walk.tasks():
@@ -141,6 +146,9 @@ class LocalChain:
             return _forward(self._stages, task, inputs)
         mine, *others = split_passes(inputs)  # no others: this step is not guided
         velocities = _forward(self._stages, task, mine)
+        if not others:
+            for stage in self._unconditional:
+                stage.skip(task)
         for other in others:
             velocities += _forward(self._unconditional, task, other)
         return velocities

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from .errors import ChainBroken
 from .placement import Placement
@@ -18,6 +18,9 @@ _START_TIMEOUT_S = 120.0  # for an actor's process to import torch on a busy mac
 _PING_S = 2.0
 _ANSWER_S = 10.0  # of an actor that has nothing to do, on a busy machine
 _ALIVE_S = 5.0  # between two looks at whether those who are waited for live
+
+# a process that has ended, or that Ray has ended as its node was short of memory
+GONE = (RayActorError, OutOfMemoryError)
 
 Check = Callable[[], None]  # raises when the render was given up
 
@@ -86,7 +89,7 @@ class Crew:
         self._new[member.bundle] = self._begin(member.bundle)
 
     def check_alive(self, within_s: float) -> None:
-        """TimeoutError or RayActorError unless every process answers."""
+        """TimeoutError, or one of GONE, unless every process answers."""
         refs = [member.control("counters") for member in self._members]
         wait_all(refs, max(within_s, _PING_S), "a stage to answer", self._check)
 
@@ -99,7 +102,7 @@ class Crew:
                 if ref not in answered:
                     raise TimeoutError
                 result(ref)
-            except (RayActorError, TimeoutError):
+            except (TimeoutError, *GONE):
                 self.replace(i)
 
     def close(self) -> None:
@@ -129,7 +132,7 @@ class Crew:
                     arrived[bundle] = Member(
                         actor=actor, node=node, gpu=gpu, pid=pid, bundle=bundle
                     )
-                except RayActorError:  # it was begun on a node that was about to be found dead
+                except GONE:  # it was begun on a node that was about to be found dead
                     time.sleep(SLICE_S)
                     self._new[bundle] = self._begin(bundle)
                     waiting[bundle] = self._new[bundle].where.remote()
@@ -188,7 +191,7 @@ def result(ref: "ray.ObjectRef[Any]") -> Any:
 
 
 def fails(ref: "ray.ObjectRef[Any]") -> bool:
-    with contextlib.suppress(RayActorError, GetTimeoutError):
+    with contextlib.suppress(GetTimeoutError, *GONE):
         ray.get(ref, timeout=_PING_S)
         return False
     return True

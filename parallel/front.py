@@ -109,6 +109,11 @@ class Front:
         with self._changed:
             return self._windows.change_text(text)
 
+    def admit(self, stop: int) -> None:
+        """Blocks before this one had begun in an epoch before."""
+        with self._changed:
+            self._windows.admit(stop)
+
     def begins_prompt(self, block: int) -> bool:
         """Whether this block reads another prompt than the one before: from now on that is so."""
         with self._changed:

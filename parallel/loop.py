@@ -101,11 +101,12 @@ class Loop:
         if self._stepper is not None and start:
             self._stepper.restore(snapshot.samples)
 
-    def run(self, schedule: Schedule | None, limit: int | None) -> None:
+    def run(self, schedule: Schedule | None, limit: int | None, seen: int) -> None:
         try:
             if self.front is not None:
                 assert schedule is not None
-                self.admission.resume(self._walk.next_block, limit)
+                self.admission.resume(self._walk.next_block, limit, seen)
+                self.front.admit(seen)
                 self._lead(schedule, self.front)
             else:
                 self._follow()
@@ -162,9 +163,8 @@ class Loop:
             elif isinstance(header, WindowHeader):
                 self.task = header.task.number
                 self._run_window(header.task, unpack_window(header, message.tensors, self._device))
-            elif isinstance(header, Skip) and self._merge_out is not None:
-                self.task = header.task
-                self._merge_out.send(pack_prediction(self._edges.stamp, header.task, ()))
+            elif isinstance(header, Skip):
+                self._skip(header)
             else:
                 assert isinstance(header, Note), header
                 if isinstance(header, Mark):
@@ -173,6 +173,14 @@ class Loop:
             if isinstance(header, End):
                 return
 
+    def _skip(self, header: Skip) -> None:
+        self.task = header.task.number
+        for stage in self._stages:
+            stage.skip(header.task)
+        self._pass_on(header)
+        if self._merge_out is not None:
+            self._merge_out.send(pack_prediction(self._edges.stamp, self.task, ()))
+
     def _own_part(self, task: Task, inputs: Inputs) -> Inputs:
         """The window, once the others have it: who shares this stage, and the unconditional
         branch its part, if it has stages of its own."""
@@ -180,7 +188,7 @@ class Loop:
         if self._forks:
             mine, *others = split_passes(inputs)
             # for every task, here and onward, so that silence means a fault
-            skip = pack_note(Skip(stamp=stamp, task=task.number))
+            skip = pack_note(Skip(stamp=stamp, task=task))
             part = pack_window(stamp, task, others[0]) if others else skip
             for fork in self._forks:
                 fork.send(part)

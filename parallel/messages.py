@@ -52,7 +52,7 @@ class Skip:
     """To the unconditional branch: this task is not guided."""
 
     stamp: Stamp
-    task: int
+    task: Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,10 @@ from statistics import fmean
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from ..models.shelf import Shelf
 from .chain import Done, Schedule, Stepper, Wanted, Windows, branch_passes, never
-from .crew import SLICE_S, Check, Crew, Member, NoReplacement, result, settle_all, wait_all
+from .crew import GONE, SLICE_S, Check, Crew, Member, NoReplacement, result, settle_all, wait_all
 from .edges import wire
 from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous, choose_kind
@@ -33,6 +32,7 @@ from .placement import this_node
 from .snapshot import PackedSnapshot, Snapshot, pack_snapshot
 from .stage import Stage
 from .taker import Taker
+from .tasks import WalkState
 from .verdict import Words, look, short
 
 _log = logging.getLogger("longreel")
@@ -41,7 +41,7 @@ _BUSY_S = 1.0  # and of how long each stage has worked
 _CONTROL_S = 10.0  # for an answer to a control call
 _START_S = 180.0  # for a first stage to be there again
 _LOAD_S = 3600.0  # for a slice of the weights to come from a slow disk
-_BREAKS = (LinkClosed, RayActorError, TimeoutError)
+_BREAKS = (LinkClosed, TimeoutError, *GONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,7 @@ class RayChain:
         self._vault = Vault()
         self._start: Snapshot | None = None  # of the next epoch
         self._limit: int | None = None
+        self._seen = 0  # blocks before this one have begun
         self._done = 0  # tasks, in this epoch's count
         self._newest = -1  # block that is finished
         self._failures, self._failed_at = 0, -1  # in a row; the newest block at the last
@@ -112,8 +113,9 @@ class RayChain:
         start: Snapshot | None = None,
         limit: int | None = None,
         wanted: Wanted = never,
+        seen: int = 0,
     ) -> Generator[Done | Snapshot]:
-        self._start, self._limit = start, limit
+        self._start, self._limit, self._seen = start, limit, seen
         self._devices.crew.loaded.clear()  # it may have served another render
         try:
             while True:
@@ -150,7 +152,7 @@ class RayChain:
                 try:
                     ref = self._members[0].control(method, *args)
                     return int(wait_all([ref], _CONTROL_S, method, self._check)[0])
-                except (RayActorError, TimeoutError):
+                except (TimeoutError, *GONE):
                     pass
             self._check()
             time.sleep(SLICE_S)
@@ -169,7 +171,7 @@ class RayChain:
             self._done = self._start.walk.number if self._start else 0
             # the first stage walks through the schedule; the others are told, task by task
             self._runs = {
-                i: member.call("run", schedule if i == 0 else None, self._limit)
+                i: member.call("run", schedule if i == 0 else None, self._limit, self._seen)
                 for i, member in enumerate(members)
             }
             self._counting = []
@@ -240,6 +242,7 @@ class RayChain:
             finished = False
             for done in batch.done():
                 self._done = done.task.number + 1
+                self._seen = max(self._seen, *(block + 1 for block in done.task.admits), 0)
                 yield done
                 if done.finished:
                     finished = True
@@ -258,7 +261,7 @@ class RayChain:
         now, refs = time.monotonic(), self._counting
         if refs and len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs):
             seats, self._counting = self._devices.crew.layout.seats, []
-            with contextlib.suppress(RayActorError):  # who is lost is noticed elsewhere
+            with contextlib.suppress(*GONE):  # who is lost is noticed elsewhere
                 busy = defaultdict[int, list[float]](list)
                 for seat, counters in zip(seats, map(result, refs), strict=True):
                     for stage, seconds in zip(seat.stages, counters.busy_s, strict=True):
@@ -291,7 +294,8 @@ class RayChain:
         lost, gone, error = look(self._members, self._runs)
         if error is not None:
             raise error from first
-        words = Words(crew.layout, self._devices.slices, schedule)
+        begin = self._start.walk if self._start else WalkState()
+        words = Words(crew.layout, self._devices.slices, schedule, begin)
         if state == "LOAD":
             name = words.name(lost[0]) if lost else "a stage"
             return lost, ChainBroken(

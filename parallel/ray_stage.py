@@ -71,16 +71,17 @@ class StageActor:
         self._loop = Loop(self._stages, self._device, edges, passes, front, made)
         self._loop.open(start)  # `cut` closes what is open by then
 
-    def run(self, schedule: Schedule | None, limit: int | None = None) -> None:
+    def run(self, schedule: Schedule | None, limit: int | None = None, seen: int = 0) -> None:
         """Every task: the first stage is given them all, the others hear of them from it.
 
-        `limit`: blocks that may begin at all, if it was stopped in an earlier epoch.
+        `limit`: blocks that may begin at all, if it was stopped in an earlier epoch; `seen`: those
+        that had begun in it.
 
         LinkClosed when a neighbour is lost or this stage is cut off. At a good end links stay open,
         until all stages have theirs: closing loses what is under way.
         """
         settle()
-        self.loop.run(schedule, limit)
+        self.loop.run(schedule, limit, seen)
 
     def take(self, wait_s: float) -> Batch:
         """Last stage: what is done since the last call."""

@@ -1,13 +1,13 @@
 """Workers of a cluster that decode the same latents, each some of the VAE's tiles."""
 
+import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
-from .crew import Check, result
+from .crew import GONE, Check, result
 from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous
 from .messages import Stamp
@@ -72,8 +72,9 @@ class RayTiles:
         """Of the first worker, which joins all tiles; all begin with the call, on what
         `decode_tiles` takes."""
         for ref in self._over(0):
-            result(ref)
-            self._under_way.remove(ref)
+            with contextlib.suppress(Exception):  # whoever reads from the first one is told of it
+                result(ref)
+                self._under_way.remove(ref)
         self._under_way += [other.start("decode_tiles", *args) for other in self._others]
         return self._frames(self._first.stream(method, *args))
 
@@ -100,10 +101,11 @@ class RayTiles:
                 result(ref)
             except LinkClosed:
                 continue
-            except RayActorError:
+            except GONE:
                 return WorkerLost(
                     "a worker that decodes tiles was lost: its process ended; see Ray's logs for "
-                    "the reason, which is often lack of memory"
+                    "the reason, which is often lack of memory",
+                    self,
                 )
             except BaseException as error:
                 return error
@@ -117,6 +119,10 @@ class RayTiles:
         if not self._under_way:
             return []
         return ray.wait(self._under_way, num_returns=len(self._under_way), timeout=wait_s)[0]
+
+    def has(self, worker: object) -> bool:
+        """Whether it is one of these, or all of them."""
+        return worker is self or worker in (self._first, *self._others)
 
     def leave(self) -> list[RayWorker]:
         """The others, for another render."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from ..models.shelf import Shelf
-from .crew import SLICE_S, Check, wait_all
+from .crew import GONE, SLICE_S, Check, wait_all
 from .errors import ChainBroken
 from .packed import Packed
 from .placement import Placement
@@ -23,6 +23,11 @@ _START_S = 120.0  # for the process to come up, before which it answers nothing
 
 class WorkerLost(ChainBroken):
     """Its process is gone, or does not answer."""
+
+    def __init__(self, what: str, worker: object) -> None:
+        """`worker`: whose process; another may be in its place by now."""
+        super().__init__(what)
+        self.worker = worker
 
 
 Build = Callable[[Shelf], object]
@@ -88,16 +93,16 @@ class RayWorker:
         try:
             ref = self._actor.call.options(concurrency_group="work").remote(method, args)
             return wait_all([ref], _CALL_S, method, self._watch)[0]
-        except RayActorError as error:
-            raise _lost(method, "its process ended") from error
+        except GONE as error:
+            raise self._lost(method, "its process ended") from error
 
     def renew(self, build: Build) -> None:
         """For another render, when nothing of the last one is under way. WorkerLost: it is gone."""
         try:
             ref = self._actor.renew.options(concurrency_group="work").remote(build)
             wait_all([ref], self._timeout_s, "renew", self._watch)
-        except (RayActorError, TimeoutError) as error:
-            raise _lost("renew", "its process ended, or does not answer") from error
+        except (TimeoutError, *GONE) as error:
+            raise self._lost("renew", "its process ended, or does not answer") from error
 
     def start(self, method: str, *args: object) -> "ray.ObjectRef[Any]":
         """Behind the calls before it; nobody waits for the answer."""
@@ -125,8 +130,8 @@ class RayWorker:
             return
         except RayTaskError as error:
             raise error.cause from error
-        except RayActorError as error:
-            raise _lost(method, "its process ended") from error
+        except GONE as error:
+            raise self._lost(method, "its process ended") from error
 
     def close(self) -> None:
         ray.kill(self._actor)
@@ -142,19 +147,26 @@ class RayWorker:
         elif ray.wait([self._ping], timeout=0)[0]:
             self._answer()
         elif now - self._pinged_s > self._patience_s:
-            raise _lost("ping", "it does not answer")
+            raise self._lost("ping", "it does not answer")
         elif not self._has_answered and now - self._looked_s > _PING_EVERY_S:
             self._looked_s = now
             if not self._placement.is_there(self._device):  # Ray would wait for one in its place
-                raise _lost("start", "its node is gone")
+                raise self._lost("start", "its node is gone")
 
     def _answer(self) -> None:
         try:
             ray.get(self._ping, timeout=_PING_EVERY_S)
-        except (RayActorError, GetTimeoutError) as error:
-            raise _lost("ping", "its process ended") from error
+        except (GetTimeoutError, *GONE) as error:
+            raise self._lost("ping", "its process ended") from error
         self._ping, self._pinged_s = None, time.monotonic()
         self._patience_s, self._has_answered = self._timeout_s, True
+
+    def _lost(self, method: str, how: str) -> WorkerLost:
+        return WorkerLost(
+            f"the worker that reads prompts and decodes was lost in '{method}': {how}; see "
+            "Ray's logs for the reason, which is often lack of memory",
+            self,
+        )
 
 
 def _choose(placement: Placement, beside: int) -> int:
@@ -169,10 +181,3 @@ def _own(item: Any) -> Any:
     if isinstance(item, dict):
         return {name: held.tensor() for name, held in item.items() if isinstance(held, Packed)}
     return np.array(item)
-
-
-def _lost(method: str, how: str) -> WorkerLost:
-    return WorkerLost(
-        f"the worker that reads prompts and decodes was lost in '{method}': {how}; see "
-        "Ray's logs for the reason, which is often lack of memory"
-    )

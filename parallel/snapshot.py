@@ -131,13 +131,14 @@ class Admission:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begun = 0
+        self._begun = self._seen = 0
         self._limit: int | None = None
 
-    def resume(self, begun: int, limit: int | None) -> None:
-        """So many have begun before. `limit`: how many may at all, if it was stopped before."""
+    def resume(self, begun: int, limit: int | None, seen: int = 0) -> None:
+        """So many have begun before. `limit`: how many may at all, if it was stopped before;
+        `seen`: how many had when something was lost, some of which begin again."""
         with self._lock:
-            self._begun = begun
+            self._begun, self._seen = begun, seen
             self._limit = self._limit if limit is None else limit
 
     def stopped(self) -> bool:
@@ -155,5 +156,5 @@ class Admission:
         """
         with self._lock:
             if self._limit is None:
-                self._limit = self._begun
+                self._limit = max(self._begun, self._seen)
             return self._limit

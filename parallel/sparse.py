@@ -57,7 +57,7 @@ class SparseAttention:
             del self._kept[key]
 
     def num_bytes(self) -> int:
-        return sum(kept.part.num_bytes for kept in self._kept.values())
+        return sum(kept.part.num_bytes for kept in list(self._kept.values()))
 
     def find(self, key: tuple[tuple[int, ...], int, int]) -> Kept | None:
         return self._kept.get(key)

@@ -116,6 +116,11 @@ class Stage:
         self.busy_s += time.monotonic() - began
         return replace(x, state=state)
 
+    def skip(self, task: Task) -> None:
+        """A task whose pass here is left out, as it is not guided."""
+        if self._sparse is not None:
+            self._sparse.free(task)
+
     @torch.inference_mode()
     def head(self, x: Activation) -> tuple[Tensor, ...]:
         """Last stage: velocities in float32, one per sample of the pass.

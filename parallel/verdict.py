@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from .chain import Schedule
-from .crew import SLICE_S, Member, fails, result
+from .crew import GONE, SLICE_S, Member, fails, result
 from .errors import ChainBroken
 from .front import Counters
 from .layout import Layout
@@ -40,7 +39,7 @@ def look(
     for ref in ended:
         try:
             result(ref)
-        except (LinkClosed, RayActorError):
+        except (LinkClosed, *GONE):
             continue
         except BaseException as error:
             return lost, gone, error
@@ -50,10 +49,14 @@ def look(
 class Words:
     """How an actor and its task are called."""
 
-    def __init__(self, layout: Layout, slices: Sequence[range], schedule: Schedule) -> None:
+    def __init__(
+        self, layout: Layout, slices: Sequence[range], schedule: Schedule, begin: WalkState
+    ) -> None:
+        """`begin`: where the walk was that broke off, or before."""
         self._layout = layout
         self._slices = slices
         self._schedule = schedule
+        self._begin = begin
 
     def lost(self, members: Sequence[Member], actor: int, done: int, *, ended: bool) -> ChainBroken:
         where = members[actor]
@@ -65,7 +68,7 @@ class Words:
         )
 
     def at(self, number: int) -> str:
-        tasks = self._schedule.walk(WalkState()).tasks()
+        tasks = self._schedule.walk(self._begin).tasks()
         task = next((task for task in tasks if task.number == number), None)
         return "its end" if task is None else describe(task)
 
@@ -93,7 +96,7 @@ class Words:
                 try:
                     counters: Counters = result(ref)
                     return counters.task + 1
-                except RayActorError:
+                except GONE:
                     continue
         return done
 

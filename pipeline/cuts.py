@@ -1,5 +1,7 @@
 """Where segments of the video may end: with a block, and half a second of frames at least."""
 
+from itertools import count
+
 from .schedule import BlockSchedule
 
 
@@ -19,6 +21,12 @@ class Cuts:
     def stop_frame(self, block: int) -> int:
         """The frame after a block's last: the first latent is one frame."""
         return 1 + (self._schedule.bounds(block)[1] - 1) * self._stride if block >= 0 else 0
+
+    def blocks_before(self, frame: int) -> int:
+        """How many blocks have all their frames before this one."""
+        most = self._schedule.num_blocks
+        whole = (block for block in count() if self.stop_frame(block) > frame or block == most)
+        return next(whole)
 
     def ends(self, block: int) -> bool:
         """Whether a segment ends with this block. (The last one of the video ends one anyway.)"""

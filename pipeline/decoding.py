@@ -64,7 +64,7 @@ class SteadyDecoder:
     def __init__(
         self,
         worker: Callable[[], Worker],
-        revive: Callable[[Exception], object],
+        revive: Callable[[Any], object],
         lost: type[Exception],
     ) -> None:
         """`worker`: the one there is; `revive` makes another one that, after an error of the type
@@ -136,11 +136,11 @@ class SteadyDecoder:
     def _begin(self, error: Exception | None, latents_BCTHW: Tensor, keep: bool) -> Iterator[Any]:
         """This block, begun by a worker that stands where it should; after an error by another."""
         while True:
+            if error is not None:
+                with self._lock:
+                    self._steady = None
+                self._revive(error)
             try:
-                if error is not None:
-                    with self._lock:
-                        self._steady = None
-                    self._revive(error)
                 worker = self._worker()
                 if worker is not self._steady:
                     self._send_state()

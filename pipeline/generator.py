@@ -71,13 +71,15 @@ class Generator:
         keep: Keep = forget,
         prompts: Mapping[int, str] = _NONE,
         limit: int | None = None,
+        seen: int = 0,
         around: Surroundings | None = None,
     ) -> None:
         """`start`: go on from there, or begin there with a section, which `around` is beside.
         `keep` is handed a checkpoint now and then, and returns soon.
 
         What it is handed may be saved in any other thread: nothing in it is written into.
-        `prompts` and `limit` are what `set_prompt` and `stop` were told and gave before.
+        `prompts` and `limit` are what `set_prompt` and `stop` were told and gave before, and blocks
+        before `seen` are in the hands of readers.
         """
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
@@ -89,7 +91,7 @@ class Generator:
         self._given_up = threading.Event()
         self._start = start
         self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
-        self._limit = limit
+        self._limit, self._seen = limit, seen
         self.is_decoding = False
         self._around = around
         self._keeper = Keeper(plan.config.checkpoint.every_s, keep, start)
@@ -171,11 +173,12 @@ class Generator:
         out = _InOrder(schedule.steps)
         self._report("denoise", 0, total)
         if start:
+            self._seen = max(self._seen, start.decoded, *(block + 1 for block in start.clean))
             yield from out.resume(start.decoded, start.clean)
         held, wants = start.chain if start else None, self._keeper.wants_chain
         if self._plan.config.attention.keeps_state:  # which is in no snapshot
             wants = never
-        with closing(chain.run(schedule, held, self._limit, wants)) as done:
+        with closing(chain.run(schedule, held, self._limit, wants, self._seen)) as done:
             for one in done:
                 if backend.given_up.is_set():
                     return

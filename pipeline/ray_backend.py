@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..parallel.placement import Placement
     from ..parallel.ray_chain import Devices, RayChain
     from ..parallel.ray_tiles import RayTiles
-    from ..parallel.ray_worker import RayWorker
+    from ..parallel.ray_worker import RayWorker, WorkerLost
 
 _log = logging.getLogger("longreel")
 _SETTLE_S = 10.0  # for a cluster to count its devices after some of them are gone
@@ -256,9 +256,12 @@ class RayBackend:
             except WorkerLost as error:
                 self._revive(error)
 
-    def _revive(self, error: Exception) -> None:
+    def _revive(self, error: "WorkerLost") -> None:
         """Another worker in the place of one that is lost, if that has not happened too often."""
         with self._moving:
+            tiles = self._tiles
+            if error.worker is not self._worker and not (tiles and tiles.has(error.worker)):
+                return  # another thread has waited for it too, and found another one
             self._failures += 1
             if self._failures > self._plan.config.parallel.repairs:
                 raise error

@@ -118,8 +118,7 @@ class Windows:
     def inputs(self, task: Task) -> Inputs:
         """The task's window; latents that no later one reads are let go."""
         s = self.sampling
-        with self._lock:
-            self._admitted = max((block + 1 for block in task.admits), default=self._admitted)
+        self.admit(max((block + 1 for block in task.admits), default=0))
         latents_BCTHW = torch.cat([self._latents(part) for part in task.parts], dim=2)
         spans = [(part.start, part.stop) for part in task.parts]
         step = min((part.step for part in task.written), default=s.levels.steps - 1)
@@ -136,6 +135,11 @@ class Windows:
             fps=s.fps,
         )
 
+    def admit(self, stop: int) -> None:
+        """Blocks before this one have begun: of a burst, the newest comes first."""
+        with self._lock:
+            self._admitted = max(self._admitted, stop)
+
     def change_text(self, text: object) -> int:
         """Blocks that are yet to be admitted, from the returned one on, read this prompt."""
         with self._lock:
@@ -144,9 +148,8 @@ class Windows:
 
     def begins_prompt(self, block: int) -> bool:
         """Whether this block reads another prompt than the one before: from now on that is so."""
-        with self._lock:
-            self._admitted = max(self._admitted, block + 1)
-            return block > 0 and block in self.sampling.texts
+        self.admit(block + 1)
+        return block > 0 and block in self.sampling.texts
 
     def held(self) -> dict[int, tuple[int, Tensor]]:
         """The newest versions; nothing in them is written into later."""

@@ -163,6 +163,7 @@ class RenderRun:
                 keep=saver.keep,
                 prompts=attempt.prompts,
                 limit=attempt.limit,
+                seen=plan.cuts.blocks_before(attempt.frames_done),
                 around=around,
             )
             if self._asked.is_set():

@@ -121,7 +121,7 @@ def test_predictions_and_skips_name_their_task():
     message = pack_prediction(STAMP, 7, (velocity_BCTHW,))
     assert read_header(message, STAMP).task == 7
     assert torch.equal(*message.tensors, velocity_BCTHW)
-    skip = Skip(stamp=STAMP, task=7)
+    skip = Skip(stamp=STAMP, task=TASK)
     assert read_header(pack_note(skip), STAMP) == skip
 
 

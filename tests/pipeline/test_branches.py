@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from thread_chain import ThreadBackend
 from tiny_blocks import ARCHS, POLICIES, overrides
 
 from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
+from longreel.parallel.chain import LocalChain
 from longreel.pipeline import backend as backends
+from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.generator import Generator
 from longreel.pipeline.plan import describe
 
@@ -44,6 +47,29 @@ def test_steps_that_are_not_guided_pass_the_other_branch_by(policy):
     assert not torch.equal(expected, latents(policy))
     ours = latents(policy, *INTERVAL, "parallel.cfg=split", "parallel.num_stages=2")
     assert torch.equal(ours, expected)
+
+
+STALE = ("attention.builder=stale", "attention.tile=16", "attention.dense_steps=0",
+         "attention.refresh=3", "blocks.right=0", "sampling.guidance_to=0.8")  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", [LocalBackend, ThreadBackend])
+def test_a_branch_that_is_passed_by_keeps_nothing_of_finished_blocks(backend):
+    """Each block's last step is not guided, and its attention is kept from the steps before."""
+    ours = make_plan("dualparal-grouped", *STALE, "parallel.cfg=split", "parallel.num_stages=2")
+    opened = backend(ours)
+    chain = opened.chain(Generator(ours).sampling(opened))
+    most = 0
+    for _ in chain.run(ours.schedule):
+        most = max(most, *kept_bytes(chain))
+    assert most > 0
+    assert kept_bytes(chain) == [0, 0, 0, 0]
+
+
+def kept_bytes(chain):
+    if isinstance(chain, LocalChain):
+        return [stage.cache_bytes() for stage in (*chain._stages, *chain._unconditional)]
+    return [actor.counters().cache_bytes for actor in chain.stages]
 
 
 @pytest.mark.parametrize("policy", ["dualparal-grouped", "buffer", "rolling"])

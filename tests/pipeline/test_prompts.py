@@ -1,13 +1,17 @@
 """Prompts that change within a video, by plan and live, and videos without an end."""
 
 import time
+from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
-from tiny_blocks import ARCHS, overrides
+from thread_chain import ThreadBackend
+from tiny_blocks import ARCHS, POLICIES, overrides
 
 from longreel.jobs.render import plan_render, render_file, render_latents, stream_chunks
 from longreel.models import arch as archs
+from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.generator import Generator
 
 FRAMES = 57  # 15 latents: five blocks of three
@@ -82,6 +86,28 @@ def test_an_endless_video_ends_when_it_is_stopped(policy):
     starts = [chunk.start for chunk in seen]
     assert starts == [0, *range(1, 1 + 4 * (len(seen) - 1), 4)]
     assert len(seen) % 3 == 0 or policy == "buffer"  # whole blocks
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_change_is_never_for_a_block_that_has_begun(policy):
+    """Also within a burst, whose blocks begin the newest first."""
+    ours = plan(policy)
+    backend = LocalBackend(ours)
+    sampling = Generator(ours).sampling(backend)
+    chain, begun = backend.chain(sampling), 0
+    with closing(chain.run(ours.schedule)) as done:
+        for one in done:
+            begun = max(begun, *(part.block + 1 for part in one.task.written), 0)
+            assert chain.change_text(sampling.text(0)) >= begun
+
+
+@pytest.mark.parametrize("backend", [LocalBackend, ThreadBackend])
+@pytest.mark.parametrize("tell", [Generator.stop, partial(Generator.set_prompt, prompt="a dog")])
+def test_what_is_made_once_more_is_as_it_was_told_before(tell, backend):
+    generator = Generator(plan("causal", frames=0), open_backend=backend, seen=5)
+    with closing(generator.chunks()) as chunks:
+        next(chunks)
+        assert tell(generator) == 5
 
 
 def test_an_endless_video_begins_like_one_with_an_end():

@@ -56,7 +56,7 @@ class ThreadChain:
     def _passes(self, seat):
         return branch_passes(seat.branch if self._layout.num_branches > 1 else None)
 
-    def run(self, schedule, start=None, limit=None, wanted=lambda has_finished: False):
+    def run(self, schedule, start=None, limit=None, wanted=lambda has_finished: False, seen=0):
         errors = []
         if start is not None:
             for i, (stage, seat) in enumerate(zip(self.stages, self._layout.seats, strict=True)):
@@ -72,7 +72,7 @@ class ThreadChain:
 
         def work(stage):
             try:
-                stage.run(schedule, limit)
+                stage.run(schedule, limit, seen)
             except BaseException as error:
                 errors.append(error)
 

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_blocks import ARCHS, overrides
 
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
+from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.latents import KeptLatents
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.render import plan_render
@@ -100,6 +102,31 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, caplog
     assert f"{newest.name} is damaged" in caplog.text
     assert f"going on from checkpoint {before.name}" in caplog.text
     assert digests(render) == truth
+
+
+@pytest.mark.parametrize("tell", [partial(RenderRun.set_prompt, prompt="a dog"), RenderRun.finish])
+def test_what_is_final_is_as_it_was_whatever_is_told_while_it_is_made_again(home, tell):
+    """All of it is, from a checkpoint that is as old as the render."""
+    render = killed_at(home.create(plan("causal", "checkpoint.every_s=600", frames=0)), 45)
+    final = render.segments()[-1].blocks[1]
+    assert final > 4
+    told = []
+
+    def report(what, done, total, note=""):
+        if what == "denoise" and done == 2 and not told:
+            told.append(tell(run))
+        if what == "denoise" and done == 90:
+            run.stop()
+
+    run = RenderRun(render, report)
+    run.run()
+    (event,) = (
+        e
+        for e in JournalReader(render.path / "journal").poll()
+        if e["event"] in ("prompt", "finishing")
+    )
+    assert event.get("block", event.get("blocks")) == final
+    assert render.segments()[-1].blocks[1] >= final
 
 
 def test_other_weights_than_it_was_begun_with_are_refused(home, tmp_path, monkeypatch):

@@ -1,0 +1,175 @@
+"""Workers that read prompts and decode, and are lost; played, so that timing is the test's."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+from longreel.parallel import ray_tiles
+from longreel.parallel.crew import GONE
+from longreel.parallel.link import LinkClosed
+from longreel.parallel.ray_tiles import RayTiles
+from longreel.parallel.ray_worker import WorkerLost
+from longreel.pipeline.decoding import SteadyDecoder
+from longreel.pipeline.ray_backend import RayBackend
+
+FRAME = np.zeros((1, 2, 2, 3), np.uint8)
+WAIT_S = 30.0
+
+
+class PlayedWorker:
+    """Answers when it is let, and is lost for whoever waits when it is closed."""
+
+    def __init__(self):
+        self.may, self.waits, self.closed = threading.Event(), threading.Semaphore(0), False
+
+    def work(self):
+        if not self.closed:
+            self.waits.release()
+            assert self.may.wait(WAIT_S)
+        if self.closed:
+            raise WorkerLost("it is gone", self)
+
+    def call(self, method, *args):
+        self.work()
+        return torch.zeros(1, 2, 3)
+
+    def stream(self, method, *args):
+        self.work()
+        yield FRAME
+
+    def close(self):
+        self.closed = True
+        self.may.set()
+
+
+def backend_of(workers, repairs):
+    """A real one, but for what it starts."""
+    parallel = SimpleNamespace(repairs=repairs)
+    backend = object.__new__(RayBackend)
+    backend._moving, backend._tiles, backend._stays = threading.RLock(), None, False
+    backend._begin_tiles = lambda: None
+    backend._begin_worker = lambda: workers.append(PlayedWorker()) or workers[-1]
+    heard = []
+    backend._take_on(SimpleNamespace(config=SimpleNamespace(parallel=parallel)), heard.append)
+    backend._worker = backend._begin_worker()
+    return backend, heard
+
+
+def test_two_that_wait_for_one_lost_worker_find_one_in_its_place():
+    workers, came = [], []
+    backend, heard = backend_of(workers, repairs=1)
+
+    def read():
+        came.extend(backend.decode(torch.zeros(1, 4, 2, 2, 2)))
+
+    def ask():
+        came.append(backend.texts(["a dog"]))
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (read, ask)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert workers[0].waits.acquire(timeout=WAIT_S)
+    workers[0].close()
+    while len(workers) < 2:
+        threading.Event().wait(0.01)
+    workers[1].may.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert (len(came), len(workers), len(heard)) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("repairs", [0, 3])
+def test_a_worker_that_is_always_lost_ends_the_render(repairs):
+    workers = []
+    backend, heard = backend_of(workers, repairs)
+    begin = backend._begin_worker
+
+    def begin_lost():
+        begin().close()
+        return workers[-1]
+
+    backend._begin_worker = begin_lost
+    workers[0].close()
+    with pytest.raises(WorkerLost):
+        list(backend.decode(torch.zeros(1, 4, 2, 2, 2)))
+    assert (len(workers), len(heard)) == (1 + repairs, repairs)
+
+
+def test_what_ray_ends_for_want_of_memory_is_lost_too():
+    assert issubclass(ActorDiedError, GONE)
+    assert issubclass(OutOfMemoryError, GONE)
+
+
+class PlayedCall:
+    """Of an actor: over or not, well or not."""
+
+    def __init__(self, over):
+        self.over, self.error = over, None
+
+
+class TileWorker:
+    def __init__(self):
+        self.calls, self.beside = [], None
+
+    def start(self, method, *args):
+        self.calls.append(PlayedCall(over=method == "share_tiles"))
+        return self.calls[-1]
+
+    def call(self, method, *args):
+        pass
+
+    def stream(self, method, *args):
+        for _ in range(3):
+            if any(call.error for call in self.beside.calls):
+                raise LinkClosed("the other side is gone")
+            yield FRAME
+        self.beside.calls[-1].over = True
+
+    def die(self):
+        self.calls[-1].over, self.calls[-1].error = True, ActorDiedError()
+
+
+def tiles_of_two():
+    tiles = object.__new__(RayTiles)
+    first, other = TileWorker(), TileWorker()
+    first.beside = other
+    tiles._first, tiles._others = first, [other]
+    tiles._under_way = [worker.start("share_tiles") for worker in (first, other)]
+    return tiles
+
+
+def result(call):
+    if call.error:
+        raise call.error
+
+
+@pytest.mark.parametrize("begun_ahead", [False, True])
+def test_a_second_tile_worker_that_is_lost_is_replaced_whenever_it_is_noticed(
+    monkeypatch, begun_ahead
+):
+    def wait(calls, num_returns, timeout):
+        return [call for call in calls if call.over], []
+
+    monkeypatch.setattr(ray_tiles, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(ray_tiles, "result", result)
+    made = [tiles_of_two()]
+
+    def revive(error):
+        assert error.worker is made[-1]
+        made.append(tiles_of_two())
+
+    decoder = SteadyDecoder(lambda: made[-1], revive, WorkerLost)
+    latents = torch.zeros(1, 4, 3, 2, 2)
+    blocks = [decoder.decode(latents, False)]
+    frames = [next(blocks[0])]
+    made[0]._others[0].die()
+    if begun_ahead:  # the next block is begun before the reader comes back
+        blocks.append(decoder.decode(latents, False))
+    for block in blocks:
+        frames += block
+    assert (len(frames), len(made)) == (3 * len(blocks), 2)
