@@ -91,7 +91,8 @@ def resume(
         return
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
-    wanted = output or Path(folder.manifest.output or f"{folder.id}.mp4")
+    suffix = ".mp4" if folder.manifest.config.output.format == "mp4" else ""
+    wanted = output or Path(folder.manifest.output or f"{folder.id}{suffix}")
     if drop:
         folder.drop()
     if is_edit:
@@ -144,10 +145,9 @@ def _edit(
     """Taken note of in its folder, where `resume` finds it after any interruption."""
     from .home import edits
     from .prompt_file import split_prompt
-    from .render import check_file
     from .spans import parse_length, parse_section
 
-    check_file(folder.plan_with(changes), output)
+    _check_made(folder, output)
     fps = folder.manifest.config.video.fps
     if extend is not None:
         frames = parse_length(extend, fps, folder.plan_with(changes).arch.vae.time_stride)
@@ -192,23 +192,39 @@ def run_and_export(
     bars: "AbstractContextManager[Report]",
 ) -> None:
     """To its end, and its file to where it is wanted."""
+    from ..pipeline.plan_pictures import expand
     from .home.home import way_on
-    from .home.lock import Taken
+    from .home.lock import Taken, read_by_us
     from .home.record import RenderRun
     from .render import check_file
 
-    check_file(folder.plan, output)
+    output, is_done = expand(output), folder.status().state == "done"
+    if is_done:
+        _check_made(folder, output)
+    else:
+        check_file(folder.plan_with(changes), output)
     try:
-        if folder.status().state != "done":
-            with bars as report:
-                RenderRun(folder, report, changes=changes).run()
-        folder.export(output)
+        with read_by_us(folder.path):  # from before it is done, or it might be pruned then
+            if not is_done:
+                with bars as report:
+                    RenderRun(folder, report, changes=changes).run()
+            folder.export(output)
     except Taken:
         raise
     except BaseException as error:
         error.add_note(way_on(folder))
         raise
     typer.echo(output)
+
+
+def _check_made(folder: "RenderFolder", output: Path) -> None:
+    """ValueError where what is there of it cannot be written; it needs no device, nor an end."""
+    from ..pipeline.plan_pictures import expand
+    from .target import check_output
+
+    config, made = folder.manifest.config, folder.status().frames_done
+    height, width = config.video.height, config.video.width
+    check_output(expand(output), config.output, num_frames=made, height=height, width=width)
 
 
 def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:
@@ -252,6 +268,8 @@ def _age(since_s: float) -> str:
 
 
 def _prune(place: Any, found: "list[tuple[RenderFolder, Status]]", yes: bool) -> None:
+    from .home.lock import Taken
+
     now = time.time()
     going = [
         folder
@@ -267,4 +285,7 @@ def _prune(place: Any, found: "list[tuple[RenderFolder, Status]]", yes: bool) ->
         typer.echo(f"{folder.id}  {' '.join(folder.manifest.prompt.split())[:60]}")
     if yes or typer.confirm(f"Remove these {len(going)} ({size:.1f} MB)?"):
         for folder in going:
-            place.remove(folder)
+            try:
+                place.remove(folder)
+            except Taken as error:  # by now
+                typer.echo(f"left: {error}")

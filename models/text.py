@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("longreel")
 
-_FORMAT = 2  # of cached embeddings; a change to what this file computes must raise it
+_FORMAT = 3  # of cached embeddings; a change to what this file computes must raise it
 _WORDS_SHOWN = 8
 LEAVE_OUT_UNKNOWN = "leave_out_unknown"  # in tokenizer_config.json
 
@@ -39,12 +39,17 @@ class TextSource:
     text_dim: int
 
 
-def clean_prompt(prompt: str) -> str:
-    """What is encoded: HTML entities resolved, also twice escaped, and runs of blanks one space.
+_STRAIGHT = dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'")
+_STRAIGHT |= dict.fromkeys(range(0x201C, 0x2020), '"')
 
-    As diffusers does where ftfy is not installed. Wan repairs broken Unicode with ftfy besides,
-    which changes no prompt that is valid UTF-8 to begin with; an optional package must not change
-    a video, so it is not used even where it is installed.
+
+def clean_prompt(prompt: str) -> str:
+    """What is encoded: HTML entities resolved, also twice escaped, runs of blanks one space, and
+    straight quotes for curled ones.
+
+    Wan and diffusers repair Unicode with ftfy where it is installed. Of what that changes in a
+    prompt that is not broken, quotes are what the tokenizer would not make alike by itself. An
+    optional package must not change a video, so it is not used even where it is installed.
     """
     try:
         prompt.encode()
@@ -53,7 +58,12 @@ def clean_prompt(prompt: str) -> str:
             f"prompt={prompt!r} has bytes at position {error.start} that are not UTF-8, so it "
             f"cannot be encoded; set the terminal or the file it comes from to UTF-8"
         ) from error
-    text = html.unescape(html.unescape(prompt)).strip()
+    if "\0" in prompt:
+        raise ValueError(
+            f"prompt={prompt[:60]!r} holds a NUL character, at which the metadata of a video file "
+            "would end; remove it"
+        )
+    text = html.unescape(html.unescape(prompt)).strip().translate(_STRAIGHT)
     # Unicode's blanks; Python's \s also has the separators 0x1c to 0x1f, diffusers' has not
     return re.sub(r"[^\S\x1c-\x1f]+", " ", text).strip()
 

@@ -31,11 +31,12 @@ from .guidance import GuidancePlan, plan_guidance
 from .noise_pool import NoisePool
 from .overlap import run_ahead
 from .parts import check_parts
-from .plan import Plan
+from .plan import Plan, check_prompt
 from .surroundings import Surroundings
 from .windows import Sampling, Text
 
 _NONE: Mapping[int, str] = MappingProxyType({})
+_LOOK_S = 0.1  # how soon a wait notices that the render was given up
 
 
 class Report(Protocol):
@@ -90,6 +91,11 @@ class Generator:
         self._chain: Chain | None = None
         self._given_up = threading.Event()
         self._start = start
+        if start:
+            seen = max(seen, start.decoded, *(block + 1 for block in start.clean))
+        self._telling = threading.Lock()
+        self._has_begun = False
+        self._ready = threading.Event()  # there is a chain, or there will be none
         self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
         self._limit, self._seen = limit, seen
         self.is_decoding = False
@@ -104,7 +110,7 @@ class Generator:
 
     def blocks(self) -> Stream[Moved]:
         """Clean blocks in order, each as soon as its last step is done."""
-        with _broken_ends_render(), closing(self._open()) as backend:
+        with self._begun() as backend:
             yield from self._denoise(backend, self._make_chain(backend))
 
     def chunks(self) -> Stream[Chunk]:
@@ -112,8 +118,7 @@ class Generator:
         total = self._last_frame()
         start = self._start.frames if self._start else 0
         with (
-            _broken_ends_render(),
-            closing(self._open()) as backend,
+            self._begun() as backend,
             closing(
                 run_ahead(self._decode(backend), most=1, on_close=backend.given_up.set)
             ) as blocks,
@@ -135,16 +140,29 @@ class Generator:
     def set_prompt(self, prompt: str) -> int:
         """Another prompt for the blocks that are yet to begin, the first of which is returned.
 
-        From any thread.
+        From any thread; while the model is being loaded, it waits for that.
         """
-        assert self._backend is not None, "the render has not begun"
-        assert self._chain is not None, "the render has not begun"
-        return self._chain.change_text(self._texts(self._backend, [prompt])[0])
+        check_prompt(prompt)
+        with self._telling:
+            if not self._has_begun:
+                self._prompts[self._seen] = prompt
+                return self._seen
+        chain = self._wait_for_chain()
+        assert self._backend is not None
+        return chain.change_text(self._texts(self._backend, [prompt])[0])
 
     def stop(self) -> int:
-        """Begin no more blocks; those in flight are finished. How many in all. From any thread."""
-        assert self._chain is not None, "the render has not begun"
-        return self._chain.stop()
+        """Begin no more blocks; those in flight are finished. How many in all. As `set_prompt`."""
+        with self._telling:
+            if not self._has_begun:
+                self._limit = self._seen
+                return self._seen
+        return max(self._seen, self._wait_for_chain().stop())
+
+    @property
+    def is_loaded(self) -> bool:
+        """What it is told now is heard at once."""
+        return self._ready.is_set()
 
     def busy_s(self) -> list[float]:
         """Seconds that each stage has worked in this go; a moment old."""
@@ -156,14 +174,30 @@ class Generator:
         if self._backend is not None:
             self._backend.given_up.set()
 
-    def _open(self) -> Backend:
-        self._backend = self._open_backend(self._plan)
-        if self._given_up.is_set():
-            self._backend.given_up.set()
-        return self._backend
+    @contextmanager
+    def _begun(self) -> Iterator[Backend]:
+        with self._telling:
+            self._has_begun = True
+        try:
+            with _broken_ends_render(), closing(self._open_backend(self._plan)) as backend:
+                self._backend = backend
+                if self._given_up.is_set():
+                    backend.given_up.set()
+                yield backend
+        finally:
+            self._ready.set()
 
     def _make_chain(self, backend: Backend) -> Chain:
         self._chain = backend.chain(self.sampling(backend))
+        self._ready.set()
+        return self._chain
+
+    def _wait_for_chain(self) -> Chain:
+        while not self._ready.wait(_LOOK_S):
+            if self._given_up.is_set():
+                break
+        if self._chain is None:
+            raise ValueError("the render has ended before it began, so nothing can be told to it")
         return self._chain
 
     def _denoise(self, backend: Backend, chain: Chain) -> Stream[Moved]:
@@ -173,7 +207,6 @@ class Generator:
         out = _InOrder(schedule.steps)
         self._report("denoise", 0, total)
         if start:
-            self._seen = max(self._seen, start.decoded, *(block + 1 for block in start.clean))
             yield from out.resume(start.decoded, start.clean)
         held, wants = start.chain if start else None, self._keeper.wants_chain
         if self._plan.config.attention.keeps_state:  # which is in no snapshot

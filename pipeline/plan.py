@@ -118,7 +118,8 @@ class Plan:
 def make_plan(request: Request) -> Plan:
     """Check a request against its model and this machine; ValueError says what to change."""
     config, sampling = request.config, request.config.sampling
-    _check_prompts(request.prompt, sampling.negative_prompt)
+    check_prompt(request.prompt)
+    clean_prompt(sampling.negative_prompt)
     check_seed(request.seed)
     arch = _find_arch(config.model.arch)
     shape = _latents_shape(config, arch)
@@ -231,13 +232,13 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _check_prompts(prompt: str, negative_prompt: str) -> None:
+def check_prompt(prompt: str) -> None:
+    """ValueError unless it is one."""
     if not clean_prompt(prompt):
         raise ValueError(
             f"prompt={prompt!r} is empty, so there is nothing to render; "
             "describe the video in a sentence"
         )
-    clean_prompt(negative_prompt)
 
 
 def _find_arch(name: str) -> ModelArch:

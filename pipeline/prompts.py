@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from ..models.text import clean_prompt
 from .schedule import BlockSchedule
 
 
@@ -44,7 +45,7 @@ def _block_at(
         raise ValueError(
             f"prompt_at={second} is no time in the video; give seconds from its start, 0 or more"
         )
-    if not text.strip():
+    if not clean_prompt(text):
         raise ValueError(f"prompt_at={second:g} has an empty prompt; describe what is seen then on")
     frame = math.ceil(second * fps)
     latent = 0 if frame == 0 else 1 + (frame - 1) // frames_per_latent

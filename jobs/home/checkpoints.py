@@ -6,8 +6,11 @@ them. A checkpoint is a safetensors file whose metadata says what else it needs,
 
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,9 +195,20 @@ def save_tensors(
     may: Callable[[], None],
 ) -> str:
     """The digest of the file, which is on the disk; `may` as for `written_aside`."""
-    with written_aside(path, may) as part:
+    with written_aside(path, may) as part, _told_by_the_system(path):
         save_file(_own(tensors), part, metadata)
         return _digest(part)
+
+
+@contextmanager
+def _told_by_the_system(path: Path) -> Iterator[None]:
+    """What safetensors could not write, as the error that it is: a full disk is waited for."""
+    try:
+        yield
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(path)) from error
 
 
 def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from .edits import Edit, check_done
 from .export import export
 from .journal import JournalReader, JournalWriter
 from .ledger import ENDS, Cut, Ledger, Making, Status
-from .lock import Held, Lock, Taken
+from .lock import Held, Lock, Taken, read_by_us
 from .manifest import Manifest, read_manifest
 from .segments import Frames, Segment, decode_segments
 
@@ -167,7 +167,8 @@ class RenderFolder:
             stride = ARCHS[config.model.arch].vae.time_stride
             times = prompt_times(section.prompts, fps=video.fps, frames_per_latent=stride)
             request = replace(request, prompt=section.prompts[0][1], prompt_at=times)
-        export(self.init, segments, output, request.config, metadata(request))
+        with read_by_us(self.path):
+            export(self.init, segments, output, request.config, metadata(request))
 
     def prompts(self, plan: Plan) -> tuple[tuple[int, str], ...]:
         """Of the video by latents, those that were set while it was made included."""

@@ -15,8 +15,8 @@ from ...pipeline.plan_pictures import expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
 from .ledger import read_ledger
-from .lock import Taken
-from .manifest import Manifest, write_manifest
+from .lock import Taken, is_read
+from .manifest import MANIFEST, Manifest, write_manifest
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "av", "numpy")
 
@@ -56,6 +56,8 @@ class Home:
             check_parts(plan)
         name = name or new_name()
         folder = self._renders / name
+        assert not self.has(name), name
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that ended in here
         try:
             (folder / "inputs").mkdir(parents=True)
             self._write(folder, name, plan, output)
@@ -92,6 +94,10 @@ class Home:
             raise
         return RenderFolder(folder)
 
+    def has(self, render: str) -> bool:
+        """Whether there is one of this id."""
+        return (self._renders / render / MANIFEST).is_file()
+
     def open(self, render: str) -> RenderFolder:
         """By its id, or the beginning of one."""
         found = [name for name in self.names() if name.startswith(render)]
@@ -122,6 +128,13 @@ class Home:
                 f"render {folder.id} is being made, and its process would lose its folder; end "
                 "that process first"
             )
+        if is_read(folder.path):
+            raise Taken(
+                f"render {folder.id} is being written to a file, which would stay a part; wait for "
+                "that"
+            )
+        for left in self._renders.glob(".*.gone"):  # by whoever was ended meanwhile
+            shutil.rmtree(left, ignore_errors=True)
         gone = folder.path.with_name(f".{folder.id}.gone")
         folder.path.rename(gone)  # at once, for whoever lists them
         shutil.rmtree(gone)
@@ -130,7 +143,8 @@ class Home:
         """Ids, the oldest first."""
         if not self._renders.is_dir():
             return []
-        return sorted(path.name for path in self._renders.iterdir() if path.name[0] != ".")
+        found = (path for path in self._renders.iterdir() if path.is_dir())
+        return sorted(path.name for path in found if path.name[0] != ".")
 
     def _write(self, folder: Path, name: str, plan: Plan, output: Path | None) -> None:
         request, config = plan.request, plan.config

@@ -36,6 +36,7 @@ class Owner:
     pid: int
     born: str  # when it was started, as its system counts
     token: str
+    space: str = ""  # in which its number counts: containers may share a host's name
 
 
 class Lock:
@@ -64,6 +65,7 @@ class Lock:
             pid=os.getpid(),
             born=_born(os.getpid()),
             token=secrets.token_hex(8),
+            space=_space(),
         )
         with self._guarded(name):
             if other := self.owner():
@@ -99,6 +101,32 @@ class Lock:
             yield
 
 
+@contextmanager
+def read_by_us(folder: Path) -> Iterator[None]:
+    """While what is there is read in one go; any number of processes may."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without such locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_read(folder: Path) -> bool:
+    """By any process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class Held:
     """The lock, by the one who has it."""
 
@@ -132,7 +160,14 @@ class Held:
 
 
 def _is_gone(owner: Owner) -> bool:
-    return owner.host == socket.gethostname() and _born(owner.pid) != owner.born
+    is_here = owner.host == socket.gethostname() and owner.space == _space()
+    return is_here and _born(owner.pid) != owner.born
+
+
+def _space() -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 def _born(pid: int) -> str:

@@ -17,7 +17,7 @@ from ...pipeline.section import Section
 from .durable import write_whole
 
 FORMAT = 1
-_NAME = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +63,20 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     values = {**asdict(manifest), "format": FORMAT, "config": _flatten(manifest.config)}
-    write_whole(folder / _NAME, json.dumps(values | {"digest": _digest(values)}, indent=1).encode())
+    write_whole(
+        folder / MANIFEST, json.dumps(values | {"digest": _digest(values)}, indent=1).encode()
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
     """ValueError says what is wrong with it, and what could be done."""
-    path = folder / _NAME
+    path = folder / MANIFEST
     try:
         values: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(
-            f"{folder} has no {_NAME}, so it is no render; `longreel renders` lists those there are"
+            f"{folder} has no {MANIFEST}, so it is no render; `longreel renders` lists those there "
+            "are"
         ) from None
     except ValueError:
         raise _damaged(path) from None

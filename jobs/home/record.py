@@ -110,9 +110,17 @@ class RenderRun:
             attempt.note("prompt", block=block, prompt=prompt)
 
     def _running(self) -> tuple[Generator, Attempt]:
-        assert self._generator is not None, "the render has not begun"
-        assert self._attempt is not None, "the render has not begun"
+        if self._generator is None or self._attempt is None:
+            raise ValueError(
+                f"render {self._folder.id} does not run yet, so there is nobody to tell; call run "
+                "in another thread first"
+            )
         return self._generator, self._attempt
+
+    @property
+    def is_loaded(self) -> bool:
+        """What it is told now is heard at once."""
+        return self._generator is not None and self._generator.is_loaded
 
     def _render(self, attempt: Attempt) -> bool:
         """Whether it is whole; with less memory, if there is not enough."""
@@ -177,7 +185,7 @@ class RenderRun:
                         saver.committed()
                         gathered = _Gathered(gathered.stop)
             if self._asked.is_set():
-                return attempt.frames_done == _end(plan, attempt)
+                return 0 < _end(plan, attempt) <= attempt.frames_done
             if gathered.frames:
                 self._commit(attempt, gathered)
         return True

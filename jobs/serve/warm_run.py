@@ -69,12 +69,12 @@ class WarmRun:
     def _change(self, prompt: str) -> dict[str, str]:
         with self._changed:
             run = self._run
-        try:
-            if run is None:
-                return {"error": "the render has not begun, or is over"}
-            run.set_prompt(prompt)
-        except AssertionError:
+        if run is None:
+            return {"error": "the render has not begun, or is over"}
+        if not run.is_loaded:  # nor may other commands wait for that
             return {"error": "the render is still loading; try again in a moment"}
+        try:
+            run.set_prompt(prompt)
         except Exception as error:  # whatever the text encoder says: the render goes on
             return {"error": f"the prompt could not be read ({type(error).__name__})"}
         return {}

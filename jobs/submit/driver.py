@@ -44,8 +44,13 @@ def main() -> None:
 def _folder(errand: Errand) -> RenderFolder:
     """The render's, made by the first job that is sent for it."""
     home = Home(Path(errand.home) if errand.home else None)
-    if errand.render in home.names():
+    if home.has(errand.render):
         return home.open(errand.render)
+    if not errand.prompt:
+        raise ValueError(
+            f"render {errand.render} has no folder in {home.path}: its first job ended before it "
+            "made one, and the files that it came with are gone; submit it anew"
+        )
     plan = plan_render(
         errand.prompt,
         preset=errand.preset,

@@ -19,7 +19,7 @@ class Errand:
     render: str
     home: str | None  # on the cluster; none: the user's data folder there
     prompt: str = ""
-    preset: str | None = None
+    preset: str | None = None  # a name, or a file in the same folder
     frames: int | None = None
     seed: int = 0
     image: str | None = None  # in the same folder
@@ -29,26 +29,41 @@ class Errand:
 
 
 def write_errand(errand: Errand, folder: Path) -> None:
-    """Its picture comes along, under a name of ours."""
+    """Its picture and its preset, if that is a file, come along under names of ours."""
     values = asdict(errand)
-    if errand.image is not None:
-        picture = Path(errand.image).expanduser()
-        if not picture.is_file():
+    for field, what in (("image", "a PNG, JPEG or WebP file"), ("preset", "a YAML file")):
+        if (file := _file_of(errand, field)) is None:
+            continue
+        if not file.is_file():
             raise ValueError(
-                f"image={errand.image} is not a file, so there is no picture to send; give the "
-                "path of a PNG, JPEG or WebP file"
+                f"{field}={file} is no file, so there is nothing to send; give the path of {what}"
             )
-        values["image"] = f"image{picture.suffix}"
-        shutil.copyfile(picture, folder / values["image"])
+        values[field] = f"{field}{file.suffix}"
+        shutil.copyfile(file, folder / values[field])
     (folder / NAME).write_text(json.dumps(values), encoding="utf-8")
 
 
 def read_errand(folder: Path) -> Errand:
     values = json.loads((folder / NAME).read_text(encoding="utf-8"))
     values["prompt_at"] = [(second, text) for second, text in values["prompt_at"]]
-    if values["image"] is not None:
-        values["image"] = str(folder / values["image"])
+    for field in ("image", "preset"):
+        if (file := _file_of(Errand(**values), field)) is not None:
+            values[field] = str(folder / file)
     return Errand(**values)
+
+
+def remembered(errand: Errand) -> str:
+    """What a later job can be sent, of which the files are gone: without them it has no request."""
+    if _file_of(errand, "image") or _file_of(errand, "preset"):
+        errand = Errand(render=errand.render, home=errand.home, stages=errand.stages)
+    return json.dumps(asdict(errand))
+
+
+def _file_of(errand: Errand, field: str) -> Path | None:
+    value: str | None = getattr(errand, field)
+    if value is None or (field == "preset" and not value.endswith(".yaml")):
+        return None
+    return Path(value).expanduser()
 
 
 def read_request(path: Path) -> dict[str, Any]:

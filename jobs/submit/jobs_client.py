@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errand import MARK, Errand, write_errand
+from .errand import MARK, Errand, remembered, write_errand
 
 ADDRESS = "http://127.0.0.1:8265"
 _STATES = {
@@ -74,7 +74,7 @@ class Jobs:
                     "longreel_render": errand.render,
                     "longreel_attempt": str(attempt),
                     "longreel_home": errand.home or "",
-                    "longreel_stages": str(errand.stages or ""),
+                    "longreel_errand": remembered(errand),
                     "longreel_wheel": "" if wheel is None else wheel.name,
                 },
                 entrypoint_num_cpus=cpus,
@@ -94,11 +94,7 @@ class Jobs:
                 f"render {render} was sent with {newest['wheel']}, so there may be no longreel on "
                 "the cluster that could go on with it; give that file with --wheel"
             )
-        stages = newest["stages"]
-        errand = Errand(
-            render=render, home=newest["home"] or None, stages=int(stages) if stages else None
-        )
-        return self.submit(errand, wheel=wheel)
+        return self.submit(Errand(**json.loads(newest["errand"])), wheel=wheel)
 
     def view(self, render: str) -> JobView:
         newest = self._newest(render)
@@ -160,7 +156,7 @@ class Jobs:
                 "status": str(getattr(job.status, "value", job.status)),
                 "attempt": int(job.metadata["longreel_attempt"]),
                 "home": job.metadata["longreel_home"],
-                "stages": job.metadata["longreel_stages"],
+                "errand": job.metadata["longreel_errand"],
                 "wheel": job.metadata.get("longreel_wheel", ""),
                 "message": job.message or "",
             }

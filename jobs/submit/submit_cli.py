@@ -40,8 +40,10 @@ def submit(
     ] = None,
 ) -> None:
     """Render on a Ray cluster, as a job; prints its id."""
+    from ...pipeline.plan_pictures import expand
     from ..home.home import new_name
     from ..render import plan_render
+    from ..target import check_target
     from .errand import Errand, read_request
     from .jobs_client import Jobs
 
@@ -51,7 +53,11 @@ def submit(
     given = {"preset": preset, "frames": frames, "seed": seed, "image": image and str(image)}
     values |= {name: value for name, value in given.items() if value is not None}
     values["overrides"] = [*values.get("overrides", ()), *(overrides or ())]
-    plan_render(**values)  # what is wrong with it is said here, not in a log far away
+    # what is wrong with it is said here, not in a log far away; devices are the cluster's
+    there = ["parallel.backend=ray", *([] if gpus is None else [f"parallel.num_stages={gpus}"])]
+    plan = plan_render(**values | {"overrides": [*values["overrides"], *there]})
+    if output:
+        check_target(output := expand(output), plan.config.output)
     errand = Errand(
         render=new_name(),
         home=None if home is None else str(home.expanduser()),
@@ -142,6 +148,7 @@ def _watch(jobs: Any, render: str) -> None:
 
 
 def _export(jobs: Any, render: str, output: Path) -> Path:
+    from ...pipeline.plan_pictures import expand
     from ..home.home import Home
 
     home = jobs.home(render)
@@ -153,7 +160,7 @@ def _export(jobs: Any, render: str, output: Path) -> Path:
             "be seen from here; give --home a folder that both share when you submit, or use "
             "`longreel serve` on the cluster and its client"
         ) from error
-    folder.export(output)
+    folder.export(expand(output))
     return output
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from diffusers.pipelines.wan import pipeline_wan
+from ftfy.fixes import uncurl_quotes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
@@ -74,11 +75,21 @@ def test_embeddings_are_diffusers_bit_for_bit(published, dtype, tmp_path):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text() | st.text("&amp;lt#x2039 \t\n\x0b\x1c\x85\xa0\u2003\u200b"))
-def test_prompts_are_cleaned_as_in_diffusers_without_ftfy(text):
+@given(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+    | st.text("&amp;lt#x2039 \t\n\x0b\x1c\x85\xa0\u2003\u200b\u2019\u201c")
+)
+def test_prompts_are_cleaned_as_in_diffusers_without_ftfy_but_for_quotes(text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline_wan, "is_ftfy_available", lambda: False)
-        assert clean_prompt(text) == pipeline_wan.prompt_clean(text)
+        assert clean_prompt(text) == uncurl_quotes(pipeline_wan.prompt_clean(text))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("a b'\"\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2013"))
+def test_quotes_are_those_of_diffusers_with_ftfy(text):
+    assert pipeline_wan.is_ftfy_available()
+    assert clean_prompt(text) == pipeline_wan.prompt_clean(text)
 
 
 def test_the_original_file_gives_the_embeddings_of_the_diffusers_folder(published, tmp_path):

@@ -14,6 +14,9 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.models import arch as archs
 
+EARLY = ("denoise", 6)  # before the first segment
+LATER = ("decode", 13)  # after it: the next thing to be written are latents
+
 
 def fill(disk: Path) -> None:
     """To the last byte."""
@@ -33,11 +36,13 @@ def made(render) -> dict:
     return {"state": status.state, "reason": status.reason, "digests": digests, "parts": parts}
 
 
-def filled_at(disk: Path, task: int):
+def filled_at(disk: Path, when: tuple[str, int]):
     """A report that fills the disk once."""
+    waiting = [when]
 
     def report(what, done, total, note=""):
-        if (what, done) == ("denoise", task) and not (disk / "filler").exists():
+        if waiting and what == when[0] and done >= when[1]:
+            waiting.pop()
             fill(disk)
 
     return report
@@ -52,7 +57,7 @@ def main(disk: Path, elsewhere: Path) -> None:
     RenderRun(truth).run()
 
     waits = home.create(plan)
-    run = threading.Thread(target=RenderRun(waits, filled_at(disk, 6), full_s=60).run)
+    run = threading.Thread(target=RenderRun(waits, filled_at(disk, LATER), full_s=60).run)
     run.start()
     while not (disk / "filler").exists():
         time.sleep(0.01)
@@ -63,7 +68,7 @@ def main(disk: Path, elsewhere: Path) -> None:
 
     fails, error = home.create(plan), ""
     try:
-        RenderRun(fails, filled_at(disk, 6), full_s=0.3).run()
+        RenderRun(fails, filled_at(disk, EARLY), full_s=0.3).run()
     except OSError as caught:
         error = str(caught)
     left = made(fails)

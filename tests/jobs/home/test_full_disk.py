@@ -1,5 +1,6 @@
 """A disk that is full for a while costs time, or an end with its reason, and no frame."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
+
+from longreel.jobs.home import checkpoints
 
 SCRIPT = Path(__file__).parents[2] / "support" / "full_disk.py"
 # a disk of a megabyte, which nobody else sees, and which is gone with the process
@@ -28,7 +32,7 @@ def results(tmp_path_factory):
 def test_a_render_waits_for_room_and_goes_on(results):
     whole = results["truth"]["digests"]
     assert results["while full"]["state"] == "running"
-    assert len(results["while full"]["digests"]) < len(whole)
+    assert 0 < len(results["while full"]["digests"]) < len(whole)
     assert results["after"] == {"state": "done", "reason": "", "digests": whole, "parts": []}
 
 
@@ -39,3 +43,19 @@ def test_a_render_that_finds_no_room_ends_with_the_reason_and_is_resumed(results
     assert left["parts"] == []
     assert left["digests"] == results["truth"]["digests"][: len(left["digests"])]
     assert results["resumed"] == results["truth"]
+
+
+def test_what_the_system_says_of_tensors_is_said_so(tmp_path, monkeypatch):
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def save_file(*arguments):
+        raise SafetensorError(said)
+
+    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    with pytest.raises(OSError, match="No space") as error:
+        checkpoints.save_tensors(tmp_path / "a.safetensors", {}, {}, lambda: None)
+    assert error.value.errno == errno.ENOSPC
+    said = "Error while serializing: header too large"
+    with pytest.raises(SafetensorError, match="header"):
+        checkpoints.save_tensors(tmp_path / "a.safetensors", {}, {}, lambda: None)
+    assert not [*tmp_path.iterdir()]

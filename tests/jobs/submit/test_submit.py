@@ -1,7 +1,9 @@
 """Renders as jobs of a real `ray start --head` with Ray's token authentication on."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,15 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render
-from longreel.jobs.submit.errand import Errand, read_errand, read_request, write_errand
+from longreel.jobs.submit import jobs_client, submit_cli
+from longreel.jobs.submit.driver import _folder
+from longreel.jobs.submit.errand import (
+    Errand,
+    read_errand,
+    read_request,
+    remembered,
+    write_errand,
+)
 from longreel.jobs.submit.jobs_client import unpack_wheel
 
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()] + [*TINY]
@@ -154,6 +164,60 @@ def test_an_errand_arrives_as_it_was_sent(tmp_path):
     assert Path(got.image).read_bytes() == b"pixels"
     assert (got.prompt_at, got.overrides, got.stages) == ([(1.5, "y")], ["sampling.steps=2"], 2)
     assert sorted(p.name for p in (tmp_path / "sent").iterdir()) == ["errand.json", "image.png"]
+
+
+def test_a_preset_of_one_s_own_comes_along(tmp_path):
+    (tmp_path / "mine.yaml").write_text("video: {frames: 5}\n")
+    errand = Errand(render="r", home=None, prompt="x", preset=str(tmp_path / "mine.yaml"))
+    (tmp_path / "sent").mkdir()
+    write_errand(errand, tmp_path / "sent")
+    got = read_errand(tmp_path / "sent")
+    assert plan_render(got.prompt, preset=got.preset).config.video.frames == 5
+    with pytest.raises(ValueError, match=r"preset=.*nowhere\.yaml is no file"):
+        write_errand(replace(errand, preset="nowhere.yaml"), tmp_path / "sent")
+
+
+def test_a_later_job_makes_the_folder_that_the_first_one_did_not(tmp_path):
+    """As far as its request needs no file, which only the first job has."""
+    first = Errand(render="r1", home=str(tmp_path), prompt="x", preset="tiny", overrides=SETTINGS)
+    (tmp_path / "renders" / "r1" / "inputs").mkdir(parents=True)  # it was killed in between
+    later = Errand(**json.loads(remembered(first)))
+    assert _folder(later).manifest.prompt == "x"
+    assert _folder(Errand(render="r1", home=str(tmp_path))).id == "r1"
+    later = Errand(**json.loads(remembered(replace(first, render="r2", image="picture.png"))))
+    with pytest.raises(ValueError, match=r"r2 has no folder in .* submit it anew"):
+        _folder(later)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """What would go to a cluster."""
+    sent = []
+
+    class NoJobs:
+        def __init__(self, address):
+            pass
+
+        def submit(self, errand, wheel):
+            sent.append(errand)
+
+    monkeypatch.setattr(jobs_client, "Jobs", NoJobs)
+    return sent
+
+
+def test_devices_are_the_cluster_s(sent, capsys):
+    submit_cli.submit("a cat", ["model.device=cuda"], gpus=2, preset="tiny")
+    submit_cli.submit("a cat", ["model.device=cuda:3"], preset="tiny")
+    assert [errand.stages for errand in sent] == [2, None]
+    assert capsys.readouterr().out.split() == [errand.render for errand in sent]
+
+
+def test_where_the_file_goes_is_looked_at_before_anything_is_sent(sent, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        submit_cli.submit("a cat", [], preset="tiny", output=tmp_path / "nowhere" / "a.mp4")
+    with pytest.raises(ValueError, match=r"\.mp4"):
+        submit_cli.submit("a cat", [], preset="tiny", output=tmp_path / "a.gif")
+    assert not sent
 
 
 @pytest.mark.parametrize(
