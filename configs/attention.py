@@ -51,10 +51,14 @@ class AttentionConfig:
         check_name("attention.builder", self.builder, BUILDERS)
         check_name("attention.backend", self.backend, BACKENDS)
         check_range("attention.tile", self.tile, 16, 128, "is no tile that kernels work on")
-        for name in ("dense_steps", "dense_layers", "mass"):
+        for name, least, why in (
+            ("dense_steps", 0.0, "is no share"),
+            ("dense_layers", 0.0, "is no share"),
+            ("mass", 1e-6, "is no share that keeps a tile"),
+        ):
             value = getattr(self, name)
             if value is not None:
-                check_range(f"attention.{name}", value, 0, 1, "is no share")
+                check_range(f"attention.{name}", value, least, 1, why)
         for name in ("band", "keep", "decay"):
             check_range(f"attention.{name}", getattr(self, name), 0, 1, "is no share")
         if len(self.window) != 3 or min(self.window) < 1:

@@ -22,6 +22,7 @@ _FOLDER = Path(__file__).parent
 # type in the schema: what to call it, an example
 _KINDS: dict[Any, tuple[str, str]] = {
     str: ("text", '"some text"'),
+    bool: ("true or false", "true"),
     int: ("a whole number", "8"),
     float: ("a number", "0.5"),
     float | None: ("a number or null", "3.0"),

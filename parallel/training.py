@@ -44,11 +44,14 @@ class AdamW:
 
     def _with_muon(self, named: Sequence[tuple[str, nn.Parameter]]) -> list[Any]:
         matrices = [p for name, p in named if is_matrix(name, p)]
-        theirs = {id(p) for p in matrices}
-        adamw = self.build([p for _, p in named if id(p) not in theirs])
+        others = [p for name, p in named if not is_matrix(name, p)]
+        muon = Muon(matrices, self.weight_decay)
+        if not others:  # low-rank sums are matrices all
+            return [muon]
+        adamw = self.build(others)
         for group in adamw.param_groups:
             group["share"] = 0.5
-        return [Muon(matrices, self.weight_decay), adamw]
+        return [muon, adamw]
 
 
 class Optimizers:

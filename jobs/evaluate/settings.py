@@ -9,6 +9,7 @@ from ...pipeline.plan import Plan
 from ..render import plan_render
 from ..world.captions import caption
 from ..world.scene import Scene, random_scene
+from ..world.track import LEAST_JUDGED
 from ..world.words import FPS, SIZE
 
 
@@ -81,10 +82,10 @@ def make_settings(
 ) -> list[Setting]:
     """Every policy at every length with every group of overrides; ValueError before any renders."""
     for frames in lengths:
-        if frames < 2:
+        if frames < LEAST_JUDGED:
             raise ValueError(
-                f"--frames={frames} shows nothing that moves, so nothing could be measured; "
-                "give at least 2, or 81 for the least that targets are set for"
+                f"--frames={frames} shows no way that a thing moves, so nothing could be measured; "
+                f"give at least {LEAST_JUDGED}, or 81 for the least that targets are set for"
             )
     if truth and (policies or (not preset and (groups or overrides))):
         raise ValueError(

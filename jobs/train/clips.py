@@ -31,11 +31,15 @@ _SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 def encode_clips(finetune: FinetuneConfig, data: DataConfig, device: torch.device) -> None:
     """Every clip of the folder that is not in the cache yet, by the checkpoint's own parts."""
     todo = [pair for pair in _pairs(data) if not _kept(finetune, data, pair[0]).exists()]
-    if not todo:
+    lacks_empty = not _empty(finetune, data).exists()
+    if not todo and not lacks_empty:
         return
     arch = ARCHS[finetune.arch]
     _folder(data).mkdir(parents=True, exist_ok=True)
-    texts_NSD = _encode(finetune, [caption for _, caption in todo], device)
+    empty_SD, *texts_NSD = _encode(finetune, ["", *(caption for _, caption in todo)], device)
+    if lacks_empty:
+        with written_aside(_empty(finetune, data)) as part:
+            save_file({"text_SD": empty_SD.cpu().clone()}, part)
     path = locate(finetune.checkpoint, "vae", "finetune.checkpoint")
     vae = load_vae(path, arch.vae, device=device, dtype=torch.float32)
     for (video, _), text_SD in zip(todo, texts_NSD, strict=True):
@@ -43,8 +47,6 @@ def encode_clips(finetune: FinetuneConfig, data: DataConfig, device: torch.devic
         with written_aside(_kept(finetune, data, video)) as part:
             clip = {"latents_CTHW": latents_BCTHW[0].cpu(), "text_SD": text_SD.cpu().clone()}
             save_file(clip, part)
-    with written_aside(_empty(finetune, data)) as part:
-        save_file({"text_SD": _encode(finetune, [""], device)[0].cpu()}, part)
 
 
 def read_clips(finetune: FinetuneConfig, data: DataConfig) -> tuple[list[Path], Tensor]:

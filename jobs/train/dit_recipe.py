@@ -82,7 +82,7 @@ class DitRecipe:
         self.model = DitLoss(self.dit, self.text, clips)
         self._clips, self._seed, self._mix = clips, seed, mix
         self._ids_NKS, self._empty_S = self._read_captions(workers)
-        self._vae, self._vae_folder = vae, vae_folder
+        self._vae, self._vae_folder, self._vae_arch = vae, vae_folder, arch.vae
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
@@ -129,7 +129,7 @@ class DitRecipe:
         """In the diffusers layout: transformer/, vae/, text_encoder/, tokenizer/."""
         save_transformer(self.dit, folder / "transformer")
         self.text.export(folder)
-        save_vae(self._vae_folder, folder / "vae")
+        save_vae(self._vae_folder, self._vae_arch, folder / "vae")
 
     def _longest(self, step: int) -> int:
         """Of the windows of a step: short ones, many to a batch, teach what things look like."""

@@ -1,14 +1,14 @@
 """A trained model in the diffusers layout, small enough to ship."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ...models.arch import WanArch
+from ...models.arch import VaeArch, WanArch
+from ...models.vae_load import load_vae
 from ...models.wan import WanDiT, keep_float32
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,13 +30,10 @@ def _stays_float32(name: str) -> bool:
     return keep_float32(name) and "time_proj" not in name
 
 
-def save_vae(source: Path, folder: Path) -> None:
-    """vae/, of a folder that holds one, in float16: enough for colours of eight bits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = load_file(source / _WEIGHTS)
-    halves = {name: tensor.half() for name, tensor in tensors.items()}
-    save_file(halves, folder / _WEIGHTS, {"format": "pt"})
-    shutil.copy(source / "config.json", folder)
+def save_vae(source: Path, arch: VaeArch, folder: Path) -> None:
+    """vae/, of whatever `load_vae` reads, in float16: enough for colours of eight bits."""
+    vae = load_vae(source, arch, device="cpu", dtype=torch.float16)
+    vae.save_pretrained(folder)
 
 
 def transformer_config(arch: WanArch) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 B batch, C channels, T latents or frames, H height, W width, S text tokens, D channels of a token.
 """
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ...models.wan import WanDiT
 from ...models.wan_load import load_dit
 from ...parallel.ulysses import SequenceGroup
 from .clips import read_clips
+from .export import transformer_config
 from .lora import adapter_state, add_lora, merged_state
 from .patterns import shifted
 from .recipe import Batch
@@ -135,9 +136,8 @@ class FinetuneRecipe:
         target.mkdir(exist_ok=True)
         state = {name: part.cpu().contiguous() for name, part in merged_state(self.dit).items()}
         save_file(state, target / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-        source = locate(self._finetune.checkpoint, "transformer", "finetune.checkpoint")
-        if (source / "config.json").is_file():
-            shutil.copy(source / "config.json", target)
+        config = transformer_config(self.dit.arch)
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @property
     def _num(self) -> int:

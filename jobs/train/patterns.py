@@ -40,7 +40,7 @@ def draw_levels(
     name = only or str(rng.choice(list(PATTERNS), p=list(PATTERNS.values())))
     if latents == 1 or (not only and rng.random() < one_level):
         name = ONE_LEVEL
-    actual_T = _DRAW[name](rng, latents, shift)
+    actual_T = DRAWN[name](rng, latents, shift)
     told_T, learnt_T = actual_T, (actual_T > 0) & (actual_T != _NOISED_PREFIX)
     if name == "untold":
         told_T = np.full(latents, actual_T[-1])
@@ -92,7 +92,7 @@ def _untold(rng: np.random.Generator, latents: int, shift: float) -> Array:
     return level_T
 
 
-_DRAW = {
+DRAWN = {
     ONE_LEVEL: _equal,
     "prefix": _prefix,
     "stairs": _stairs,

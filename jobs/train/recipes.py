@@ -121,12 +121,22 @@ def _source(config: TrainConfig) -> tuple["ModelArch", Path]:
     dit, live = config.dit, config.live
     if config.recipe == "dit":
         _dit_start(config)
+        if dit.pattern:
+            from .patterns import DRAWN
+
+            check_name("dit.pattern", dit.pattern, tuple(DRAWN), "the training")
         return _arch("dit.arch", dit.arch), _folder("dit.vae", dit.vae, "shapes-vae")
     arch = _arch("live.arch", live.arch)
     if not arch.causal_latents:
         raise ValueError(
             f"live.arch={live.arch} is no causal model, so it has no student of chunks; set "
             "it to shapes-live"
+        )
+    if arch.causal_latents * live.chunks > live.clip_latents:
+        raise ValueError(
+            f"live.chunks={live.chunks} of {arch.causal_latents} latents are more than "
+            f"live.clip_latents={live.clip_latents}, so no clip holds such a window; make chunks "
+            f"{live.clip_latents // arch.causal_latents} at most, or clips longer"
         )
     return arch, _folder("live.start", live.start, "shapes")
 
@@ -188,6 +198,19 @@ def _check_arch(config: TrainConfig) -> None:
             f"finetune.arch={finetune.arch} {kind}, which this recipe cannot teach yet; choose a "
             "text-to-video model of one transformer"
         )
+    if arch.causal_latents or arch.dit.fps_embedding:
+        kind = "sees no later latents" if arch.causal_latents else "is told the frame rate"
+        raise ValueError(
+            f"finetune.arch={finetune.arch} {kind}, and this recipe would teach it otherwise than "
+            "it renders; choose a model that sees whole windows, such as wan2.1-t2v-1.3b"
+        )
+    for name, patch in (("height", arch.dit.patch[1]), ("width", arch.dit.patch[2])):
+        value, whole = getattr(config.data, name), arch.vae.space_stride * patch
+        if value % whole:
+            raise ValueError(
+                f"data.{name}={value} cannot be cut into whole tokens of {whole} pixels, as "
+                f"finetune.arch={finetune.arch} has them; set it to a multiple of {whole}"
+            )
     check_heads(arch.dit, config.run.sequence_ranks)
     reference, field = finetune.checkpoint, "finetune.checkpoint"
     check_transformer(reference, "transformer", arch.dit, finetune.arch, field)

@@ -19,7 +19,7 @@ _MEMORY = 5  # frames that a velocity is taken from
 _MOST_PATCHES = 6  # of a colour in a frame: noise has hundreds
 _MERGED = 1.2  # times a thing's area: then it is two of its colour
 _LEAST_PRESENCE = 0.25  # of the frames that want it: what shows for less is no thing of the clip
-_LEAST_JUDGED = 3  # frames that show all of it
+LEAST_JUDGED = 3  # frames that show all of it
 
 
 @dataclass(kw_only=True, eq=False)
@@ -117,7 +117,7 @@ def track(frames_THWC: np.ndarray[Any, Any]) -> Tracked:
         things=tuple(
             one
             for one in tracks
-            if one.presence >= _LEAST_PRESENCE and len(one.kept) >= _LEAST_JUDGED
+            if one.presence >= _LEAST_PRESENCE and len(one.kept) >= LEAST_JUDGED
         ),
         backdrop=backdrop,
     )

@@ -7,6 +7,7 @@ import av
 import pytest
 import torch
 
+from longreel.configs.attention import AttentionConfig
 from longreel.configs.schema import (
     DTYPES,
     ENCODER_PRESETS,
@@ -46,6 +47,7 @@ RENOISE = {"solver": "renoise", "steps": 2}
         (VideoConfig, {"fps": 241}, ("video.fps=241", "from 1 to 240")),
         (SamplingConfig, {"solver": "unipc"}, ("sampling.solver=unipc", "did you mean unipc2?")),
         (SamplingConfig, {"solver": "heun"}, ("sampling.solver=heun", "one of euler, unipc2")),
+        (AttentionConfig, {"mass": 0.0}, ("attention.mass=0.0", "keeps a tile")),
         (SamplingConfig, {"steps": 0}, ("sampling.steps=0", "from 1 to 1000")),
         (SamplingConfig, {"steps": 1001}, ("sampling.steps=1001", "from 1 to 1000")),
         (SamplingConfig, {"shift": 0.0}, ("sampling.shift=0.0", "above 0")),

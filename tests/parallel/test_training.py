@@ -50,6 +50,16 @@ def test_muon_moves_the_layers_matrices_and_adamw_all_else_at_half_the_rate():
     assert all(torch.equal(a, b) for a, b in zip(engine.weights(), twin.parameters(), strict=True))
 
 
+def test_muon_alone_moves_what_is_matrices_all():
+    """As low-rank sums are."""
+    toy = Toy()
+    toy.requires_grad_(False)
+    toy.blocks[0].weight.requires_grad_(True)
+    before = toy.blocks[0].weight.clone()
+    WholeEngine(toy, MUON, ALONE, torch.float32).step(batch(0), 0.02)
+    assert not torch.equal(toy.blocks[0].weight, before)
+
+
 @pytest.mark.parametrize("muon", [False, True])
 def test_an_engine_goes_on_bit_for_bit_from_what_it_saved(muon, tmp_path):
     adamw = AdamW(beta1=0.9, beta2=0.98, weight_decay=0.01, clip=1.0, muon=muon)

@@ -133,7 +133,7 @@ def test_borders_are_the_first_frames_of_blocks():
     [
         (("--truth", "--policy", "whole"), "leave these out"),
         (("--truth", "sampling.steps=4"), "leave these out"),
-        (("--frames", 1), "nothing that moves"),
+        (("--frames", 2), "no way that a thing moves"),
         (("--frames", 18), "use 17 or 21"),
         (("--policy", "wholly"), "whole"),
         (("blocks.left=4", "--policy", "whole"), "blocks.left"),

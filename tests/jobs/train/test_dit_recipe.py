@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from tiny_shapes import DIT, MIX, VAE, dit_recipe, random_clips
 
@@ -152,10 +152,14 @@ def test_what_is_exported_is_diffusers_transformer_and_ours(recipe, tmp_path):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_export_is_a_whole_checkpoint(recipe, tmp_path):
-    recipe.export(tmp_path / "model")
+@pytest.mark.parametrize("place", ["vae", "."])  # the VAE's own folder, or a model's that has it
+def test_an_export_is_a_whole_checkpoint(clips, vae, tmp_path, place):
+    vae.save_pretrained(tmp_path / "vae")
+    dit_recipe(clips, vae, tmp_path / place).export(tmp_path / "model")
     check_transformer(str(tmp_path / "model"), "transformer", DIT)
     check_vae(tmp_path / "model", VAE)
+    theirs = AutoencoderKLWan.from_pretrained(tmp_path / "model" / "vae").state_dict()
+    assert all(torch.equal(theirs[name], t.half().float()) for name, t in vae.state_dict().items())
     check_encoder(locate(str(tmp_path / "model"), "text_encoder"), DIT.text_dim)
     load_tokenizer(locate(str(tmp_path / "model"), "tokenizer"))
 

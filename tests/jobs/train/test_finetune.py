@@ -1,11 +1,13 @@
 """A Wan-shaped checkpoint learns from a folder of clips, through the same loop."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_pipeline
 import torch
+from diffusers import WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_wan import diffusers_model
@@ -78,12 +80,19 @@ def moved(place, folder):
     """Largest change of each tensor of the exported transformer."""
     before = load_dit(place / "checkpoint/transformer", ARCH.dit, device=CPU, dtype=torch.float32)
     check_transformer(str(folder / "model"), "transformer", ARCH.dit)
+    assert_diffusers_loads(folder / "model/transformer")
     after = load_dit(folder / "model/transformer", ARCH.dit, device=CPU, dtype=torch.float32)
     theirs = dict(after.named_parameters())
     return {
         name: (theirs[name] - tensor).abs().max().item()
         for name, tensor in before.named_parameters()
     }
+
+
+def assert_diffusers_loads(folder):
+    stated = WanTransformer3DModel.load_config(folder)
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    WanTransformer3DModel.from_config(stated).load_state_dict(tensors)
 
 
 def test_an_adapter_is_learnt_and_written_alone(place, tmp_path):
@@ -109,7 +118,17 @@ def test_merged_it_is_a_transformer_changed_where_the_adapters_are(place, tmp_pa
 
 
 def test_full_fine_tuning_moves_every_weight(place, tmp_path):
-    train(config(place, tmp_path, method="full"))
+    """Of a checkpoint whose configuration is in its authors' words, which are not diffusers'."""
+    stated = place / "checkpoint/transformer/config.json"
+    before, dit = stated.read_text(), ARCH.dit
+    same = ("dim", "num_heads", "num_layers", "ffn_dim", "text_dim", "freq_dim", "eps")
+    words = {name: getattr(dit, name) for name in same}
+    words |= {"_class_name": "WanModel", "in_dim": dit.in_channels, "out_dim": dit.out_channels}
+    stated.write_text(json.dumps(words))
+    try:
+        train(config(place, tmp_path, method="full"))
+    finally:
+        stated.write_text(before)
     assert all(change > 0 for change in moved(place, tmp_path).values())
 
 
@@ -150,6 +169,17 @@ def test_clips_are_encoded_once_and_again_when_they_change(place, monkeypatch, t
     caption.write_text(before)
 
 
+def test_what_an_interruption_left_out_is_encoded_later(place):
+    """The embedding of no prompt, though every clip is there."""
+    settings = config(place, place / "unused")
+    prepare_recipe(settings)
+    (empty,) = (place / "cache").glob("*-empty.safetensors")
+    whole = empty.read_bytes()
+    empty.unlink()
+    prepare_recipe(settings)
+    assert empty.read_bytes() == whole
+
+
 def test_batches_follow_from_seed_step_and_rank(place):
     settings = config(place, place / "unused")
     prepare_recipe(settings)
@@ -188,14 +218,18 @@ def test_a_copy_leaves_the_other_ranks_alone(place):
     [
         ({"frames": 9}, r"data\.frames=9 is more than the 5 of .*a\.mp4"),
         ({"arch": "test-i2v"}, r"finetune\.arch=test-i2v reads pictures"),
+        ({"arch": "test-causal"}, r"finetune\.arch=test-causal sees no later latents"),
+        ({"arch": "skyreels-v2-df-1.3b"}, r"skyreels-v2-df-1\.3b is told the frame rate"),
+        ({"arch": "wan2.2-ti2v-5b", "height": 48}, r"data\.height=48 .* tokens of 32 pixels"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(place, tmp_path, change, message, monkeypatch):
     monkeypatch.setitem(archs.ARCHS, "test-i2v", tiny_pipeline.ARCHS["test-i2v"])
-    settings = config(place, tmp_path, **{k: v for k, v in change.items() if k == "frames"})
-    if "arch" in change:
-        fields = vars(settings.finetune) | change
-        settings = TrainConfig(**vars(settings) | {"finetune": FinetuneConfig(**fields)})
+    monkeypatch.setitem(archs.ARCHS, "test-causal", replace(ARCH, causal_latents=3))
+    settings = config(place, tmp_path)
+    arch = change.pop("arch", settings.finetune.arch)
+    finetune, data = replace(settings.finetune, arch=arch), replace(settings.data, **change)
+    settings = replace(settings, finetune=finetune, data=data)
     with pytest.raises(ValueError, match=message):
         train(settings)
 

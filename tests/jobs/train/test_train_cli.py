@@ -60,6 +60,12 @@ def test_what_ships_loads_and_says_what_it_is(name, tmp_path):
         (["shapes-vae", "vae.encoder=false"], "vae.encoder=false would keep the latents of random"),
         (["shapes-vae", "run.zero_stage=1"], "optimizer.kind=muon moves whole matrices"),
         (["shapes", "dit.longest=30"], "dit.longest=30 and dit.clip_latents=25 leave no window"),
+        (["shapes", "dit.pattern=stair"], "dit.pattern=stair is nothing we know"),
+        (["shapes", "dit.compiled=maybe"], "dit.compiled=maybe is not true or false"),
+        (
+            ["shapes-live", "live.chunks=9"],
+            "live.chunks=9 of 3 latents are more than live.clip_lat",
+        ),
         (["shapes-vae", "recipe=finetune"], "set both"),
     ],
 )
