@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("longreel")
 
-_FORMAT = 3  # of cached embeddings; a change to what this file computes must raise it
+TEXT_FORMAT = 3  # of cached embeddings; a change to what this file computes must raise it
 _WORDS_SHOWN = 8
 LEAVE_OUT_UNKNOWN = "leave_out_unknown"  # in tokenizer_config.json
 
@@ -126,7 +126,7 @@ def _keys(
 ) -> dict[str, str]:
     """The name under which each prompt's embedding is cached: a hash of all that it depends on."""
     origin = [
-        _FORMAT,
+        TEXT_FORMAT,
         f"seed {RANDOM_SEED}" if source.encoder is None else identity(source.encoder),
         "bytes" if source.tokenizer is None else identity(source.tokenizer),
         source.text_len,

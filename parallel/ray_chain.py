@@ -140,6 +140,7 @@ class RayChain:
     def change_text(self, text: object) -> int:
         block = self._ask_first("change_text", text)
         self._parts.remember(block, text)
+        self._seen = max(self._seen, block)  # those before it have begun
         return block
 
     def _ask_first(self, method: str, *args: object) -> int:
@@ -161,6 +162,7 @@ class RayChain:
     def _epoch(self, schedule: Schedule, wanted: Wanted) -> Generator[Done | Snapshot]:
         """From the last snapshot to the end, or to what breaks it."""
         self._enter("PLACE")
+        self._done = self._start.walk.number if self._start else 0
         self._members = members = self._devices.crew.members  # in the order of seats
         self._last = members[self._devices.crew.layout.last]
         self._enter("LOAD")
@@ -168,7 +170,6 @@ class RayChain:
         with Rendezvous(this_node()) as meeting:
             self._enter("JOIN")
             self._join(meeting)
-            self._done = self._start.walk.number if self._start else 0
             # the first stage walks through the schedule; the others are told, task by task
             self._runs = {
                 i: member.call("run", schedule if i == 0 else None, self._limit, self._seen)

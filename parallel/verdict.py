@@ -69,7 +69,7 @@ class Words:
 
     def at(self, number: int) -> str:
         tasks = self._schedule.walk(self._begin).tasks()
-        task = next((task for task in tasks if task.number == number), None)
+        task = next((task for task in tasks if task.number >= number), None)
         return "its end" if task is None else describe(task)
 
     def name(self, actor: int) -> str:

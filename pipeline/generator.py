@@ -4,7 +4,7 @@ B batch, C channels, T latents or frames, H height, W width.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Stream
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from .codec import Decoded
 from .condition import Condition
 from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
+from .in_order import InOrder
 from .noise_pool import NoisePool
 from .overlap import run_ahead
 from .parts import check_parts
@@ -80,7 +81,7 @@ class Generator:
 
         What it is handed may be saved in any other thread: nothing in it is written into.
         `prompts` and `limit` are what `set_prompt` and `stop` were told and gave before, and blocks
-        before `seen` are in the hands of readers.
+        before `seen` had begun by then.
         """
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
@@ -92,9 +93,11 @@ class Generator:
         self._given_up = threading.Event()
         self._start = start
         if start:
-            seen = max(seen, start.decoded, *(block + 1 for block in start.clean))
+            begun = start.chain.walk.next_block
+            seen = max(seen, begun, start.decoded, *(block + 1 for block in start.clean))
         self._telling = threading.Lock()
         self._has_begun = False
+        self._maker = 0  # thread that makes the chain
         self._ready = threading.Event()  # there is a chain, or there will be none
         self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
         self._limit, self._seen = limit, seen
@@ -188,11 +191,17 @@ class Generator:
             self._ready.set()
 
     def _make_chain(self, backend: Backend) -> Chain:
+        self._maker = threading.get_ident()
         self._chain = backend.chain(self.sampling(backend))
         self._ready.set()
         return self._chain
 
     def _wait_for_chain(self) -> Chain:
+        if self._maker == threading.get_ident() and not self._ready.is_set():
+            raise ValueError(
+                "the model is being loaded by the thread that tells, which would wait for itself; "
+                "tell the render before it begins, from another thread, or once it has a frame"
+            )
         while not self._ready.wait(_LOOK_S):
             if self._given_up.is_set():
                 break
@@ -204,7 +213,7 @@ class Generator:
         schedule, start = self._plan.schedule, self._start
         total = 0 if schedule.num_blocks is None else sum(1 for _ in schedule.tasks())
         levels: dict[int, int] = {}  # of blocks in flight
-        out = _InOrder(schedule.steps)
+        out = InOrder(schedule.steps)
         self._report("denoise", 0, total)
         if start:
             yield from out.resume(start.decoded, start.clean)
@@ -304,31 +313,6 @@ class Generator:
     def _guidance(self) -> GuidancePlan:
         plan = self._plan
         return plan_guidance(plan.config.sampling, plan.levels, plan.config.model.boundary)
-
-
-class _InOrder:
-    """Finished blocks in the order of the video, each once: after a failure some come again."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._next = 0
-        self._waiting: dict[int, Moved] = {}  # for those before them: at most a burst
-
-    def resume(self, first: int, clean: Mapping[int, Tensor]) -> Iterator[Moved]:
-        """Begin with block `first`; `clean` blocks are finished."""
-        self._next = first
-        return self.add(
-            Moved(block=block, step=self._steps, latents_BCTHW=latents_BCTHW)
-            for block, latents_BCTHW in clean.items()
-        )
-
-    def add(self, finished: Iterable[Moved]) -> Iterator[Moved]:
-        for moved in finished:
-            if moved.block >= self._next:
-                self._waiting[moved.block] = moved
-        while self._next in self._waiting:
-            yield self._waiting.pop(self._next)
-            self._next += 1
 
 
 @contextmanager

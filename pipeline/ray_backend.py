@@ -198,6 +198,7 @@ class RayBackend:
         except WorkerLost as error:
             for other in others:
                 other.close()
+            error.worker = self._worker  # whichever it was: all begin anew
             self._revive(error)
 
     def _begin_tiles(self, others: "Sequence[RayWorker]" = ()) -> "RayTiles | None":

@@ -36,7 +36,7 @@ class Http:
     ) -> httpx.Response:
         """ServerError: its answer. `again`: to send it twice is the same as once. `then`: what
         the second is answered where the first was taken and its answer was lost."""
-        patience = self.patience()
+        patience, may_be_taken = self.patience(), False
         if method == "GET":
             more["timeout"] = httpx.Timeout(30.0, read=_ANSWER_S)
         while True:
@@ -45,12 +45,14 @@ class Http:
             except httpx.TransportError as error:
                 if not (again or isinstance(error, httpx.ConnectError)):
                     raise
+                may_be_taken |= not isinstance(error, httpx.ConnectError)
                 await patience.wait(error)
                 continue
             if answer.status_code in _LATER and (again or answer.status_code == 429):
+                may_be_taken |= answer.status_code != 429
                 await patience.wait(_error(answer), answer.headers)
                 continue
-            if answer.status_code >= 400 and not (patience.tried and answer.status_code == then):
+            if answer.status_code >= 400 and not (may_be_taken and answer.status_code == then):
                 raise _error(answer)
             return answer
 
@@ -84,11 +86,6 @@ class Patience:
     def good(self) -> None:
         """It has answered: the time counts anew."""
         self._since, self._pause_s = None, _FIRST_S
-
-    @property
-    def tried(self) -> bool:
-        """Whether the last try went wrong."""
-        return self._since is not None
 
     async def wait(self, error: Exception, headers: Mapping[str, str] | None = None) -> None:
         """A while; raises `error` when it has lasted too long."""

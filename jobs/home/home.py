@@ -137,7 +137,7 @@ class Home:
             shutil.rmtree(left, ignore_errors=True)
         gone = folder.path.with_name(f".{folder.id}.gone")
         folder.path.rename(gone)  # at once, for whoever lists them
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # what is left goes with the next one
 
     def names(self) -> list[str]:
         """Ids, the oldest first."""

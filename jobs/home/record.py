@@ -171,7 +171,7 @@ class RenderRun:
                 keep=saver.keep,
                 prompts=attempt.prompts,
                 limit=attempt.limit,
-                seen=plan.cuts.blocks_before(attempt.frames_done),
+                seen=max(plan.cuts.blocks_before(attempt.frames_done), *attempt.prompts, 0),
                 around=around,
             )
             if self._asked.is_set():

@@ -131,7 +131,11 @@ class AllFiles:
             if files is None or not files.folder.path.is_dir():
                 if render not in self.home.names():
                     raise ApiError(404, "files_gone", "its files are not here any more")
-                files = RenderFiles(self.home.open(render))
+                try:
+                    files = RenderFiles(self.home.open(render))
+                except ValueError as error:  # damaged, or of another version
+                    said = without_paths(str(error))
+                    raise ApiError(409, "files_unreadable", said) from None
                 while len(self._open) >= _KEPT:
                     del self._open[next(iter(self._open))]
             self._open[render] = files

@@ -7,6 +7,7 @@ their folders.
 
 import asyncio
 import contextlib
+import errno
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -29,6 +30,7 @@ _TICK_S = 0.2  # how soon a deadline is noticed
 _STOP_S = 60.0  # a step may take long; after it the worker's process is ended
 _RETRY_S = 0.5  # before another attempt
 _PASSING = (OSError, sqlite3.Error)  # a full disk, too many open files: what may go well later
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
 _SHUTDOWN_S = 10.0  # for renders to reach the end of their step when the server ends
 
 
@@ -63,7 +65,7 @@ class Keeper:
             elif record.wish == "pause":
                 self._queue.pause(record.render)
             else:
-                self._queue.put_back(record.render, lost=False)
+                self._queue.put_back(record.render, 0)
 
     async def run(self) -> None:
         """Until cancelled; then renders stop at the end of their step, for a next server."""
@@ -74,8 +76,8 @@ class Keeper:
                 try:
                     self._look()
                     said = ""
-                except _PASSING as error:
-                    if said != (said := str(error)):
+                except Exception as error:  # or no render would ever begin again
+                    if said != (said := f"{type(error).__name__}: {error}"):
                         complain("the queue stands still", error=said)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TICK_S):
@@ -117,24 +119,23 @@ class Keeper:
         self._queue.resume(record.render, time.time())
         self._changed(record, "queued")
 
-    def has_taken(self, render: str, number: int, prompt: str) -> bool:
-        """Whether this change of prompt, by a reader's number, came before."""
-        live = self.live.get(render)
-        return live is not None and live.taken_prompts.get(number) == prompt
-
-    async def change_prompt(self, render: str, prompt: str, asked: int | None = None) -> None:
-        """ApiError unless the worker has taken it; `asked` is the reader's number for it."""
+    async def change_prompt(self, render: str, prompt: str, asked: int | None = None) -> bool:
+        """ApiError unless the worker has taken it. `asked` is the reader's number for it; whether
+        it is the newest change, sent once more, which counts once."""
         live = self.live.get(render)
         if live is None or live.worker is None:
             raise ApiError(409, "not_running", "the prompt of a render changes while it runs")
-        self._prompts += 1
-        number, answer = self._prompts, asyncio.get_running_loop().create_future()
-        answer.add_done_callback(partial(live.keep_prompt, asked, prompt))
-        live.prompts[number] = answer
-        live.worker.tell("prompt", number=number, prompt=prompt)
-        news: News = await asyncio.shield(answer)  # which comes though the reader may leave
+        if (answer := live.asked_again(asked, prompt)) is None:
+            repeated, answer = False, asyncio.get_running_loop().create_future()
+            self._prompts += 1
+            live.newest, live.prompts[self._prompts] = (asked, prompt, answer), answer
+            live.worker.tell("prompt", number=self._prompts, prompt=prompt)
+        else:
+            repeated = True
+        news = await asyncio.shield(answer)  # which comes though the reader may leave
         if "error" in news:
             raise ApiError(409, "prompt_not_changed", news["error"], field="prompt")
+        return repeated
 
     def take(self, render: str, frames: int, waits: bool = False) -> None:
         """A reader has so many frames of a render, which may wait for it; or waits for more."""
@@ -189,12 +190,10 @@ class Keeper:
             live.seen = len(self._files.segments(live.record.render))
             live.worker = await self._workers.hire(live.record)
             news = await self._work(live, live.worker)
-        except (RuntimeError, TimeoutError, ValueError) as error:
+        except (RuntimeError, TimeoutError, ValueError, *_PASSING) as error:
             complain("no worker", render=live.record.render, error=str(error))
-        except OSError as error:
-            complain("no worker", render=live.record.render, error=str(error))
-            if live.worker is None:
-                news = {"how": "busy"}  # the machine is, and nothing was lost over it
+            if isinstance(error, sqlite3.Error) or getattr(error, "errno", None) in _SHORT:
+                news = {"how": "not begun"}  # nothing was lost over it
         finally:
             del self.live[live.record.render]
             if live.worker is not None:
@@ -207,21 +206,23 @@ class Keeper:
 
     async def _surely(self, write: Callable[[], None]) -> None:
         """Until the queue takes it: whoever waits for a render would wait for ever."""
+        said = ""
         while True:
             try:
                 return write()
             except _PASSING as error:
-                complain("the queue takes nothing", error=str(error))
+                if said != (said := str(error)):
+                    complain("the queue takes nothing", error=said)
                 if self._ending:
                     return  # the next server finds it as running
             await asyncio.sleep(_RETRY_S)
 
     async def _work(self, live: Live, worker: Worker) -> News | None:
         record = live.record
+        current = self._queue.get(record.render)
         worker.model = record.model
         worker.tell("run", render=record.render, request=record.request)
         live.tell_taken()
-        current = self._queue.get(record.render)
         if self._ending or (current is not None and current.wish):
             self._tell_to_stop(live)
         while (news := await worker.hear()) is not None:
@@ -272,14 +273,15 @@ class Keeper:
         else:
             if how == "lost":
                 self._metrics.recoveries.inc()
-            self._spawn(self._put_back_soon(record, lost=how == "lost" and not self._ending))
+            attempts = {"lost": record.attempts, "not begun": record.attempts - 1}.get(how, 0)
+            self._spawn(self._put_back_soon(record, 0 if self._ending else attempts))
 
-    async def _put_back_soon(self, record: Record, lost: bool) -> None:
+    async def _put_back_soon(self, record: Record, attempts: int) -> None:
         """It counts as running until then, so that it may be asked to stop meanwhile."""
         await asyncio.sleep(0 if self._ending else _RETRY_S)
-        await self._surely(partial(self._put_back, record.render, lost))
+        await self._surely(partial(self._put_back, record.render, attempts))
 
-    def _put_back(self, render: str, lost: bool) -> None:
+    def _put_back(self, render: str, attempts: int) -> None:
         now = self._queue.get(render)
         if now is not None and now.wish == "cancel":
             self._end(now, "cancelled")
@@ -287,7 +289,7 @@ class Keeper:
             self._queue.pause(render)
             self._changed(now, "paused")
         elif now is not None:
-            self._queue.put_back(render, lost=lost)
+            self._queue.put_back(render, attempts)
             self._changed(now, "queued")
 
     def _count(self, live: Live, at_end: bool = False) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from .record import Record
 from .worker_link import News, Worker
 
-_PROMPTS = 256  # whose numbers are remembered
-
 
 @dataclass
 class Stage:
@@ -35,7 +33,8 @@ class Live:
     worker: Worker | None = None  # none: yet to start
     stages: dict[str, Stage] = field(default_factory=dict)
     prompts: dict[int, asyncio.Future[News]] = field(default_factory=dict)
-    taken_prompts: dict[int, str] = field(default_factory=dict)  # by their readers' numbers
+    # the change that was asked for last: its reader's number, if it has one, and what came of it
+    newest: tuple[int | None, str, asyncio.Future[News]] | None = None
     seen: int = 0  # segments
     busy_s: list[float] = field(default_factory=list)  # by stage
     taken: int = 0  # frames that a reader has, of a render that is paced by it
@@ -50,13 +49,12 @@ class Live:
         if self.taken and self.worker is not None:
             self.worker.tell("taken", frames=self.taken)
 
-    def keep_prompt(self, number: int | None, prompt: str, answer: "asyncio.Future[News]") -> None:
-        """One that was taken, so that it is known if it is sent again."""
-        if number is None or "error" in answer.result():
-            return
-        while len(self.taken_prompts) >= _PROMPTS:
-            del self.taken_prompts[next(iter(self.taken_prompts))]
-        self.taken_prompts[number] = prompt
+    def asked_again(self, number: int | None, prompt: str) -> "asyncio.Future[News] | None":
+        """What comes, or came, of this change, if it is the newest, sent again, and no error."""
+        if number is None or self.newest is None or self.newest[:2] != (number, prompt):
+            return None
+        answer = self.newest[2]
+        return None if answer.done() and "error" in answer.result() else answer
 
     def note(self, news: News) -> None:
         """Progress, as the worker tells it."""

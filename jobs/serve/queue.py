@@ -205,10 +205,9 @@ class Queue:
             )
             return self._get(row["render"])
 
-    def put_back(self, render: str, *, lost: bool = False) -> None:
-        """A running render waits for its turn again; `lost`: its process was at fault."""
-        count = "attempts" if lost else "0"
-        self._update(render, f"state = 'queued', wish = '', attempts = {count}")
+    def put_back(self, render: str, attempts: int) -> None:
+        """A running render waits for its turn again; `attempts`: processes it has cost so far."""
+        self._update(render, "state = 'queued', wish = '', attempts = ?", attempts)
 
     def resume(self, render: str, now: float) -> None:
         """One that is paused, or was to be over, waits for its turn as if it had not ended; a

@@ -115,11 +115,9 @@ async def _change(said: dict[str, Any], here: Context, record: Record) -> dict[s
     number = int(said["number"])
     try:
         prompt = ChangePrompt(prompt=said["prompt"]).prompt
-        if here.keeper.has_taken(record.render, number, prompt):
-            return {"type": "prompt", "number": number, "repeated": True}
-        await here.keeper.change_prompt(record.render, prompt, number)
+        repeated = await here.keeper.change_prompt(record.render, prompt, number)
     except ValidationError:
         return {"type": "error", "number": number, "message": "the prompt is empty or too long"}
     except ApiError as error:
         return {"type": "error", "number": number, "message": error.message}
-    return {"type": "prompt", "number": number}
+    return {"type": "prompt", "number": number} | ({"repeated": True} if repeated else {})

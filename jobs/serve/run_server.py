@@ -1,5 +1,6 @@
 """A server as a process: checked, started, told where it is, ended in order."""
 
+import contextlib
 import resource
 import socket
 import sys
@@ -52,7 +53,8 @@ def run_server(
 def _allow_files() -> None:
     """As many open files as we may have: a connection is one, and so is all that renders need."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(OSError, ValueError):  # a system that has a lower bound of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _config(app: Any) -> uvicorn.Config:

@@ -94,6 +94,11 @@ class Jobs:
                 f"render {render} was sent with {newest['wheel']}, so there may be no longreel on "
                 "the cluster that could go on with it; give that file with --wheel"
             )
+        if not newest["errand"]:
+            raise ValueError(
+                f"render {render} was sent by an older longreel, which did not say what would be "
+                "sent again; go on with it on a machine of the cluster, or submit it anew"
+            )
         return self.submit(Errand(**json.loads(newest["errand"])), wheel=wheel)
 
     def view(self, render: str) -> JobView:
@@ -156,7 +161,7 @@ class Jobs:
                 "status": str(getattr(job.status, "value", job.status)),
                 "attempt": int(job.metadata["longreel_attempt"]),
                 "home": job.metadata["longreel_home"],
-                "errand": job.metadata["longreel_errand"],
+                "errand": job.metadata.get("longreel_errand", ""),
                 "wheel": job.metadata.get("longreel_wheel", ""),
                 "message": job.message or "",
             }

@@ -40,6 +40,7 @@ def submit(
     ] = None,
 ) -> None:
     """Render on a Ray cluster, as a job; prints its id."""
+    from ...configs.load import load_config
     from ...pipeline.plan_pictures import expand
     from ..home.home import new_name
     from ..render import plan_render
@@ -54,7 +55,10 @@ def submit(
     values |= {name: value for name, value in given.items() if value is not None}
     values["overrides"] = [*values.get("overrides", ()), *(overrides or ())]
     # what is wrong with it is said here, not in a log far away; devices are the cluster's
-    there = ["parallel.backend=ray", *([] if gpus is None else [f"parallel.num_stages={gpus}"])]
+    load_config(values.get("preset"), values["overrides"])
+    there = ["model.device=auto"]
+    if gpus is not None:
+        there += ["parallel.backend=ray", f"parallel.num_stages={gpus}"]
     plan = plan_render(**values | {"overrides": [*values["overrides"], *there]})
     if output:
         check_target(output := expand(output), plan.config.output)

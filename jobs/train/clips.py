@@ -19,7 +19,7 @@ from ...configs.train_schema import DataConfig, FinetuneConfig
 from ...models.arch import ARCHS
 from ...models.checkpoint import locate
 from ...models.image import fit_image
-from ...models.text import TextSource, encode_prompts
+from ...models.text import TEXT_FORMAT, TextSource, encode_prompts
 from ...models.text_cache import identity
 from ...models.vae import StreamingEncoder
 from ...models.vae_load import load_vae
@@ -40,6 +40,8 @@ def encode_clips(finetune: FinetuneConfig, data: DataConfig, device: torch.devic
     if lacks_empty:
         with written_aside(_empty(finetune, data)) as part:
             save_file({"text_SD": empty_SD.cpu().clone()}, part)
+    if not todo:
+        return
     path = locate(finetune.checkpoint, "vae", "finetune.checkpoint")
     vae = load_vae(path, arch.vae, device=device, dtype=torch.float32)
     for (video, _), text_SD in zip(todo, texts_NSD, strict=True):
@@ -124,7 +126,7 @@ def _empty(finetune: FinetuneConfig, data: DataConfig) -> Path:
 
 
 def _checkpoint(finetune: FinetuneConfig) -> bytes:
-    return f"{finetune.arch} {finetune.checkpoint}".encode()
+    return f"{finetune.arch} {finetune.checkpoint} {TEXT_FORMAT}".encode()
 
 
 def _folder(data: DataConfig) -> Path:

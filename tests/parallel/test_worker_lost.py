@@ -100,6 +100,22 @@ def test_a_worker_that_is_always_lost_ends_the_render(repairs):
     assert (len(workers), len(heard)) == (1 + repairs, repairs)
 
 
+def test_a_second_tile_worker_that_is_gone_between_two_renders_is_replaced():
+    workers, began = [], []
+    backend, heard = backend_of(workers, repairs=1)
+    workers[0].renew = lambda build: None
+    backend._build_codec = lambda: None
+
+    def begin_tiles(others=()):
+        began.append(others)
+        if len(began) == 1:
+            raise WorkerLost("it is gone", object())
+
+    backend._begin_tiles = begin_tiles
+    backend._take_over_worker()
+    assert (len(began), len(workers), len(heard)) == (2, 2, 1)
+
+
 def test_what_ray_ends_for_want_of_memory_is_lost_too():
     assert issubclass(ActorDiedError, GONE)
     assert issubclass(OutOfMemoryError, GONE)

@@ -110,6 +110,21 @@ def test_what_is_made_once_more_is_as_it_was_told_before(tell, backend):
         assert tell(generator) == 5
 
 
+def test_a_report_of_loading_cannot_tell_the_render_that_waits_for_it():
+    told = []
+
+    def report(what, done, total, note=""):
+        if what == "prompt" and not done:
+            with pytest.raises(ValueError, match="would wait for itself"):
+                generator.stop()
+            told.append(what)
+
+    generator = Generator(plan("causal"), report)
+    with closing(generator.chunks()) as chunks:
+        next(chunks)
+    assert told == ["prompt"]
+
+
 def test_an_endless_video_begins_like_one_with_an_end():
     finite = [chunk.frames for chunk in stream_chunks(plan("causal"))]
     with stream_chunks(plan("causal", frames=0)) as endless:

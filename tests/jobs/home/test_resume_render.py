@@ -129,6 +129,32 @@ def test_what_is_final_is_as_it_was_whatever_is_told_while_it_is_made_again(home
     assert render.segments()[-1].blocks[1] >= final
 
 
+def test_the_prompt_that_was_told_last_is_the_last(home):
+    """What was told before a process was killed was for blocks that had not begun by then."""
+    render = home.create(plan("causal", "checkpoint.every_s=600", frames=0))
+
+    def report(what, done, total, note=""):
+        if what == "denoise" and done == 20:
+            RenderRun.set_prompt(first, "a dog")
+        if what == "denoise" and done == 21:
+            raise Killed
+
+    first = RenderRun(render, report)
+    with pytest.raises(Killed):
+        first.run()
+
+    def again(what, done, total, note=""):
+        if what == "denoise" and done == 2:
+            second.set_prompt("a bird")
+            second.stop()
+
+    second = RenderRun(render, again)
+    second.run()
+    events = JournalReader(render.path / "journal").poll()
+    dog, bird = (event["block"] for event in events if event["event"] == "prompt")
+    assert bird >= dog > 0
+
+
 def test_other_weights_than_it_was_begun_with_are_refused(home, tmp_path, monkeypatch):
     arch = tiny_pipeline.ARCHS["test-t2v"]
     monkeypatch.setitem(archs.ARCHS, "test-t2v", arch)

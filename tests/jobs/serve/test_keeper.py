@@ -146,6 +146,37 @@ def test_a_machine_without_room_for_a_process_costs_a_render_no_attempt(
     play(tmp_path, part)
 
 
+def test_what_never_passes_ends_the_render_and_not_the_server(tmp_path, started, monkeypatch):
+    async def part(http, here):
+        await until(lambda: started)
+        monkeypatch.setattr(Worker, "start", failing(9, FileNotFoundError("python"), None))
+        here.keeper._workers._ahead = None
+        render = await ask_for(http)
+        await until(lambda: here.queue.get(render).state == "failed")
+        assert here.queue.get(render).error["code"] == "worker_lost"
+
+    monkeypatch.setattr("longreel.jobs.serve.keeper._RETRY_S", 0.01)
+    play(tmp_path, part)
+
+
+def test_a_folder_that_cannot_be_read_stops_nothing(tmp_path, started):
+    async def part(http, here):
+        render = await ask_for(http)
+        await until(lambda: here.queue.get(render).state == "running")
+        manifest = tmp_path / "renders" / render / "manifest.json"
+        manifest.write_text('{"format": 99}')
+        here.files._open.clear()
+        assert (await http.get(f"/api/v1/renders/{render}")).status_code == 200
+        frames = await http.get(f"/api/v1/renders/{render}/frames")
+        assert frames.json()["error"]["code"] == "files_unreadable"
+        await until(lambda: started and started[0].told)
+        over = {"event": "over", "how": "failed", "code": "render_error", "message": "unreadable"}
+        started[0].news.put_nowait(over)
+        await until(lambda: here.queue.get(render).state == "failed")
+
+    play(tmp_path, part)
+
+
 def test_one_who_leaves_before_a_prompt_is_answered_harms_nobody(tmp_path, started):
     async def part(http, here):
         render = await ask_for(http)
@@ -156,7 +187,9 @@ def test_one_who_leaves_before_a_prompt_is_answered_harms_nobody(tmp_path, start
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         worker.news.put_nowait({"event": "prompt", "number": worker.told[-1][1]["number"]})
-        await until(lambda: here.keeper.has_taken(render, 1, "a blue square"))
+        # who comes back hears of the same change
+        assert await here.keeper.change_prompt(render, "a blue square", 1)
+        assert len(worker.told) == 2
         asking = asyncio.create_task(here.keeper.change_prompt(render, "a red square", 2))
         await until(lambda: len(worker.told) == 3)
         asking.cancel()
@@ -186,11 +219,11 @@ def test_a_prompt_that_is_sent_again_counts_once_and_another_sender_s_counts(tmp
         assert await send(1, "day") == {"type": "prompt", "number": 1}
         assert await send(2, "night") == {"type": "prompt", "number": 2}
         assert await send(2, "night") == {"type": "prompt", "number": 2, "repeated": True}
-        assert await send(1, "dawn") == {"type": "prompt", "number": 1}
+        assert await send(1, "day") == {"type": "prompt", "number": 1}
         assert [facts["prompt"] for do, facts in worker.told if do == "prompt"] == [
             "day",
             "night",
-            "dawn",
+            "day",
         ]
 
     play(tmp_path, part)

@@ -89,9 +89,9 @@ def test_states_and_wishes_are_kept(queue):
     record = queue.get("x")
     assert (record.state, record.wish, record.ended_at) == ("failed", "", 7.0)
     assert record.error == {"code": "deadline", "message": "late"}
-    queue.put_back("x", lost=True)
+    queue.put_back("x", 1)
     assert queue.get("x").attempts == 1
-    queue.put_back("x")
+    queue.put_back("x", 0)
     assert queue.get("x").attempts == 0
 
 

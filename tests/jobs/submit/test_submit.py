@@ -212,6 +212,15 @@ def test_devices_are_the_cluster_s(sent, capsys):
     assert capsys.readouterr().out.split() == [errand.render for errand in sent]
 
 
+def test_what_a_job_could_not_make_is_refused_here(sent):
+    wrong = ["parallel.backend=local", "parallel.gpus_per_stage=2"]
+    with pytest.raises(ValueError, match="gpus_per_stage"):
+        submit_cli.submit("a cat", wrong, preset="tiny")
+    with pytest.raises(ValueError, match="no device"):
+        submit_cli.submit("a cat", ["model.device=gpu"], preset="tiny")
+    assert not sent
+
+
 def test_where_the_file_goes_is_looked_at_before_anything_is_sent(sent, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         submit_cli.submit("a cat", [], preset="tiny", output=tmp_path / "nowhere" / "a.mp4")
