@@ -11,7 +11,7 @@ from ..configs.suggest import did_you_mean
 from ..models.arch import ARCHS, ModelArch
 from ..pipeline.branches import check_branches
 from ..pipeline.cost import Cost, Seconds, Speed, estimate_seconds, model_cost
-from ..pipeline.plan_blocks import find_policy
+from ..pipeline.plan_blocks import find_policy, with_defaults_of
 from ..pipeline.policies import make_schedule
 from ..pipeline.schedule import BlockSchedule
 from ..pipeline.simulate import Report, Slots, count_slots, simulate
@@ -38,7 +38,8 @@ class Setting:
 
     @property
     def schedule(self) -> BlockSchedule:
-        schedule = make_schedule(self.blocks, self.steps, self.num_latents)
+        blocks = _as_rendered(self.blocks, self.config, self.steps)
+        schedule = make_schedule(blocks, self.steps, self.num_latents)
         return replace(schedule, new_prompts=self.new_prompts)
 
     def cost(self, seconds: Seconds) -> Cost:
@@ -122,7 +123,7 @@ def make_setting(
     if not 1 <= steps <= 1000:
         raise ValueError(f"--steps={steps} makes no row of noise levels; give 1 to 1000")
     if num_latents is None:
-        num_latents = num_blocks * _size(blocks, steps)
+        num_latents = num_blocks * _size(_as_rendered(blocks, config, steps), steps)
     parallel = config.parallel if config else ParallelConfig()
     if cfg is not None:
         parallel = replace(parallel, cfg=cfg)
@@ -149,7 +150,12 @@ def make_setting(
 
 
 def _guided(config: Config) -> bool:
-    return config.sampling.guidance > 1 and config.sampling.guidance_mode != "none"
+    scales = (config.sampling.guidance, config.sampling.guidance_low or 0.0)
+    return max(scales) > 1 and config.sampling.guidance_mode != "none"
+
+
+def _as_rendered(blocks: BlocksConfig, config: Config | None, steps: int) -> BlocksConfig:
+    return blocks if config is None else with_defaults_of(_arch(config), blocks, steps)
 
 
 def _arch(config: Config) -> ModelArch:

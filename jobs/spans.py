@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 
 def parse_length(asked: str, fps: int, frames_per_latent: int) -> int:
@@ -29,5 +30,5 @@ def _frames(field: str, asked: str, fps: int) -> tuple[int, bool]:
             f"{field}={asked} names no frames; give a whole number of them, or seconds as 12s"
         )
     if found[2]:
-        return math.ceil(float(found[1]) * fps), True
+        return math.ceil(Fraction(found[1]) * fps), True
     return int(found[1]), False

@@ -25,8 +25,7 @@ def plan_schedule(
     """ValueError where the policy cannot run on this model or on so many stages."""
     policy = find_policy(config, arch, num_latents, section)
     blocks = replace(config.blocks, policy=policy)
-    if arch.mixed_levels:
-        blocks = _for_many_levels(blocks, steps)
+    blocks = with_defaults_of(arch, blocks, steps)
     if section is None:
         schedule = make_schedule(blocks, steps, num_latents)
     else:
@@ -40,8 +39,10 @@ def plan_schedule(
     return schedule
 
 
-def _for_many_levels(blocks: BlocksConfig, steps: int) -> BlocksConfig:
+def with_defaults_of(arch: ModelArch, blocks: BlocksConfig, steps: int) -> BlocksConfig:
     """What is left to us, for a model that knows windows of many levels (docs/quality.md)."""
+    if not arch.mixed_levels:
+        return blocks
     half = -(-steps // 2)
     if blocks.policy == "forcing":
         return _with_defaults(blocks, size=8, left=8, stagger=half)

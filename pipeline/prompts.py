@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from ..models.text import clean_prompt
 from .schedule import BlockSchedule
@@ -47,7 +48,7 @@ def _block_at(
         )
     if not clean_prompt(text):
         raise ValueError(f"prompt_at={second:g} has an empty prompt; describe what is seen then on")
-    frame = math.ceil(second * fps)
+    frame = math.ceil(Fraction(str(second)) * fps)  # 1.12 s of 25 frames are 28
     latent = 0 if frame == 0 else 1 + (frame - 1) // frames_per_latent
     if schedule.num_latents is not None and latent >= schedule.num_latents:
         frames = 1 + (schedule.num_latents - 1) * frames_per_latent

@@ -13,6 +13,7 @@ from .batch_items import Asked, read_items
 from .batch_log import BatchLog
 from .batch_table import shown
 from .errors import RenderFailed, ServerError
+from .http import is_passing
 
 if TYPE_CHECKING:
     from .async_client import AsyncClient, RenderInfo
@@ -117,8 +118,8 @@ class _Making:
             await render.wait(progress=self._hear)
             await render.download(self._item.path)
         except (RenderFailed, ServerError, httpx.TransportError, OSError, ValueError) as error:
-            # a server that is away says nothing of the render: it is found again by its key
-            if not isinstance(error, httpx.TransportError):
+            # else its render may be there, and is found again by its key
+            if isinstance(error, RenderFailed | ServerError) and not is_passing(error):
                 self._log.note(self._asked, "failed", attempt, error=str(error))
             self._tell("failed", message=str(error) or type(error).__name__)
         else:

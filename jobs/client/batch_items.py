@@ -10,6 +10,7 @@ from typing import Any
 
 _NUMBERS: dict[str, Any] = {"frames": int, "seed": int, "priority": int, "deadline_s": float}
 _TEXTS = ("prompt", "preset", "image", "name")
+_NAME_BYTES = 250  # with its suffix as long as file systems take
 _ANY = ("settings", "prompt_at")  # not in a CSV
 
 
@@ -27,9 +28,8 @@ def read_items(items: str | Path | Sequence[str | Mapping[str, object]]) -> list
     rows = _read_file(Path(items)) if isinstance(items, str | Path) else [*items]
     asked: list[Asked] = []
     for number, row in enumerate(rows, start=1):
-        values = {"prompt": row} if isinstance(row, str) else dict(row)
         try:
-            asked.append(_item(number, values))
+            asked.append(_item(number, _fields("the item", row)))
         except ValueError as error:
             raise ValueError(f"item {number} of the batch: {error}") from error
     names = [item.name for item in asked]
@@ -62,7 +62,7 @@ def _read_file(path: Path) -> list[Mapping[str, object]]:
 
 
 def _item(number: int, values: dict[str, Any]) -> Asked:
-    settings = dict(values.pop("settings", None) or {})
+    settings = _fields("settings", values.pop("settings", {}))
     more: dict[str, Any] = {}
     for key, value in values.items():
         if key is None or (key not in (*_NUMBERS, *_TEXTS, *_ANY) and "." not in key):
@@ -82,16 +82,27 @@ def _item(number: int, values: dict[str, Any]) -> Asked:
         raise ValueError("prompt is empty, so there is nothing to show; write one")
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
     name = str(more.pop("name", "")) or f"{number:04d}-{words or 'video'}"
-    if not re.fullmatch(r"[\w][\w .-]{0,99}", name):
-        raise ValueError(f"name={name!r} is no file name; use letters, digits, dashes")
+    if not re.fullmatch(r"[\w][\w .-]{0,99}", name) or len(name.encode()) > _NAME_BYTES:
+        raise ValueError(f"name={name!r} is no file name; use some letters, digits, dashes")
     if settings:
         more["settings"] = settings
     return Asked(name=name, prompt=prompt, more=more)
 
 
+def _fields(what: str, value: object) -> dict[str, Any]:
+    """By name, without those that are null; a text alone is a prompt."""
+    if isinstance(value, str) and what == "the item":
+        return {"prompt": value}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} is {value!r}; give fields by name, such as prompt")
+    return {key: one for key, one in value.items() if one is not None}
+
+
 def _number(key: str, value: object) -> float:
     try:
         number: float = _NUMBERS[key](value)
+        if number != float(value):  # type: ignore[arg-type]  # or it was none
+            raise ValueError
         return number
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{key}={value} is no number; write it like {key}=8") from None

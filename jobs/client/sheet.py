@@ -14,8 +14,6 @@ def write_sheet(path: Path, videos: Sequence[Path]) -> None:
     from PIL import Image
 
     pictures = [_middle(video) for video in videos[:_MOST]]
-    for picture in pictures:
-        picture.thumbnail((_SIDE, _SIDE))
     columns = math.ceil(math.sqrt(len(pictures)))
     width = max(picture.width for picture in pictures)
     height = max(picture.height for picture in pictures)
@@ -35,5 +33,7 @@ def _middle(video: Path):  # type: ignore[no-untyped-def]
     with av.open(str(video)) as file:
         for number, frame in enumerate(file.decode(video=0)):
             if number >= len(frames) // 2:
-                return frame.to_image()
+                picture = frame.to_image()
+                picture.thumbnail((_SIDE, _SIDE))  # here: at their full size 400 are gigabytes
+                return picture
     raise ValueError(f"{video} has no frame")

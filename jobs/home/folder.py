@@ -101,6 +101,11 @@ class RenderFolder:
         """How often it was edited; what was dropped counts as well, as some may have been seen."""
         return self._read().revision
 
+    @property
+    def redoes(self) -> bool:
+        """What is being made takes the place of something, and is not seen before it is done."""
+        return self._read().renewed is not None
+
     def segments(self) -> Sequence[Segment]:
         """Those that are final, in order."""
         return self.cut().segments
@@ -176,8 +181,10 @@ class RenderFolder:
         found = {bounds(block)[0]: text for block, text in plan.prompts.items()}
         prompts = section.prompts if section else tuple(sorted(found.items()))
         for block, text in sorted(self._read().making.prompts.items()):
+            start = bounds(block)[0]
             stop = section.stop if section and section.stop < plan.latents_shape[1] else None
-            prompts = change_prompts(prompts, bounds(block)[0], stop, text)
+            if stop is None or start < stop:  # one told too late for a section changes nothing
+                prompts = change_prompts(prompts, start, stop, text)
         return prompts
 
     def edit(self, edit: Edit) -> None:

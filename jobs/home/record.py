@@ -162,6 +162,7 @@ class RenderRun:
         if start and not plan.batched:
             start = apart(start)
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
+        tail = plan.schedule.num_blocks if attempt.edit else None  # decoded anew, as one segment
         with Saver(attempt) as saver:
             self._generator = Generator(
                 plan,
@@ -179,8 +180,9 @@ class RenderRun:
             with closing(self._generator.chunks()) as chunks:
                 for chunk in chunks:
                     gathered.add(chunk, splice)
-                    is_cut = cuts.ends(chunk.block) or gathered.stop == fade
-                    if gathered.stop == cuts.stop_frame(chunk.block) and is_cut:
+                    at_end = gathered.stop == cuts.stop_frame(chunk.block)  # of this block
+                    is_cut = gathered.stop == fade or cuts.ends(chunk.block)
+                    if at_end and is_cut and chunk.block != tail:
                         self._commit(attempt, gathered)
                         saver.committed()
                         gathered = _Gathered(gathered.stop)

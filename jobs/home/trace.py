@@ -29,7 +29,9 @@ def make_spans(events: Sequence[Event]) -> Iterator[dict[str, Any]]:
         attempt, now, kind = event["attempt"], event["time"], event["event"]
         begun.setdefault(attempt, now)
         start = since.setdefault(attempt, now)
-        last[attempt] = now
+        last.setdefault(attempt, now)
+        if kind not in ("edit", "dropped"):  # between two attempts, under the number of the first
+            last[attempt] = now
         if kind == "segment":
             low, high = event["blocks"]
             facts = {name: event[name] for name in ("number", "first", "frames", "bytes")}

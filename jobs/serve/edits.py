@@ -125,6 +125,7 @@ def _measured(folder: "RenderFolder", record: Record) -> dict[str, Any]:
     return record.request | {
         "frames": plan.config.video.frames,
         "blocks": plan.schedule.num_blocks,
+        "redoes": folder.redoes,
         "segment_frames": max(record.request["segment_frames"], longest_segment(plan)),
     }
 

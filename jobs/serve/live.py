@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from .pace import is_paced
 from .record import Record
 from .worker_link import News, Worker
 
@@ -42,7 +43,7 @@ class Live:
 
     @property
     def paced(self) -> bool:
-        return bool(self.record.request["pace"] == "consumer")
+        return is_paced(self.record.request)
 
     def tell_taken(self) -> None:
         """Where there is a process that waits for it."""

@@ -25,7 +25,7 @@ class Metrics:
         self._renders = Gauge("longreel_renders", "By state", ["state"], registry=here)
         self._queue = Gauge("longreel_queue_length", "Renders that wait", registry=here)
         self._waited = Gauge(
-            "longreel_queue_oldest_seconds", "How long the first of them has", registry=here
+            "longreel_queue_oldest_seconds", "Of those that have yet to begin", registry=here
         )
         self._busy = Gauge("longreel_workers_busy", "Renders being made", registry=here)
         self._idle = Gauge(
@@ -60,8 +60,8 @@ class Metrics:
         for state in STATES:
             self._renders.labels(state).set(counts.get(state, 0))
         self._queue.set(counts.get("queued", 0))
-        waiting = queue.with_state("queued")
-        self._waited.set(time.time() - min(r.created_at for r in waiting) if waiting else 0)
+        waiting = [r.created_at for r in queue.with_state("queued") if r.started_at is None]
+        self._waited.set(time.time() - min(waiting) if waiting else 0)
         self._busy.set(len(keeper.live))
         self._idle.clear()
         for render, live in keeper.live.items():

@@ -1,6 +1,14 @@
 """How long a segment can be, and how far a render may be ahead of the reader that paces it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...pipeline.plan import Plan
+
+
+def is_paced(request: Mapping[str, Any]) -> bool:
+    """Whether it waits for its reader; of a redo nothing is seen before it is done."""
+    return bool(request["pace"] == "consumer" and not request.get("redoes"))
 
 
 def longest_segment(plan: Plan) -> int:

@@ -51,7 +51,7 @@ async def icon() -> Response:
 class Session(BaseModel):
     client: str
     presets: list[str]
-    preset: str
+    preset: str  # that of requests which name none; empty: a file of the server's
 
 
 @router.get("/session", include_in_schema=False)
@@ -62,8 +62,8 @@ async def session(request: Request, here: Here) -> Session:
     client = request.state.client
     if not client:
         raise ApiError(401, "invalid_api_key", "no session; give a token")
-    preset = here.intake.preset or DEFAULT_PRESET
-    return Session(client=client, presets=preset_names(), preset=preset)
+    preset, names = here.intake.preset or DEFAULT_PRESET, preset_names()
+    return Session(client=client, presets=names, preset=preset if preset in names else "")
 
 
 @router.post("/session", include_in_schema=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..home.folder import RenderFolder
 from ..home.record import RenderRun
-from .pace import credit
+from .pace import credit, is_paced
 from .warm import WarmBackends
 
 _TOLD_S = 0.1  # between two accounts of the same work
@@ -35,7 +35,7 @@ class WarmRun:
 
     def go(self, folder: RenderFolder, command: Mapping[str, Any]) -> str:
         """How it ended: done or stopped."""
-        ahead = credit(folder.plan) if command["request"]["pace"] == "consumer" else None
+        ahead = credit(folder.plan) if is_paced(command["request"]) else None
         run = RenderRun(folder, self._report(ahead), self._backends.open)
         with self._changed:
             self._run = run

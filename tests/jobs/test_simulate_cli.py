@@ -10,7 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from longreel.configs.schema import POLICIES, BlocksConfig
+from longreel.jobs import simulate as simulation
 from longreel.jobs.cli import app
+from longreel.jobs.render import plan_render
 from longreel.models.arch import ARCHS
 from longreel.pipeline import calibrate as calibration
 from longreel.pipeline.cost import model_cost
@@ -224,3 +226,14 @@ def test_a_render_splits_layers_by_what_was_calibrated_for_its_window(tmp_path, 
     assert "split as measured on this device" in longreel(app, dry_run).stdout
     other = longreel(app, [*dry_run, "--frames", "21"])
     assert "split as estimated" in other.stdout
+
+
+@pytest.mark.parametrize("policy", ["forcing", "dualparal-staggered", "dualparal-grouped"])
+def test_a_preset_s_schedule_is_that_of_its_renders(policy):
+    """Also what is left to us, for a model that knows windows of many levels."""
+    setting = simulation.make_setting(
+        preset="shapes", policy=policy, steps=None, num_blocks=5, num_latents=65, num_stages=2,
+        cfg=None, numbers={},
+    )  # fmt: skip
+    plan = plan_render("a cat", preset="shapes", frames=257, overrides=[f"blocks.policy={policy}"])
+    assert setting.schedule == plan.schedule

@@ -21,6 +21,12 @@ def test_a_section_is_its_first_frame_and_the_one_after_its_last(asked, section)
     assert parse_section(asked, fps=16) == section
 
 
+def test_a_time_is_as_exact_as_it_is_written():
+    """1.12 s at 25 a second are 28 frames, and in floating point a little more."""
+    assert parse_length("1.12s", fps=25, frames_per_latent=4) == 28
+    assert parse_section("0s..4.48s", fps=25) == (0, 112)
+
+
 @pytest.mark.parametrize("asked", ["", "s", "1.5", "4m", "1e3", "12 s s", "\u0661\u0662"])
 def test_what_is_no_length_is_refused(asked):
     with pytest.raises(ValueError, match=r"names no frames; give a whole number of them, or sec"):

@@ -7,7 +7,11 @@ const MOST_BLOCKS = 600; // more would be dots
 
 let chosen = null; // id of the render that is shown
 let playing = null; // id of the render whose video is loaded
+let end = null; // when the render that is shown had ended, at the last look
+let redone = false; // its video is whole while it is made: another will take its place
+let loads = 0; // of videos
 let events = null;
+const rows = new Map(); // of the list, by id of their renders: one that is pressed must stay
 
 function say(text) {
   $("note").textContent = text;
@@ -51,6 +55,7 @@ async function open() {
   }
   $("login").hidden = true;
   $("desk").hidden = false;
+  if (!session.preset) $("preset").append(new Option("as the server has it", ""));
   for (const name of session.presets) {
     $("preset").append(new Option(name, name, false, name === session.preset));
   }
@@ -61,26 +66,36 @@ async function open() {
 async function list() {
   const page = await call("GET", "/api/v1/renders?limit=30");
   $("empty").hidden = page.data.length > 0;
-  const rows = page.data.map(row);
-  $("queue").replaceChildren(...rows);
+  const items = page.data.map(row);
+  for (const id of [...rows.keys()].filter((id) => !page.data.some((one) => one.id === id))) rows.delete(id);
+  const there = [...$("queue").children];
+  if (there.length !== items.length || items.some((item, i) => item !== there[i])) $("queue").replaceChildren(...items);
   const shown = page.data.find((one) => one.id === chosen);
   if (shown) draw(shown);
 }
 
 function row(render) {
+  if (!rows.has(render.id)) rows.set(render.id, newRow(render));
+  const item = rows.get(render.id);
+  const [button, state, bar] = ["button", ".state", "progress"].map((what) => item.querySelector(what));
+  button.setAttribute("aria-current", String(render.id === chosen));
+  state.className = `state ${render.status}`;
+  state.textContent = render.place === null ? render.status : `${render.status} (${render.place} before it)`;
+  bar.value = render.progress.fraction;
+  return item;
+}
+
+function newRow(render) {
   const button = document.createElement("button");
   button.type = "button";
   button.dataset.render = render.id;
-  button.setAttribute("aria-current", String(render.id === chosen));
   const words = document.createElement("span");
   words.className = "words";
   words.textContent = render.prompt;
   const state = document.createElement("span");
-  state.className = `state ${render.status}`;
-  state.textContent = render.place === null ? render.status : `${render.status} (${render.place} before it)`;
+  state.className = "state";
   const bar = document.createElement("progress");
   bar.max = 1;
-  bar.value = render.progress.fraction;
   button.append(words, state, bar);
   button.addEventListener("click", () => choose(render));
   const item = document.createElement("li");
@@ -92,9 +107,17 @@ function choose(render) {
   if (chosen === render.id) return;
   chosen = render.id;
   playing = null;
+  end = null;
+  redone = false;
   $("video").removeAttribute("src");
   $("video").load();
   $("right").hidden = false;
+  follow(render);
+  draw(render);
+  list().catch((error) => say(error.message)); // what the row was made with may be old
+}
+
+function follow(render) {
   if (events) events.close();
   events = new EventSource(render.links.events);
   events.addEventListener("progress", (event) => {
@@ -107,7 +130,6 @@ function choose(render) {
       list();
     });
   }
-  draw(render);
 }
 
 function draw(render) {
@@ -120,20 +142,28 @@ function draw(render) {
   $("bar").value = progress.fraction;
   drawBlocks(render);
   drawStages(progress.stages, render.status === "running");
-  const over = OVER.includes(render.status);
-  $("cancel").disabled = over;
-  $("pause").disabled = over || render.status === "paused";
+  const ended = OVER.includes(render.status);
+  if (end !== null && (!ended || render.ended_at !== end)) {
+    playing = null; // it has gone on: what is loaded has an end
+    follow(render);
+  }
+  if (redone && ended) playing = null;
+  redone = !ended && (redone || (progress.frames === progress.of && progress.fraction < 0.99));
+  end = ended ? render.ended_at : null;
+  $("cancel").disabled = ended;
+  $("pause").disabled = ended || render.status === "paused";
   $("resume").disabled = !["paused", "failed", "cancelled"].includes(render.status);
   $("change").querySelector("button").disabled = render.status !== "running";
   $("download").href = render.links.video;
   $("download").download = `${render.id}.mp4`;
-  $("download").hidden = !(over && progress.frames > 0);
+  $("download").hidden = !(ended && progress.frames > 0);
   if (progress.frames > 0 && playing !== render.id) play(render);
 }
 
 function play(render) {
   playing = render.id;
-  $("video").src = render.links.video; // grows until the render is over
+  // grows until the render is over; numbered, as a browser keeps what it had under the same name
+  $("video").src = `${render.links.video}?load=${++loads}`;
   $("video").play().catch(() => {});
 }
 
@@ -175,7 +205,8 @@ $("login").addEventListener(
 $("ask").addEventListener(
   "submit",
   guarded(async () => {
-    const asked = { prompt: $("prompt").value, preset: $("preset").value, seed: Number($("seed").value) };
+    const asked = { prompt: $("prompt").value, seed: Number($("seed").value) };
+    if ($("preset").value) asked.preset = $("preset").value;
     const seconds = Number($("seconds").value);
     if (seconds) asked.seconds = seconds;
     const render = await call("POST", "/api/v1/renders", asked);
@@ -191,6 +222,11 @@ $("change").addEventListener(
     $("next").value = "";
   }),
 );
+
+$("video").addEventListener("error", () => {
+  const broken = $("video").error && $("video").error.code === MediaError.MEDIA_ERR_NETWORK;
+  if (broken) playing = null; // once more at the next look
+});
 
 for (const what of ["cancel", "pause", "resume"]) {
   $(what).addEventListener(

@@ -227,6 +227,11 @@ def test_a_batch_that_was_killed_finds_its_renders_again(client, tmp_path):
         ([{"prompt": "x", "frames": "many"}], "number"),
         ([{"prompt": "x", "name": "../up"}], "file name"),
         ([{"prompt": "x", "name": "a"}, {"prompt": "y", "name": "a"}], "several"),
+        ([{"prompt": "x", "name": "\u5149" * 90}], "file name"),
+        ([{"prompt": None}], "prompt is empty"),
+        ([{"prompt": "x", "frames": 9.7}], "number"),
+        ([{"prompt": "x", "settings": [1]}], "settings is"),
+        ([5], "item 1 of the batch: the item is 5"),
     ],
 )
 def test_a_batch_that_is_wrong_is_refused_before_anything_is_asked(items, word):
@@ -243,6 +248,8 @@ def test_files_of_a_batch_are_read_by_their_suffix(tmp_path):
         ("y", {}),
     ]
     assert [dict(item.more) for item in read_items(tmp_path / "b.csv")] == [{"seed": 4}, {}]
+    (item,) = read_items([{"prompt": "x", "name": None, "frames": "9", "seed": 4.0}])
+    assert (item.name, dict(item.more)) == ("0001-x", {"frames": 9, "seed": 4})
     with pytest.raises(ValueError, match="neither"):
         read_items(tmp_path / "b.txt")
 

@@ -1,6 +1,7 @@
 """Clients where answers are lost, the queue is long, and callbacks steer; no worker runs."""
 
 import asyncio
+import json
 import time
 
 import httpx
@@ -10,7 +11,8 @@ from server import asked
 
 import longreel
 from longreel.jobs.client import http as http_module
-from longreel.jobs.client.errors import RenderFailed
+from longreel.jobs.client.batch import run_batch
+from longreel.jobs.client.errors import RenderFailed, ServerError
 from longreel.jobs.client.http import Patience, Quiet
 from longreel.jobs.client.loop import Loop
 from longreel.jobs.serve.record import NewRender
@@ -92,6 +94,33 @@ def test_a_callback_may_steer_the_render_that_is_waited_for(url, render):
 def test_a_wait_has_an_end(url, render):
     with longreel.Client(url) as client, pytest.raises(TimeoutError):
         client.get(render).wait(timeout_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ServerError(502, "", "a proxy", None), "asked"),
+        (OSError(28, "No space left on device"), "asked"),
+        (ServerError(422, "", "a wrong request", None), "failed"),
+        (RenderFailed("r", "failed", "why"), "failed"),
+    ],
+    ids=["a proxy", "a full disk", "a wrong request", "a failed render"],
+)
+def test_a_batch_asks_anew_only_for_what_has_failed(tmp_path, error, state):
+    """Whatever else goes wrong, its render may be there, and is found by the same key."""
+    keys = []
+
+    class Broken:
+        async def render(self, prompt, *, key):
+            keys.append(key)
+            raise error
+
+    for _ in range(2):
+        result = asyncio.run(run_batch(Broken(), ["a red circle"], tmp_path, progress=False))
+        assert [item.state for item in result.items] == ["failed"]
+    lines = [json.loads(line) for line in (tmp_path / "batch.jsonl").read_text().splitlines()]
+    assert lines[-1]["state"] == state
+    assert len(set(keys)) == (1 if state == "asked" else 2)
 
 
 def test_the_thread_of_a_client_does_not_wait_for_itself():

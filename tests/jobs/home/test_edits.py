@@ -48,6 +48,42 @@ def finished(tmp_path_factory):
     return Finished(tmp_path_factory.mktemp("finished"))
 
 
+@pytest.mark.parametrize("section", [(16, 20), (24, 28)])
+def test_latents_stay_with_their_frames_where_what_follows_is_decoded_anew(
+    finished, tmp_path, section
+):
+    """The segment behind a section is one, though a window reads but a part of its latents; so
+    whatever comes later can be made from it."""
+    render = finished.copy(tmp_path, "dualparal", "blocks.size=3", "blocks.right=2")
+    redo(render, *section)
+    make(render)
+    for segment in render.segments():
+        kept = KeptLatents([segment], 4)
+        kept.read(kept.count(segment.first), kept.count(segment.stop))
+    extend(render, 8)
+    make(render)
+    redo(render, render.segments()[-1].first, render.segments()[-1].stop)
+    make(render)
+
+
+def test_a_prompt_that_comes_too_late_for_a_section_changes_nothing_behind_it(finished, tmp_path):
+    render = finished.copy(tmp_path, "dualparal")
+    edit = redo(render, 0, 8)
+
+    def report(what, done, total, note=""):
+        if what == "denoise" and done == total:
+            run.set_prompt("a dog")
+
+    run = RenderRun(render, report)
+    assert run.run().state == "done"
+    events = JournalReader(render.path / "journal").poll()
+    (told,) = (event for event in events if event["event"] == "prompt")
+    ours = render.plan
+    assert ours.schedule.bounds(told["block"])[0] >= ours.request.section.stop
+    assert {text for _, text in render.prompts(ours)} == {"a cat"}
+    assert edit.section.stop < ours.latents_shape[1]
+
+
 def threads(plan, hear):
     """Stages that work at once, as Ray's actors do."""
     return ThreadBackend(plan)

@@ -21,6 +21,7 @@ def test_the_share_of_a_stage_is_of_the_time_between_two_segments():
         segment(0, 102.0, [1.0, 0.5]),
         segment(1, 106.0, [4.0, 0.9]),
         segment(2, 107.0, [4.5, 0.25]),  # the second stage was replaced
+        {"event": "edit", "attempt": 1, "time": 199.0, "file": ""},  # days later, it may be
         {"event": "started", "attempt": 2, "time": 200.0},
         segment(3, 201.0, [0.75], attempt=2),  # and then there was one
     ]

@@ -14,6 +14,7 @@ from server import asked
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from longreel.jobs.serve.app import make_app
 from longreel.jobs.serve.limits import Limits
 from longreel.jobs.serve.tokens import Tokens, check_host, cookie_of, read_tokens
 
@@ -329,3 +330,12 @@ def test_token_files_name_clients(tmp_path):
     assert tokens.client_of(TOKEN) == "anna"
     assert tokens.client_of(TOKEN + "-2") == "default"
     assert tokens.client_of(TOKEN + "-3") is None
+
+
+def test_a_preset_of_the_server_s_own_is_chosen_and_its_file_not_told(tmp_path):
+    (tmp_path / "mine.yaml").write_text("video: {frames: 5}\n")
+    app = make_app(tmp_path / "home", preset=str(tmp_path / "mine.yaml"))
+    answer = call(app, "GET", "/session")
+    app.state.context.queue.close()
+    assert answer.json()["preset"] == ""
+    assert str(tmp_path) not in answer.text

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 from chromium import chromium
 from selenium.webdriver.common.by import By
@@ -93,6 +94,15 @@ def test_a_finished_render_plays_to_its_end_and_seeks(page, paged):
     length = page.execute_script("return document.getElementById('video').duration")
     assert length == pytest.approx(25 / 8, abs=0.01)
     shoot(page, "done")
+    row = find(page, "#queue button")
+    more = f"{paged.url}/api/v1/renders/{row.get_attribute('data-render')}/extend"
+    assert httpx.post(more, json={"frames": 8}).status_code == 200
+    longer = until(
+        lambda: page.execute_script("return document.getElementById('video').duration"),
+        lambda length: length is not None and length == pytest.approx(33 / 8, abs=0.01),
+    )
+    assert longer > length
+    assert row.is_displayed(), "a row that is pressed stays while the list is looked at"
 
 
 def test_the_page_has_no_errors_of_its_own(page):

@@ -23,7 +23,9 @@ import longreel
 from longreel.jobs.home.edits import extend
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve import routes_socket
+from longreel.jobs.serve.pace import is_paced
 from longreel.jobs.serve.streams import pieces, segments_from
+from longreel.jobs.serve.warm_run import WarmRun
 
 
 @pytest.fixture
@@ -152,6 +154,24 @@ def test_every_way_out_gives_one_cut_of_a_video(app):
     answer, _ = frames(start=10, cut=0)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "replaced")
     assert call(app, "GET", f"{path}/hls/{names[-2]}").status_code == 404
+
+
+def test_a_redo_of_a_live_session_waits_for_no_reader(app):
+    """Of whom there can be none: until it is done, everybody sees the old video."""
+    render = made(app, frames=33, pace="consumer")
+    record = app.state.context.queue.get(render)
+    assert is_paced(record.request)
+    call(app, "POST", f"/api/v1/renders/{render}/redo", json={"first": 16, "stop": 18})
+    record = app.state.context.queue.get(render)
+    assert not is_paced(record.request)
+    told = []
+    run = WarmRun(lambda event, **facts: told.append(event))
+    run.expect(render)
+    folder = app.state.context.files.home.open(render)
+    assert run.go(folder, {"request": record.request}) == "done"
+    app.state.context.queue.end(render, "done", time.time())
+    call(app, "POST", f"/api/v1/renders/{render}/extend", json={"frames": 8})
+    assert is_paced(app.state.context.queue.get(render).request)
 
 
 def test_a_socket_whose_cut_is_taken_away_while_it_sends_says_so(app, monkeypatch):
