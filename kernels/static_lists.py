@@ -106,9 +106,9 @@ def _dense_blocks(
     low = torch.maximum(rows[:-1, None], (column - width).ceil()[None])
     high = torch.minimum(rows[1:, None] - 1, (column + width).floor()[None])
     count = (high - low + 1).clamp(min=0)
-    touched_RC, dense_RC = (
-        _per_tile(chosen, columns) for chosen in (count > 0, count > _DENSE_COLUMN * tile)
-    )
+    # a block's rows are those it has: few where a tile is the last, or longer than its latent
+    least = _DENSE_COLUMN * rows.diff().clamp(max=tile)[:, None]
+    touched_RC, dense_RC = (_per_tile(chosen, columns) for chosen in (count > 0, count > least))
     return dense_RC > _DENSE_BLOCK * touched_RC
 
 

@@ -1,7 +1,8 @@
 """Link between processes anywhere, over TCP: a gloo group of two ranks per edge.
 
 A group of its own, because gloo closes every connection of a group in which one wait timed out.
-Nothing here touches torch's default group.
+Nothing here touches torch's default group. And gloo tells of a closed connection only those whose
+bytes have not begun to come or go: so a byte follows each payload, and is what is waited for.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from .link import LinkClosed, LinkSpec, Message
 from .wire import describe, empty, parse, payload_bytes
 
 _SENDER, _RECEIVER = 0, 1  # ranks
-_ENVELOPE, _WORDS, _PAYLOAD, _RECEIPT, _NOTHING = range(5)  # tags
+_ENVELOPE, _WORDS, _PAYLOAD, _END, _RECEIPT, _NOTHING = range(6)  # tags
 _ENVELOPE_BYTES = 2048  # one small message for the words of nearly every message
 _LENGTH_BYTES = 8
 _RETRY_S = 0.005
@@ -205,13 +206,18 @@ class GlooSender:
         return self._num_sent - self._num_received < self._spec.credits
 
     def _push(self) -> None:
-        pair = self._pair
+        """Waits for no send: a receipt says that its message has gone, and `send` for how long."""
+        pair, under_way = self._pair, deque[list[Work]]()  # which must live until then
+        num_posted = 0
         while True:
             with pair.changed:
                 pair.changed.wait_for(lambda: self._outbox or pair.reason)
                 pair.check()
                 words, views = self._outbox.popleft()
-            pair.wait(self._post(words, views))
+                while len(under_way) > num_posted - self._num_received:
+                    under_way.popleft()
+            under_way.append(self._post(words, views))
+            num_posted += 1
 
     def _post(self, words: bytes, views: list[Tensor]) -> list[Work]:
         """Every part at once; the other side asks for them in the same order."""
@@ -224,7 +230,10 @@ class GlooSender:
         if len(outside):
             works.append(self._pair.post_send(outside, _WORDS))
         full = [view for view in views if view.numel()]
-        return works + [self._pair.post_send(_as_bytes(view), _PAYLOAD) for view in full]
+        works += [self._pair.post_send(_as_bytes(view), _PAYLOAD) for view in full]
+        if full:
+            works.append(self._pair.post_send(torch.zeros(1, dtype=torch.uint8), _END))
+        return works
 
     def _collect(self) -> None:
         pair, receipt = self._pair, torch.empty(1, dtype=torch.uint8)
@@ -301,7 +310,10 @@ class GlooReceiver:
         header, places = parse(words.numpy().tobytes())
         tensors = [empty(at) for at in places]
         full = [tensor for tensor in tensors if tensor.numel()]
-        self._pair.wait([self._pair.post_recv(_as_bytes(tensor), _PAYLOAD) for tensor in full])
+        works = [self._pair.post_recv(_as_bytes(tensor), _PAYLOAD) for tensor in full]
+        if full:
+            end = self._pair.post_recv(torch.empty(1, dtype=torch.uint8), _END)
+            self._pair.wait([end, *works])
         return Message(header, tuple(tensors))
 
     def close(self) -> None:

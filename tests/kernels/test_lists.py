@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longreel.kernels import order
 from longreel.kernels.attention import attend, attend_reference
@@ -29,6 +31,30 @@ def test_radial_is_as_sparse_as_its_rule(latents, size, density):
     assert radial(_window(latents, size, "raster"), 0.2).density() == pytest.approx(
         density, abs=0.02
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    latents=st.integers(1, 9),
+    size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    context=st.sampled_from([(), (-1,), (-2, -1)]),
+    tile=st.sampled_from([16, 32, 128]),
+)
+def test_radial_shows_every_tile_itself(latents, size, context, tile):
+    """Also one that is short, as the last of a latent or of a window is, or that holds latents
+    that are."""
+    window = _window(latents, size, "raster", context=context, tile=tile)
+    mask_RC = radial(window, 0.2).mask()[0, 0]
+    assert mask_RC.diagonal().all()
+
+
+@pytest.mark.parametrize(
+    ("latents", "size", "context"), [(21, (6, 6), ()), (3, P480, (-3, -2, -1)), (31, (22, 40), ())]
+)
+def test_radial_leaves_nobody_blind_in_windows_that_presets_have(latents, size, context):
+    """shapes, self-forcing-1.3b and wan2.2-ti2v-5b."""
+    blocks = radial(_window(latents, size, "raster", context=context), 0.2)
+    assert (blocks.counts_BHR > 0).all()
 
 
 @pytest.mark.parametrize("size", [P480, P720], ids=["480p", "720p"])

@@ -17,6 +17,7 @@ from link_peer import Peer
 
 from longreel.parallel import link as links
 from longreel.parallel import nccl_link
+from longreel.parallel.gloo_link import GlooReceiver
 from longreel.parallel.link import (
     LinkClosed,
     LinkSpec,
@@ -324,6 +325,37 @@ def test_a_killed_peer_is_noticed_at_once_and_leaves_nothing(kind, mortal, rende
         assert seconds(start_s) < 1
     link_peer.close_all()
     assert eventually(lambda: no_more(link_peer.holdings(), before)), before
+
+
+@pytest.mark.parametrize("end", ["closed here", "killed there"])
+@pytest.mark.parametrize("side", SIDES)
+def test_in_the_midst_of_a_payload_the_end_comes_at_once(
+    side, end, mortal, rendezvous, monkeypatch
+):
+    """Of which gloo tells nobody whose bytes are on their way."""
+    spec = make_spec("gloo", rendezvous)
+    begun, finish = threading.Event(), GlooReceiver._finish
+
+    def watched(self, envelope):
+        begun.set()
+        return finish(self, envelope)
+
+    monkeypatch.setattr(GlooReceiver, "_finish", watched)
+    join(mortal, spec, side)
+    if side == "sender":
+        link_peer.ends[spec.name + side].send(Message(b"", (torch.zeros(1 << 26),)))
+    else:
+        mortal.start(link_peer.send, spec.name, "64 MB")
+        assert begun.wait(10)
+    os.kill(mortal.pid, signal.SIGSTOP)  # a few of its many bytes are there
+    start_s = time.monotonic()
+    if end == "killed there":
+        os.kill(mortal.pid, signal.SIGKILL)
+        wait = {"sender": link_peer.send_for_ever, "receiver": link_peer.recv_error}[side]
+        assert "the other side" in wait(spec.name)
+    link_peer.close(spec.name, side)
+    assert seconds(start_s) < 2
+    os.kill(mortal.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
