@@ -6,10 +6,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from .image_encoder import ImageSource, encode_images
+
+_TURNS = {  # by the tag of a camera
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 __all__ = ["ImageSource", "encode_images", "fit_image", "open_image"]
 
@@ -26,9 +36,10 @@ def open_image(path: Path, field: str = "image") -> Image.Image:
         with warnings.catch_warnings():
             # from 89 million pixels on PIL warns, from twice that it raises: one limit is enough
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # tags that are damaged: they are not read
             with Image.open(path) as opened:
                 opened.load()
-                upright = ImageOps.exif_transpose(opened)
+                upright = _upright(opened)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{field}={path} has more than {Image.MAX_IMAGE_PIXELS} pixels, which would fill the "
@@ -38,12 +49,18 @@ def open_image(path: Path, field: str = "image") -> Image.Image:
         raise ValueError(
             f"{field}={path} is not an image in a format we read; convert it to PNG or JPEG"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL's decoders raise
+    except Exception as error:  # PIL's decoders raise whatever a damaged file leads them to
         raise ValueError(
             f"{field}={path} cannot be read ({error}): it is damaged or may not be opened; check "
             f"its permissions, or save it again as PNG"
         ) from error
     return _to_rgb(upright, path, field)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As ImageOps.exif_transpose, which also writes all tags anew, and fails over any bad one."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def fit_image(image: Image.Image, height: int, width: int) -> Tensor:

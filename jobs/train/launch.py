@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ...configs.train_schema import TrainConfig
 from .errors import TrainingError
 from .recipe import Recipe
 from .recipes import build_recipe, device_type, prepare_recipe
-from .store import RunFolder
+from .store import Lock, RunFolder
 
 Build = Callable[[TrainConfig], Recipe]
 
@@ -36,11 +37,11 @@ def train(config: TrainConfig, build: Build = build_recipe) -> bool:
     folder = RunFolder(output_folder(config))
     folder.check(config)
     prepare_recipe(config)  # what is wrong with it leaves no folder behind
-    folder.claim(config)
-    if config.run.num_processes == 1:
-        return _rank(config, build, 0, None)
-    with tempfile.TemporaryDirectory(prefix="longreel-train-") as shared:
-        return _several(config, build, Path(shared) / "meeting")
+    with folder.claimed(config) as lock:
+        if config.run.num_processes == 1:
+            return _rank(config, build, 0, None)
+        with tempfile.TemporaryDirectory(prefix="longreel-train-") as shared:
+            return _several(config, build, Path(shared) / "meeting", lock)
 
 
 def _check(config: TrainConfig) -> None:
@@ -112,8 +113,10 @@ def _asked_to_stop() -> Iterator[list[float]]:
 
 
 def _child(
-    config: TrainConfig, build: Build, rank: int, meeting: Path, results: Connection
+    config: TrainConfig, build: Build, rank: int, meeting: Path, results: Connection, lock: Lock
 ) -> None:
+    """`lock`: the folder's, which stays taken until every process of the run has ended."""
+    threading.Thread(target=_end_with_parent, name="longreel-parent", daemon=True).start()
     if device_type(config) == "cpu":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # wherever this host is
     try:
@@ -124,18 +127,28 @@ def _child(
     results.send(("done", done))
 
 
-def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
+def _end_with_parent() -> None:
+    """As with Ctrl-C: the step in hand and a checkpoint, and nobody trains unseen."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _several(config: TrainConfig, build: Build, meeting: Path, lock: Lock) -> bool:
     context = multiprocessing.get_context("spawn")
-    ends, processes = [], []
-    for rank in range(config.run.num_processes):
-        mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(config, build, rank, meeting, theirs))
-        process.start()
-        theirs.close()
-        ends.append(mine)
-        processes.append(process)
+    ends: list[Connection] = []
+    processes: list[BaseProcess] = []
     with _asked_to_stop() as asked:
         try:
+            for rank in range(config.run.num_processes):
+                mine, theirs = context.Pipe(duplex=False)
+                args = (config, build, rank, meeting, theirs, lock)
+                process = context.Process(target=_child, args=args)
+                process.start()
+                theirs.close()
+                ends.append(mine)
+                processes.append(process)
             _watch(processes, asked)
         finally:
             _end(processes)
@@ -143,6 +156,8 @@ def _several(config: TrainConfig, build: Build, meeting: Path) -> bool:
     for kind, value in filter(None, said):
         if kind != "done":
             raise (ValueError if kind == "ValueError" else TrainingError)(value)
+    if asked and any(word is None for word in said):
+        return False  # before they could take note of it
     if any(word is None for word in said):
         codes = [process.exitcode for process in processes]
         lost = next(rank for rank, word in enumerate(said) if word is None)

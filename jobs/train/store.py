@@ -1,8 +1,12 @@
 """A run's folder: its configuration, its log, and checkpoints that are whole or not there."""
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,24 @@ from ...configs.train_load import load_training, training_yaml
 from ...configs.train_schema import TrainConfig
 from ..home.durable import name, write_whole
 
-_CONFIG, _LOG = "run.yaml", "log.jsonl"
+_CONFIG, _LOG, _LOCK = "run.yaml", "log.jsonl", ".lock"
 _CHECKPOINTS, _STEP = "checkpoints", "step-{:08d}"
 _KEPT = 2
 _FREE = ("summary", "run.output", "report.")  # change nothing of what is learnt
+
+
+class Lock:
+    """A folder's, for as long as one process has it open: it is handed on to those of the run."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _handed_on, (DupFd(self.descriptor),)
+
+
+def _handed_on(duplicate: Any) -> Lock:
+    return Lock(duplicate.detach())
 
 
 class RunFolder:
@@ -28,14 +46,15 @@ class RunFolder:
         file = self.path / _CONFIG
         if file.exists():
             self._check_same(config, file)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
             raise ValueError(
                 f"run.output={self.path} holds files that are not of a training run, and ours "
                 "would be lost among them; name an empty folder or one that does not exist"
             )
 
-    def claim(self, config: TrainConfig) -> None:
-        """Make the folder this run's, or find that it is; another run's is an error."""
+    @contextlib.contextmanager
+    def claimed(self, config: TrainConfig) -> Iterator["Lock"]:
+        """The folder is this run's, and no other process's meanwhile; another run's is an error."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -44,10 +63,25 @@ class RunFolder:
                 "folder; name another"
             ) from None
         self.check(config)
-        write_whole(self.path / _CONFIG, training_yaml(config).encode())
-        self._checkpoints.mkdir(exist_ok=True)
-        for left in self._checkpoints.glob(".*.part"):  # of a run that was killed
-            shutil.rmtree(left)
+        lock = Lock(os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644))
+        try:
+            self._take(lock)
+            write_whole(self.path / _CONFIG, training_yaml(config).encode())
+            self._checkpoints.mkdir(exist_ok=True)
+            for left in self._checkpoints.glob(".*.part"):  # of a run that was killed
+                shutil.rmtree(left)
+            yield lock
+        finally:
+            os.close(lock.descriptor)
+
+    def _take(self, lock: "Lock") -> None:
+        try:
+            fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"run.output={self.path} is being trained by another process, and two would write "
+                "over each other; wait for it, or end it first"
+            ) from None
 
     def last(self) -> Path | None:
         """The newest checkpoint."""
@@ -75,7 +109,11 @@ class RunFolder:
         file = self.path / _LOG
         if not file.exists():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = []
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # cut short when the disk was full
+                lines.append(json.loads(line))
+        return lines
 
     def forget_after(self, step: int) -> None:
         """Lines of steps that are taken again."""

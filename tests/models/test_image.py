@@ -1,7 +1,10 @@
 """Pictures and their CLIP tokens, against diffusers and transformers."""
 
+import contextlib
 import gc
 import json
+import random
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +168,35 @@ def test_pictures_are_opened_as_diffusers_opens_them(tmp_path, save):
     assert opened.mode == "RGB"
     assert opened.size == ((30, 20) if save is save_lying_on_its_side else (20, 30))
     assert np.array_equal(opened, expected)
+
+
+def test_a_bad_tag_of_a_camera_spoils_no_picture(tmp_path):
+    """Nothing of the tags is written anew, in which PIL would fail."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0110] = 6, "camera"
+    path = tmp_path / "picture.jpg"
+    picture(20, 30).save(path, exif=exif)
+    data = path.read_bytes()
+    tag = data.index(b"\x01\x10") if b"MM" in data[:40] else data.index(b"\x10\x01")
+    damaged = bytearray(data)
+    damaged[tag + 3 if b"MM" in data[:40] else tag + 2] = 12  # doubles, where letters are
+    path.write_bytes(damaged)
+    assert open_image(path).size == (30, 20)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "avif"])
+def test_whatever_is_damaged_is_said_to_be(tmp_path, kind):
+    path = tmp_path / f"picture.{kind}"
+    picture(60, 60).save(path)
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 8)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert open_image(path).mode == "RGB"
 
 
 def test_a_palette_with_half_transparent_colours_opens_without_a_warning(tmp_path):

@@ -3,13 +3,18 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ended_with_us
+from server import until
 from toy_recipe import ToyRecipe, build_bad, build_fragile, build_toy
 
 from longreel.configs.train_schema import OptimizerConfig, ReportConfig, RunConfig, TrainConfig
@@ -136,3 +141,39 @@ def test_ctrl_c_on_the_parent_stops_all_ranks_with_one_checkpoint(tmp_path):
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert 2 <= step < 100_000
     assert {path.name for path in checkpoint.glob("ema-*")} == {"ema-0.pt", "ema-1.pt"}
+
+
+ORPHANS = """
+import sys
+from longreel.configs.train_schema import ReportConfig, RunConfig, TrainConfig
+from longreel.jobs.train.launch import train
+from processes import ended_with_us
+from server import until
+from toy_recipe import build_toy
+run = RunConfig(output=sys.argv[1], dtype="float32", num_processes=2, device="cpu")
+train(TrainConfig(steps=100_000, run=run, report=ReportConfig(log_every=2)), build_toy)
+"""
+
+
+def test_ranks_of_a_parent_that_is_killed_end_with_a_checkpoint(tmp_path):
+    """And until they have, nobody else trains in their folder."""
+    support = Path(__file__).parents[2] / "support"
+    command = [sys.executable, "-P", "-c", ORPHANS, str(tmp_path / "run")]
+    parent = subprocess.Popen(ended_with_us(command), env=os.environ | {"PYTHONPATH": str(support)})
+    log = tmp_path / "run" / "log.jsonl"
+    try:
+        until(log.exists, bool)
+        settings = config(tmp_path / "run")
+        with pytest.raises(ValueError, match="being trained by another process"):
+            train(replace(settings, steps=100_000, optimizer=OptimizerConfig()), build_toy)
+    finally:
+        parent.kill()
+        parent.wait()
+
+    def checkpoints():
+        return [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+
+    until(checkpoints, bool, within_s=100)
+    size = until(log.stat, lambda stat: time.time() - stat.st_mtime > 2, within_s=100).st_size
+    time.sleep(1)
+    assert log.stat().st_size == size

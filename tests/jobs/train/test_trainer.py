@@ -31,7 +31,8 @@ def config(folder, steps=STEPS, **run):
 
 def trainer(settings, recipe=None):
     folder = RunFolder(output_folder(settings))
-    folder.claim(settings)
+    with folder.claimed(settings):
+        pass
     return Trainer(settings, recipe or ToyRecipe(settings.run.seed), ALONE, lambda line: None)
 
 
@@ -205,3 +206,16 @@ def test_how_often_it_reports_may_change_between_runs(tmp_path):
     assert not trainer(settings).run(stop_before(5))
     other = TrainConfig(**{**vars(settings), "report": ReportConfig(log_every=1)})
     assert train(other, build_toy)
+
+
+def test_a_line_that_a_full_disk_has_cut_short_is_left_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.claimed(config(tmp_path)):
+        folder.log({"step": 4, "loss": 1.0})
+        folder.log({"step": 8, "loss": 0.5})
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text()[:-9])
+    assert folder.lines() == [{"step": 4, "loss": 1.0}]
+    folder.forget_after(4)
+    folder.log({"step": 8, "loss": 0.5})
+    assert [line["step"] for line in folder.lines()] == [4, 8]
