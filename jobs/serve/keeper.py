@@ -195,13 +195,15 @@ class Keeper:
             if isinstance(error, sqlite3.Error) or getattr(error, "errno", None) in _SHORT:
                 news = {"how": "not begun"}  # nothing was lost over it
         finally:
-            del self.live[live.record.render]
             if live.worker is not None:
                 if news is None or self._ending:
                     await live.worker.end()
                 else:
                     self._workers.take_back(live.worker)
-            await self._surely(partial(self._settle, live, news))
+            try:
+                await self._surely(partial(self._settle, live, news))
+            finally:
+                del self.live[live.record.render]  # not before: a server that ends waits for it
             self.wake()
 
     async def _surely(self, write: Callable[[], None]) -> None:
