@@ -74,7 +74,7 @@ def radial(window: Window, decay: float) -> Blocks:
                 continue
             key = row_edges, column_edges, width
             if key not in known:
-                known[key] = _dense_blocks(*key, window.tile)
+                known[key] = _dense_blocks(*key)
             mask_RC[rows, columns] |= known[key]
     return _blocks(mask_RC, queries, keys)
 
@@ -98,7 +98,7 @@ def _overlapping(tiles: Tiles, latent: int, tokens: int) -> tuple[slice, tuple[i
 
 
 def _dense_blocks(
-    row_edges: tuple[int, ...], column_edges: tuple[int, ...], width: float, tile: int
+    row_edges: tuple[int, ...], column_edges: tuple[int, ...], width: float
 ) -> Tensor:
     """Blocks that a diagonal fills enough of: most columns it touches, a third of their rows."""
     rows, columns = torch.tensor(row_edges), torch.tensor(column_edges)
@@ -106,8 +106,8 @@ def _dense_blocks(
     low = torch.maximum(rows[:-1, None], (column - width).ceil()[None])
     high = torch.minimum(rows[1:, None] - 1, (column + width).floor()[None])
     count = (high - low + 1).clamp(min=0)
-    # a block's rows are those it has: few where a tile is the last, or longer than its latent
-    least = _DENSE_COLUMN * rows.diff().clamp(max=tile)[:, None]
+    # rows are those it has in this latent: few where a tile is short, or lies across two
+    least = _DENSE_COLUMN * rows.diff()[:, None]
     touched_RC, dense_RC = (_per_tile(chosen, columns) for chosen in (count > 0, count > least))
     return dense_RC > _DENSE_BLOCK * touched_RC
 

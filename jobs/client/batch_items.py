@@ -29,7 +29,8 @@ def read_items(items: str | Path | Sequence[str | Mapping[str, object]]) -> list
     asked: list[Asked] = []
     for number, row in enumerate(rows, start=1):
         try:
-            asked.append(_item(number, _fields("the item", row)))
+            values = {"prompt": row} if isinstance(row, str) else _fields("the item", row)
+            asked.append(_item(number, values))
         except ValueError as error:
             raise ValueError(f"item {number} of the batch: {error}") from error
     names = [item.name for item in asked]
@@ -62,7 +63,7 @@ def _read_file(path: Path) -> list[Mapping[str, object]]:
 
 
 def _item(number: int, values: dict[str, Any]) -> Asked:
-    settings = _fields("settings", values.pop("settings", {}))
+    settings = _fields("settings", values.pop("settings", None) or {})
     more: dict[str, Any] = {}
     for key, value in values.items():
         if key is None or (key not in (*_NUMBERS, *_TEXTS, *_ANY) and "." not in key):
@@ -73,6 +74,8 @@ def _item(number: int, values: dict[str, Any]) -> Asked:
             )
         if "." in key:
             settings[key] = value
+        elif value is None:  # as if it were not there; of a setting null is a value
+            continue
         elif key in _NUMBERS:
             more[key] = _number(key, value)
         else:
@@ -90,18 +93,16 @@ def _item(number: int, values: dict[str, Any]) -> Asked:
 
 
 def _fields(what: str, value: object) -> dict[str, Any]:
-    """By name, without those that are null; a text alone is a prompt."""
-    if isinstance(value, str) and what == "the item":
-        return {"prompt": value}
+    """By name."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{what} is {value!r}; give fields by name, such as prompt")
-    return {key: one for key, one in value.items() if one is not None}
+    return dict(value)
 
 
 def _number(key: str, value: object) -> float:
     try:
         number: float = _NUMBERS[key](value)
-        if number != float(value):  # type: ignore[arg-type]  # or it was none
+        if isinstance(value, float) and number != value:
             raise ValueError
         return number
     except (TypeError, ValueError, OverflowError):

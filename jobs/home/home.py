@@ -133,10 +133,14 @@ class Home:
                 f"render {folder.id} is being written to a file, which would stay a part; wait for "
                 "that"
             )
+        self.discard(folder.id)
+
+    def discard(self, render: str) -> None:
+        """With all that is in it, whatever that is."""
         for left in self._renders.glob(".*.gone"):  # by whoever was ended meanwhile
             shutil.rmtree(left, ignore_errors=True)
-        gone = folder.path.with_name(f".{folder.id}.gone")
-        folder.path.rename(gone)  # at once, for whoever lists them
+        gone = self._renders / f".{render}.gone"
+        (self._renders / render).rename(gone)  # at once, for whoever lists them
         shutil.rmtree(gone, ignore_errors=True)  # what is left goes with the next one
 
     def names(self) -> list[str]:

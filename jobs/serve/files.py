@@ -142,13 +142,13 @@ class AllFiles:
             return files
 
     def segments(self, render: str, at_end: bool = False) -> Sequence[Segment]:
-        """None where the files are gone. `at_end`: there will be no more."""
+        """None where the files are gone or cannot be read. `at_end`: there will be no more."""
         try:
             files = self.of(render)
             if at_end:
                 files.look_again()
             return files.segments()
-        except ApiError:
+        except (ApiError, OSError):
             return ()
 
     def remove(self, render: str) -> None:
@@ -160,6 +160,8 @@ class AllFiles:
                 self.home.remove(self.home.open(render))
             except Taken:
                 raise ApiError(409, "running", "its process is yet to let go of it") from None
+            except ValueError:  # one that nobody can open is made by nobody
+                self.home.discard(render)
 
 
 def told(event: Event) -> dict[str, Any]:

@@ -156,9 +156,10 @@ def _several(config: TrainConfig, build: Build, meeting: Path, lock: Lock) -> bo
     for kind, value in filter(None, said):
         if kind != "done":
             raise (ValueError if kind == "ValueError" else TrainingError)(value)
-    if asked and any(word is None for word in said):
-        return False  # before they could take note of it
-    if any(word is None for word in said):
+    silent = [p for p, word in zip(processes, said, strict=True) if word is None]
+    if asked and silent and all(p.exitcode == -signal.SIGTERM for p in silent):
+        return False  # it came before they could take note of it
+    if silent:
         codes = [process.exitcode for process in processes]
         lost = next(rank for rank, word in enumerate(said) if word is None)
         raise TrainingError(

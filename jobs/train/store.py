@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from ...configs.train_load import load_training, training_yaml
 from ...configs.train_schema import TrainConfig
 from ..home.durable import name, write_whole
 
+_log = logging.getLogger("longreel")
 _CONFIG, _LOG, _LOCK = "run.yaml", "log.jsonl", ".lock"
 _CHECKPOINTS, _STEP = "checkpoints", "step-{:08d}"
 _KEPT = 2
@@ -82,6 +84,8 @@ class RunFolder:
                 f"run.output={self.path} is being trained by another process, and two would write "
                 "over each other; wait for it, or end it first"
             ) from None
+        except OSError as error:  # a file system that has no such locks
+            _log.warning("%s cannot be locked (%s): train there once at a time", self.path, error)
 
     def last(self) -> Path | None:
         """The newest checkpoint."""

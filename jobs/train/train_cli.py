@@ -25,11 +25,13 @@ def train(
         typer.echo(training_yaml(settings), nl=False)
         return
     from .launch import train as run
+    from .store import RunFolder
     from .trainer import output_folder
 
     folder = output_folder(settings)
     if run(settings):
         typer.echo(folder / "model")
         return
-    typer.echo(f"stopped, with a checkpoint in {folder}; run the same command again to go on")
+    kept = f"with a checkpoint in {folder}" if RunFolder(folder).last() else "before a checkpoint"
+    typer.echo(f"stopped, {kept}; run the same command again to go on")
     raise typer.Exit(130)

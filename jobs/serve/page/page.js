@@ -12,6 +12,8 @@ let redone = false; // its video is whole while it is made: another will take it
 let loads = 0; // of videos
 let events = null;
 const rows = new Map(); // of the list, by id of their renders: one that is pressed must stay
+let looks = 0; // at the list; an answer may be overtaken by a later one
+let newest = 0;
 
 function say(text) {
   $("note").textContent = text;
@@ -64,7 +66,10 @@ async function open() {
 }
 
 async function list() {
+  const look = ++looks;
   const page = await call("GET", "/api/v1/renders?limit=30");
+  if (look < newest) return;
+  newest = look;
   $("empty").hidden = page.data.length > 0;
   const items = page.data.map(row);
   for (const id of [...rows.keys()].filter((id) => !page.data.some((one) => one.id === id))) rows.delete(id);
@@ -75,8 +80,10 @@ async function list() {
 }
 
 function row(render) {
-  if (!rows.has(render.id)) rows.set(render.id, newRow(render));
-  const item = rows.get(render.id);
+  if (!rows.has(render.id)) rows.set(render.id, { item: newRow(render) });
+  const kept = rows.get(render.id);
+  kept.render = render; // as it is now, for whoever clicks
+  const item = kept.item;
   const [button, state, bar] = ["button", ".state", "progress"].map((what) => item.querySelector(what));
   button.setAttribute("aria-current", String(render.id === chosen));
   state.className = `state ${render.status}`;
@@ -97,7 +104,7 @@ function newRow(render) {
   const bar = document.createElement("progress");
   bar.max = 1;
   button.append(words, state, bar);
-  button.addEventListener("click", () => choose(render));
+  button.addEventListener("click", () => choose(rows.get(render.id).render));
   const item = document.createElement("li");
   item.append(button);
   return item;
@@ -114,7 +121,6 @@ function choose(render) {
   $("right").hidden = false;
   follow(render);
   draw(render);
-  list().catch((error) => say(error.message)); // what the row was made with may be old
 }
 
 function follow(render) {

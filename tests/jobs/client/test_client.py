@@ -248,8 +248,12 @@ def test_files_of_a_batch_are_read_by_their_suffix(tmp_path):
         ("y", {}),
     ]
     assert [dict(item.more) for item in read_items(tmp_path / "b.csv")] == [{"seed": 4}, {}]
-    (item,) = read_items([{"prompt": "x", "name": None, "frames": "9", "seed": 4.0}])
-    assert (item.name, dict(item.more)) == ("0001-x", {"frames": 9, "seed": 4})
+    (item,) = read_items([{"prompt": "x", "name": None, "frames": "9", "seed": 2**53 + 1}])
+    assert (item.name, dict(item.more)) == ("0001-x", {"frames": 9, "seed": 2**53 + 1})
+    null = {"sampling.guidance_low": None}  # of a setting it is a value
+    for given in ({"settings": null}, null):
+        (item,) = read_items([{"prompt": "x", **given}])
+        assert item.more["settings"] == null
     with pytest.raises(ValueError, match="neither"):
         read_items(tmp_path / "b.txt")
 

@@ -167,12 +167,19 @@ def test_a_folder_that_cannot_be_read_stops_nothing(tmp_path, started):
         manifest.write_text('{"format": 99}')
         here.files._open.clear()
         assert (await http.get(f"/api/v1/renders/{render}")).status_code == 200
+        journal = tmp_path / "renders" / render / "journal"
+        journal.unlink(missing_ok=True)
+        journal.mkdir()  # reading it is an error that never passes
         frames = await http.get(f"/api/v1/renders/{render}/frames")
         assert frames.json()["error"]["code"] == "files_unreadable"
         await until(lambda: started and started[0].told)
         over = {"event": "over", "how": "failed", "code": "render_error", "message": "unreadable"}
         started[0].news.put_nowait(over)
         await until(lambda: here.queue.get(render).state == "failed")
+        another = await ask_for(http)
+        await until(lambda: here.queue.get(another).state == "running")
+        assert (await http.delete(f"/api/v1/renders/{render}")).status_code == 200
+        assert not journal.exists()
 
     play(tmp_path, part)
 
