@@ -29,10 +29,9 @@ from .marks import Vault
 from .messages import Stamp
 from .outbox import Batch
 from .placement import this_node
-from .snapshot import PackedSnapshot, Snapshot, pack_snapshot
+from .snapshot import EMPTY, PackedSnapshot, Snapshot, pack_snapshot
 from .stage import Stage
 from .taker import Taker
-from .tasks import WalkState
 from .verdict import Words, look, short
 
 _log = logging.getLogger("longreel")
@@ -162,7 +161,7 @@ class RayChain:
     def _epoch(self, schedule: Schedule, wanted: Wanted) -> Generator[Done | Snapshot]:
         """From the last snapshot to the end, or to what breaks it."""
         self._enter("PLACE")
-        self._done = self._start.walk.number if self._start else 0
+        self._done = (self._start or EMPTY).walk.number
         self._members = members = self._devices.crew.members  # in the order of seats
         self._last = members[self._devices.crew.layout.last]
         self._enter("LOAD")
@@ -295,7 +294,7 @@ class RayChain:
         lost, gone, error = look(self._members, self._runs)
         if error is not None:
             raise error from first
-        begin = self._start.walk if self._start else WalkState()
+        begin = (self._start or EMPTY).walk
         words = Words(crew.layout, self._devices.slices, schedule, begin)
         if state == "LOAD":
             name = words.name(lost[0]) if lost else "a stage"

@@ -51,6 +51,8 @@ WHERE r.state = 'queued' AND
 ORDER BY r.priority DESC, COALESCE(c.served, 0), r.number LIMIT 1
 """
 
+_ANEW = "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL"
+
 
 class KeyReusedError(ValueError):
     """An idempotency key came back with another request."""
@@ -212,17 +214,12 @@ class Queue:
     def resume(self, render: str, now: float) -> None:
         """One that is paused, or was to be over, waits for its turn as if it had not ended; a
         deadline that has passed is none any more."""
-        self._update(
-            render,
-            "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL,"
-            " deadline_at = CASE WHEN deadline_at >= ? THEN deadline_at END",
-            now,
-        )
+        deadline = "deadline_at = CASE WHEN deadline_at >= ? THEN deadline_at END"
+        self._update(render, f"{_ANEW}, {deadline}", now)
 
     def edit(self, render: str, request: Mapping[str, Any]) -> Record:
         """One that is done waits for its turn again, with more to be made of it."""
-        change = "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL"
-        self._update(render, f"{change}, deadline_at = NULL, request = ?", json.dumps(request))
+        self._update(render, f"{_ANEW}, deadline_at = NULL, request = ?", json.dumps(request))
         with self._lock:
             return self._get(render)
 

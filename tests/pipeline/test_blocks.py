@@ -2,17 +2,12 @@
 
 import pytest
 import torch
-from tiny_blocks import ARCHS, POLICIES, overrides
+from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.pipeline.generator import Generator
 
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def latents(policy, *more, frames=33, num_stages=1):

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from thread_chain import ThreadBackend
-from tiny_blocks import ARCHS, POLICIES, overrides
+from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.parallel.chain import LocalChain
 from longreel.pipeline import backend as backends
 from longreel.pipeline.backend import LocalBackend
@@ -17,10 +16,7 @@ GUIDED = "sampling.guidance_mode=sequential"  # the few-step policies have none 
 INTERVAL = ("sampling.guidance_from=0.95", "sampling.guidance_to=0.5")
 
 
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def make_plan(policy, *more):

@@ -5,10 +5,9 @@ import logging
 
 import pytest
 import torch
-from tiny_blocks import ARCHS, overrides
+from tiny_blocks import overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.pipeline import measured
 from longreel.pipeline.cost import Seconds
 from longreel.pipeline.generator import Generator
@@ -21,10 +20,7 @@ NUM_STAGES = 2
 HEAVY_HEAD = Seconds(token=1.0, head_token=2.0)  # the head takes as long as two of the five layers
 
 
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 @pytest.fixture

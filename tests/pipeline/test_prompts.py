@@ -7,20 +7,16 @@ from functools import partial
 import pytest
 import torch
 from thread_chain import ThreadBackend
-from tiny_blocks import ARCHS, POLICIES, overrides
+from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render, render_file, render_latents, stream_chunks
-from longreel.models import arch as archs
 from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.generator import Generator
 
 FRAMES = 57  # 15 latents: five blocks of three
 
 
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def plan(policy, *more, frames=FRAMES, **request):

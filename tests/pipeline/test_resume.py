@@ -9,10 +9,9 @@ from any_schedule import MANY, first_tasks, schedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from thread_chain import ThreadBackend
-from tiny_blocks import ARCHS, POLICIES, overrides
+from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render
-from longreel.models import arch as archs
 from longreel.parallel.chain import Done
 from longreel.parallel.snapshot import Admission, Snapshot
 from longreel.pipeline.backend import LocalBackend
@@ -34,10 +33,7 @@ def test_a_walk_goes_on_from_any_tick(schedule, every):
         assert list(islice(schedule.walk(state).tasks(), len(rest))) == rest
 
 
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def plan(policy, *more, frames=49, **request):

@@ -27,7 +27,6 @@ from longreel.jobs.home.latents import KeptLatents
 from longreel.jobs.home.lock import Taken
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
-from longreel.models import arch as archs
 from longreel.models.vae import to_uint8
 from longreel.models.vae_build import random_vae
 
@@ -37,10 +36,7 @@ LATER = [name for name in POLICIES if name not in ("whole", *SOON)] + ["causal-r
 EACH = [*SOON, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
 
 
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_blocks import ARCHS, overrides
+from tiny_blocks import overrides
 
 from longreel.jobs import renders_cli
 from longreel.jobs.home import edits, lock
@@ -15,13 +15,8 @@ from longreel.jobs.home.lock import Lock, Taken, is_read, read_by_us
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.progress import progress
 from longreel.jobs.render import plan_render, stream_chunks
-from longreel.models import arch as archs
 
-
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 @pytest.fixture

@@ -30,10 +30,7 @@ class Killed(BaseException):
     """What no code of ours catches."""
 
 
-@pytest.fixture(autouse=True)
-def _arch(monkeypatch):
-    for name, arch in ARCHS.items():
-        monkeypatch.setitem(archs.ARCHS, name, arch)
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 @pytest.fixture

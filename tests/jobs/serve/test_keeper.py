@@ -8,7 +8,7 @@ import time
 
 import httpx
 import pytest
-from app import open_app
+from app import call, open_app
 from server import asked
 
 from longreel.jobs.serve import streams, workers
@@ -80,6 +80,13 @@ async def ask_for(http, **more):
     answer = await http.post("/api/v1/renders", json=asked(frames=1, **more))
     assert answer.status_code == 201, answer.text
     return answer.json()["id"]
+
+
+async def begun(http, started):
+    """A render, and the first worker, which is at it."""
+    render = await ask_for(http)
+    await until(lambda: started and started[0].told)
+    return render, started[0]
 
 
 async def until(holds):
@@ -186,9 +193,7 @@ def test_a_folder_that_cannot_be_read_stops_nothing(tmp_path, started):
 
 def test_one_who_leaves_before_a_prompt_is_answered_harms_nobody(tmp_path, started):
     async def part(http, here):
-        render = await ask_for(http)
-        await until(lambda: started and started[0].told)
-        worker = started[0]
+        render, worker = await begun(http, started)
         asking = asyncio.create_task(here.keeper.change_prompt(render, "a blue square", 1))
         await until(lambda: worker.told[-1][0] == "prompt")
         asking.cancel()
@@ -209,9 +214,7 @@ def test_one_who_leaves_before_a_prompt_is_answered_harms_nobody(tmp_path, start
 
 def test_a_prompt_that_is_sent_again_counts_once_and_another_sender_s_counts(tmp_path, started):
     async def part(http, here):
-        render = await ask_for(http)
-        await until(lambda: started and started[0].told)
-        worker = started[0]
+        render, worker = await begun(http, started)
 
         async def send(number, prompt):
             said = json.dumps({"type": "prompt", "number": number, "prompt": prompt})
@@ -252,48 +255,42 @@ def test_a_render_goes_on_after_its_deadline_when_it_is_told_to(tmp_path, starte
 
 
 def test_a_live_session_that_was_cancelled_is_not_paused_for_want_of_readers(tmp_path):
-    async def part():
-        with open_app(tmp_path) as app:
-            here = app.state.context
-            transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-                render = await ask_for(http, pace="consumer")
-                record = here.queue.take_next(1, time.time())
-                here.keeper.live[render] = Live(record=record, since=0.0, taken_at=-1e9)
-                await http.post(f"/api/v1/renders/{render}/cancel")
-                here.keeper._expire()
-                assert here.queue.get(render).wish == "cancel"
-
-    asyncio.run(part())
+    with open_app(tmp_path) as app:
+        here = app.state.context
+        body = asked(frames=1, pace="consumer")
+        render = call(app, "POST", "/api/v1/renders", json=body).json()["id"]
+        record = here.queue.take_next(1, time.time())
+        here.keeper.live[render] = Live(record=record, since=0.0, taken_at=-1e9)
+        call(app, "POST", f"/api/v1/renders/{render}/cancel")
+        here.keeper._expire()
+        assert here.queue.get(render).wish == "cancel"
 
 
 def test_blocks_that_a_process_has_left_are_not_told_as_done(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "_PROGRESS_S", 0.05)
     told = []
 
-    async def part():
-        with open_app(tmp_path) as app:
-            here = app.state.context
-            transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-                render = await ask_for(http)
-            record = here.queue.take_next(1, time.time())
-            live = here.keeper.live[render] = Live(record=record, since=time.monotonic())
-            live.stages["denoise"] = Stage(3, 20, "0:2 1:1 2:1", time.monotonic(), 0)
+    async def part(here, record):
+        live = here.keeper.live[record.render] = Live(record=record, since=time.monotonic())
+        live.stages["denoise"] = Stage(3, 20, "0:2 1:1 2:1", time.monotonic(), 0)
 
-            async def read():
-                async for text in events(here, record, 0):
-                    told.extend(line for line in text.splitlines() if line.startswith('data: {"b'))
+        async def read():
+            async for text in events(here, record, 0):
+                told.extend(line for line in text.splitlines() if line.startswith('data: {"b'))
 
-            reading = asyncio.create_task(read())
-            await asyncio.sleep(0.5)
-            live.stages["denoise"].note = "1:1 2:1"
-            await until(lambda: told)
-            del here.keeper.live[render]
-            here.queue.pause(render)
-            await asyncio.sleep(0.5)
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0.5)
+        live.stages["denoise"].note = "1:1 2:1"
+        await until(lambda: told)
+        del here.keeper.live[record.render]
+        here.queue.pause(record.render)
+        await asyncio.sleep(0.5)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
-    asyncio.run(asyncio.wait_for(part(), WAIT_S))
+    with open_app(tmp_path) as app:
+        call(app, "POST", "/api/v1/renders", json=asked(frames=1))
+        here = app.state.context
+        record = here.queue.take_next(1, time.time())
+        asyncio.run(asyncio.wait_for(part(here, record), WAIT_S))
     assert told == ['data: {"block": 0}']
