@@ -8,18 +8,12 @@
 # runs out of time stops no other; the exit status is 1 when one did, or when there is no device.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-PYTHON="${PYTHON:-.venv/bin/python}"
+. benchmarks/here.sh
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 export TRITON_INTERPRET=0 # tests/conftest.py would turn it on
 
-scratch="$(mktemp -d)"
-trap 'rm -rf "$scratch"' EXIT
 LOGS="${LOGS:-$scratch/logs}"
 mkdir -p "$LOGS"
-if ! "$PYTHON" -P -c "import longreel" 2>/dev/null; then
-    ln -s "$PWD/longreel" "$scratch/longreel" # not installed here: the checkout itself
-    export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}"
-fi
 if ! "$PYTHON" -c "import torch; assert torch.cuda.is_available()" 2>/dev/null; then
     echo "benchmarks/gpu.sh: $PYTHON finds no torch with a CUDA device, so there is nothing to run" >&2
     exit 1

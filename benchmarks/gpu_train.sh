@@ -9,18 +9,11 @@
 # H200, and 79 s went to compiling. Whatever is interrupted goes on with the same command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON="${PYTHON:-.venv/bin/python}"
+. benchmarks/here.sh
 STEPS="${STEPS:-6000}" CLIPS="${CLIPS:-6144}" LATENTS="${LATENTS:-3072}" WORKERS="${WORKERS:-14}"
 COMPILED="${COMPILED:-true}" PROMPTS="${PROMPTS:-64}" ROWS="${ROWS:-48}"
 shipped=models/shipped/shapes
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
-
-scratch="$(mktemp -d)"
-trap 'rm -rf "$scratch"' EXIT
-if ! "$PYTHON" -P -c "import longreel" 2>/dev/null; then
-    ln -s "$PWD/longreel" "$scratch/longreel" # not installed here: the checkout itself
-    export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}"
-fi
 
 longreel() {
     echo "--- longreel $*"
