@@ -1,7 +1,6 @@
 """Frames of a render as they become final, and what can be said to it meanwhile."""
 
 from collections.abc import Iterator
-from types import TracebackType
 
 from ..pipeline.generator import Chunk, Generator
 
@@ -34,10 +33,5 @@ class FrameStream(Iterator[Chunk]):
     def __enter__(self) -> "FrameStream":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()

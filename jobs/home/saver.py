@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from types import TracebackType
 
 from ...pipeline.checkpoint import Checkpoint
 from .attempt import Attempt
@@ -36,12 +35,7 @@ class Saver:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """What can still be saved is."""
         with self._changed:
             self._closed = True
