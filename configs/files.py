@@ -1,11 +1,17 @@
-"""One YAML file to settings by dotted key."""
+"""Files that people name: where they are; one of YAML as settings by dotted key."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .fields import check_key, fields
 from .schema import Config
+
+
+def expand(path: str | Path) -> Path:
+    """With the home folder for a leading ~, which Path.expanduser refuses in names like ~draft."""
+    return Path(os.path.expanduser(path))
 
 
 def read_settings(path: Path, schema: Any = Config, kind: str = "preset") -> dict[str, Any]:

@@ -5,14 +5,13 @@ read `${...}` and `???` as its own, and `${oc.env:NAME}` would let the environme
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from .fields import check_key, fields
-from .files import read_settings
+from .files import expand, read_settings
 from .schema import Config
 from .suggest import did_you_mean
 
@@ -72,7 +71,7 @@ def to_yaml(config: Config) -> str:
 def _read_preset(preset: str) -> dict[str, Any]:
     if not preset.endswith(".yaml"):
         return _read_shipped(preset)
-    settings = read_settings(Path(os.path.expanduser(preset)))  # Path's refuses ~name of nobody
+    settings = read_settings(expand(preset))
     base = settings.get("preset")
     return {**_read_shipped(str(base)), **settings} if base else settings
 

@@ -1,11 +1,10 @@
 """A training file and overrides to one frozen TrainConfig."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import read_settings
+from .files import expand, read_settings
 from .load import merge, parse_override
 from .suggest import did_you_mean
 from .train_schema import TrainConfig
@@ -46,7 +45,7 @@ def training_yaml(config: TrainConfig) -> str:
 
 def _find(name: str) -> Path:
     if name.endswith(".yaml"):
-        return Path(os.path.expanduser(name))
+        return expand(name)
     names = training_names()
     if name not in names:
         raise ValueError(

@@ -106,6 +106,7 @@ def render(
 ) -> None:
     """Render a prompt to a video file."""
     with _plain_errors():
+        from ..configs.files import expand
         from ..configs.load import to_yaml
         from ..pipeline.plan import describe
         from .home.home import Home
@@ -128,12 +129,12 @@ def render(
         )
         if dry_run:
             if output:
-                check_file(plan, output)
+                check_file(plan, expand(output))
             facts = re.sub("^", "# ", describe(plan), flags=re.MULTILINE)
             typer.echo(f"{to_yaml(plan.config)}\n{facts}")  # all of it a preset's file
             return
         suffix = ".mp4" if plan.config.output.format == "mp4" else ""
-        output = output or _default_name(prompt, seed, suffix)
+        output = expand(output or _default_name(prompt, seed, suffix))
         check_file(plan, output)
         run_and_export(Home(home).create(plan, output), output, {}, progress())
 

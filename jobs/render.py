@@ -6,10 +6,10 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from ..configs.files import expand
 from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.plan import Plan, Request, make_plan
-from ..pipeline.plan_pictures import expand
 from .cluster import open_backend
 from .stream import FrameStream
 from .target import check_output
@@ -37,33 +37,29 @@ def plan_render(
     )
 
 
-def check_file(plan: Plan, output: str | Path) -> None:
+def check_file(plan: Plan, path: Path) -> None:
     """ValueError unless the video of this plan can be written there."""
     config, video = plan.config, plan.config.video
     _check_end(plan)
-    check_output(
-        expand(output),
-        config.output,
-        num_frames=video.frames,
-        height=video.height,
-        width=video.width,
-    )
+    size = {"height": video.height, "width": video.width}
+    check_output(path, config.output, num_frames=video.frames, **size)
 
 
 def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video:
     """Render to a file (or a folder of pictures), which appears when it is complete."""
-    check_file(plan, output)
     from .home.home import Home
     from .home.record import RenderRun
 
-    path = expand(output).absolute()  # the working directory may change while a render runs
+    path = expand(output)
+    check_file(plan, path)
+    whole = path.absolute()  # the working directory may change while a render runs
     # segments on the way, as for the command line, so that both write the same bytes
-    with TemporaryDirectory(prefix=".longreel-", suffix=".part", dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=".longreel-", suffix=".part", dir=whole.parent) as folder:
         render = Home(Path(folder)).create(plan)
         RenderRun(render, report).run()
-        render.export(path)
+        render.export(whole)
     video = plan.config.video
-    return Video(path=expand(output), config=plan.config, num_frames=video.frames, fps=video.fps)
+    return Video(path=path, config=plan.config, num_frames=video.frames, fps=video.fps)
 
 
 def stream_chunks(plan: Plan, report: Report = quiet) -> FrameStream:

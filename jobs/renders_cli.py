@@ -143,11 +143,12 @@ def _edit(
     prompt_at: Sequence[str],
 ) -> None:
     """Taken note of in its folder, where `resume` finds it after any interruption."""
+    from ..configs.files import expand
     from .home import edits
     from .prompt_file import split_prompt
     from .spans import parse_length, parse_section
 
-    _check_made(folder, output)
+    _check_made(folder, expand(output))
     fps = folder.manifest.config.video.fps
     if extend is not None:
         frames = parse_length(extend, fps, folder.plan_with(changes).arch.vae.time_stride)
@@ -192,7 +193,7 @@ def run_and_export(
     bars: "AbstractContextManager[Report]",
 ) -> None:
     """To its end, and its file to where it is wanted."""
-    from ..pipeline.plan_pictures import expand
+    from ..configs.files import expand
     from .home.home import way_on
     from .home.lock import Taken, read_by_us
     from .home.record import RenderRun
@@ -219,12 +220,11 @@ def run_and_export(
 
 def _check_made(folder: "RenderFolder", output: Path) -> None:
     """ValueError where what is there of it cannot be written; it needs no device, nor an end."""
-    from ..pipeline.plan_pictures import expand
     from .target import check_output
 
     config, made = folder.manifest.config, folder.status().frames_done
     height, width = config.video.height, config.video.width
-    check_output(expand(output), config.output, num_frames=made, height=height, width=width)
+    check_output(output, config.output, num_frames=made, height=height, width=width)
 
 
 def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Where each part of a checkpoint is: a local folder or file, or the hub, in either layout."""
 
-import os
 import re
 from pathlib import Path
 
 import torch
 
+from ..configs.files import expand
 from .arch import WanArch
 from .checkpoint_arch import check_arch, config_file, read_arch
 from .names import rename_transformer
@@ -42,7 +42,7 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
     assert part in _PLACES, part
     if reference.startswith(PREFIX):
         reference = str(shipped_folder(reference, field, part))
-    path = Path(os.path.expanduser(reference))  # Path's refuses ~name of nobody
+    path = expand(reference)
     if not path.exists():
         hub = _HUB_ID.fullmatch(reference)
         if hub is None:

@@ -57,7 +57,7 @@ class TextCache:
     """A folder that any number of processes may share; the longest unused files leave first."""
 
     def __init__(self, folder: Path, *, max_files: int = 4096, max_bytes: int = 2**30) -> None:
-        self._folder = Path(os.path.expanduser(folder))
+        self._folder = folder
         self._max_files = max_files
         self._max_bytes = max_bytes
 

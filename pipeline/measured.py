@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import platform
 import uuid
 from collections import Counter
@@ -17,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configs.files import expand
 from ..configs.schema import Config
 from ..parallel.tasks import Task
 from .cost import Seconds
@@ -122,7 +122,7 @@ def _read(held: Any, case: Case) -> Seconds:
 
 def _path(folder: str, case: Case) -> Path:
     key = hashlib.sha256(json.dumps(asdict(case)).encode()).hexdigest()[:16]
-    return Path(os.path.expanduser(folder)) / f"{case.arch}-{key}.json"
+    return expand(folder) / f"{case.arch}-{key}.json"
 
 
 def _name(device: "torch.device") -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..configs.files import expand
 from ..models.checkpoint import check_transformer, locate
 from ..models.fingerprint import fingerprint
 from ..models.image import ImageSource, encode_images, fit_image
@@ -20,7 +21,6 @@ from ..models.wan import WanDiT
 from ..models.wan_load import load_dit
 from .condition import Condition, encode_pictures
 from .plan import DTYPES, Plan
-from .plan_pictures import expand
 
 _log = logging.getLogger("longreel")
 

@@ -1,21 +1,15 @@
 """The pictures that a request starts from or ends on: whether its model takes them, opened."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..configs.files import expand
 from ..models.arch import ModelArch
 from ..models.image import open_image
 
 if TYPE_CHECKING:
     from .plan import Request
-
-
-def expand(path: str | Path) -> Path:
-    """With the home folder for a leading ~, which Path.expanduser refuses in names like ~draft."""
-    return Path(os.path.expanduser(path))
 
 
 def check_pictures(request: "Request", arch: ModelArch) -> None:

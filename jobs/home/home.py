@@ -9,9 +9,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from ...configs.files import expand
 from ...pipeline.parts import check_parts, fingerprints
 from ...pipeline.plan import Plan
-from ...pipeline.plan_pictures import expand
 from .durable import sync, write_whole
 from .folder import RenderFolder
 from .ledger import read_ledger
@@ -173,7 +173,7 @@ class Home:
             config=replace(config, model=model),
             image=image,
             last_image=last_image,
-            output="" if output is None else os.fspath(expand(output).absolute()),
+            output="" if output is None else os.fspath(output.absolute()),
             versions={"longreel": _own_version()} | {name: version(name) for name in _VERSIONED},
             weights=fingerprints(plan) if config.parallel.address == "local" else {},
         )

@@ -40,8 +40,8 @@ def submit(
     ] = None,
 ) -> None:
     """Render on a Ray cluster, as a job; prints its id."""
+    from ...configs.files import expand
     from ...configs.load import load_config
-    from ...pipeline.plan_pictures import expand
     from ..home.home import new_name
     from ..render import plan_render
     from ..target import check_target
@@ -131,9 +131,11 @@ def download(
     address: Address = None,
 ) -> None:
     """The video of a submitted render, as far as it is final."""
+    from ...configs.files import expand
     from .jobs_client import Jobs
 
-    print(_export(Jobs(_address(address)), render, output))
+    _export(Jobs(_address(address)), render, expand(output))
+    print(output)
 
 
 def _watch(jobs: Any, render: str) -> None:
@@ -151,8 +153,7 @@ def _watch(jobs: Any, render: str) -> None:
         )
 
 
-def _export(jobs: Any, render: str, output: Path) -> Path:
-    from ...pipeline.plan_pictures import expand
+def _export(jobs: Any, render: str, output: Path) -> None:
     from ..home.home import Home
 
     home = jobs.home(render)
@@ -164,8 +165,7 @@ def _export(jobs: Any, render: str, output: Path) -> Path:
             "be seen from here; give --home a folder that both share when you submit, or use "
             "`longreel serve` on the cluster and its client"
         ) from error
-    folder.export(expand(output))
-    return output
+    folder.export(output)
 
 
 def _address(given: str | None) -> str | None:

@@ -4,7 +4,6 @@ C channels, T latents, H height, W width, S text tokens, D channels of a token.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...configs.files import expand
 from ...configs.train_schema import DataConfig, FinetuneConfig
 from ...models.arch import ARCHS
 from ...models.checkpoint import locate
@@ -59,7 +59,7 @@ def read_clips(finetune: FinetuneConfig, data: DataConfig) -> tuple[list[Path], 
 
 def _pairs(data: DataConfig) -> list[tuple[Path, str]]:
     """Videos in the order of their names, with their captions."""
-    folder = Path(os.path.expanduser(data.folder))
+    folder = expand(data.folder)
     if not folder.is_dir():
         raise ValueError(
             f"data.folder={data.folder} is no folder, so there is nothing to learn from; name one "
@@ -130,4 +130,4 @@ def _checkpoint(finetune: FinetuneConfig) -> bytes:
 
 
 def _folder(data: DataConfig) -> Path:
-    return Path(os.path.expanduser(data.cache))
+    return expand(data.cache)
