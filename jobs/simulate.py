@@ -7,8 +7,7 @@ from typing import Any
 from ..configs.load import load_config
 from ..configs.parallel import ParallelConfig
 from ..configs.schema import POLICIES, BlocksConfig, Config
-from ..configs.suggest import did_you_mean
-from ..models.arch import ARCHS, ModelArch
+from ..models.arch import ModelArch, find_arch
 from ..pipeline.branches import check_branches
 from ..pipeline.cost import Cost, Seconds, Speed, estimate_seconds, model_cost
 from ..pipeline.plan_blocks import find_policy, with_defaults_of
@@ -34,7 +33,7 @@ class Setting:
     @property
     def arch(self) -> ModelArch:
         assert self.config is not None
-        return _arch(self.config)
+        return find_arch(self.config.model.arch)
 
     @property
     def schedule(self) -> BlockSchedule:
@@ -116,7 +115,7 @@ def make_setting(
     if blocks.policy == "auto":
         name = "dualparal-grouped"
         if config is not None:
-            name = find_policy(config, _arch(config), num_latents)
+            name = find_policy(config, find_arch(config.model.arch), num_latents)
         blocks = replace(blocks, policy=name)
     if steps is None:
         steps = config.sampling.steps if config else 50
@@ -155,23 +154,15 @@ def _guided(config: Config) -> bool:
 
 
 def _as_rendered(blocks: BlocksConfig, config: Config | None, steps: int) -> BlocksConfig:
-    return blocks if config is None else with_defaults_of(_arch(config), blocks, steps)
-
-
-def _arch(config: Config) -> ModelArch:
-    name = config.model.arch
-    if name not in ARCHS:
-        raise ValueError(
-            f"model.arch={name} is no model whose shape is known; {did_you_mean(name, ARCHS)}"
-            f"choose one of {', '.join(ARCHS)}"
-        )
-    return ARCHS[name]
+    if config is None:
+        return blocks
+    return with_defaults_of(find_arch(config.model.arch), blocks, steps)
 
 
 def _stages(given: int | None, config: Config | None) -> int:
     if config is None:
         return 8 if given is None else given
-    layers = _arch(config).dit.num_layers
+    layers = find_arch(config.model.arch).dit.num_layers
     if given is not None and given > layers:
         raise ValueError(
             f"--stages={given} leaves {given - layers} of them without a layer, as "

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from ..configs.suggest import did_you_mean
+
 
 @dataclass(frozen=True, kw_only=True)
 class WanArch:
@@ -162,3 +164,13 @@ ARCHS: dict[str, ModelArch] = {
         dit=_WAN_1_3B, vae=_VAE_2_1, per_latent_timestep=True, causal_latents=3
     ),
 }
+
+
+def find_arch(name: str) -> ModelArch:
+    """ValueError where none is known by that name."""
+    if name in ARCHS:
+        return ARCHS[name]
+    raise ValueError(
+        f"model.arch={name} is no model whose shape is known; {did_you_mean(name, ARCHS)}"
+        f"choose one of {', '.join(ARCHS)}"
+    )

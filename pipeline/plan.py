@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from ..configs.schema import Config
-from ..configs.suggest import did_you_mean
-from ..models.arch import ARCHS, ModelArch
+from ..models.arch import ModelArch, find_arch
 from ..models.text import clean_prompt
 from ..models.wan_load import count_bytes
 from ..parallel.layout import Layout, make_layout
@@ -121,7 +120,7 @@ def make_plan(request: Request) -> Plan:
     check_prompt(request.prompt)
     clean_prompt(sampling.negative_prompt)
     check_seed(request.seed)
-    arch = _find_arch(config.model.arch)
+    arch = find_arch(config.model.arch)
     shape = _latents_shape(config, arch)
     check_pictures(request, arch)
     _check_experts(config, arch)
@@ -239,15 +238,6 @@ def check_prompt(prompt: str) -> None:
             f"prompt={prompt!r} is empty, so there is nothing to render; "
             "describe the video in a sentence"
         )
-
-
-def _find_arch(name: str) -> ModelArch:
-    if name in ARCHS:
-        return ARCHS[name]
-    raise ValueError(
-        f"model.arch={name} is no model whose shape is known; {did_you_mean(name, ARCHS)}"
-        f"choose one of {', '.join(ARCHS)}"
-    )
 
 
 def _latents_shape(config: Config, arch: ModelArch) -> tuple[int, int, int, int]:
