@@ -80,6 +80,11 @@ class Task:
         return sum(part.num_latents for part in self.parts)
 
     @property
+    def num_cached(self) -> int:
+        """Latents of the cached context."""
+        return sum(entry.num_latents for entry in self.reads)
+
+    @property
     def spans(self) -> tuple[tuple[int, int], ...]:
         """The latents of its parts and of its cached context: first, and behind the last."""
         parts = [(part.start, part.stop) for part in self.parts]

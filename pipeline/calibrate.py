@@ -40,7 +40,7 @@ def calibrate(
     find its weights in a cache every time, and a stage does not: several are run in a row.
     """
     task = commonest_task(schedule)
-    latents, context = task.num_latents, sum(entry.num_latents for entry in task.reads)
+    latents, context = task.num_latents, task.num_cached
     dit = arch.dit
     stride = arch.vae.space_stride
     rows, columns = height // stride, width // stride

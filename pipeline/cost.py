@@ -58,7 +58,7 @@ class Cost:
     def layer_seconds(self, task: Task) -> float:
         """One layer of a task's window, in one pass."""
         queries = task.num_latents * self.tokens_per_latent
-        cached = sum(entry.num_latents for entry in task.reads) * self.tokens_per_latent
+        cached = task.num_cached * self.tokens_per_latent
         s = self.seconds
         return self.samples * queries * (s.token + (queries + cached) * s.pair)
 

@@ -50,7 +50,7 @@ def make_case(config: Config, schedule: BlockSchedule, device: "torch.device") -
         height=config.video.height,
         width=config.video.width,
         latents=task.num_latents,
-        context=sum(entry.num_latents for entry in task.reads),
+        context=task.num_cached,
         dtype=config.model.dtype,
         device=_name(device),
         torch=_torch_version(),
@@ -62,7 +62,7 @@ def commonest_task(schedule: BlockSchedule) -> Task:
     found: dict[tuple[int, int], Task] = {}
     counts: Counter[tuple[int, int]] = Counter()
     for task in islice(schedule.tasks(), _LOOKED_AT):
-        shape = task.num_latents, sum(entry.num_latents for entry in task.reads)
+        shape = task.num_latents, task.num_cached
         found.setdefault(shape, task)
         counts[shape] += 1
     return found[max(counts, key=lambda shape: (counts[shape], shape))]

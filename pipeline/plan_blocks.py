@@ -77,10 +77,7 @@ def find_policy(
 
 def widest_window(schedule: BlockSchedule) -> int:
     """Latents that the largest forward reads, cached ones included."""
-    return max(
-        task.num_latents + sum(entry.num_latents for entry in task.reads)
-        for task in islice(schedule.tasks(), _LOOKED_AT)
-    )
+    return max(task.num_latents + task.num_cached for task in islice(schedule.tasks(), _LOOKED_AT))
 
 
 def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSchedule) -> None:
