@@ -1,7 +1,6 @@
 """How long this machine takes for the parts of a model, measured with random weights."""
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import mean
@@ -14,7 +13,7 @@ from ..models.random_weights import fill_random
 from ..models.vae import StreamingDecoder
 from ..models.vae_build import random_vae
 from ..models.wan import WanDiT, keep_float32
-from .calibrate_ends import copy_seconds, end_seconds
+from .calibrate_ends import copy_seconds, end_seconds, now
 from .cost import Seconds, layer_parameters, pair_flops, token_flops
 from .measured import commonest_task
 from .schedule import BlockSchedule
@@ -113,14 +112,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     work()
     times = []
     for _ in range(_RUNS):
-        _wait_for(device)
-        start = time.perf_counter()
+        start = now(device)
         work()
-        _wait_for(device)
-        times.append(time.perf_counter() - start)
+        times.append(now(device) - start)
     return mean(times)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -39,14 +39,14 @@ def end_seconds(
     stepper = Stepper(sampling, make_solver(SamplingConfig().solver, sampling.levels))
     times = []
     for task in islice(schedule.tasks(), _TASKS):
-        start = _now(device)
+        start = now(device)
         windows.inputs(task)
-        entered = _now(device)
+        entered = now(device)
         if not task.commit:
             velocity_BCTHW = _velocity(task, sampling)
-            begun = _now(device)
+            begun = now(device)
             moved = stepper.step(task, [velocity_BCTHW])
-            times.append((entered - start, _now(device) - begun))
+            times.append((entered - start, now(device) - begun))
             for version in moved:
                 windows.put(version)
     measured = times[1:] or times  # the first one warms up
@@ -101,7 +101,8 @@ def _velocity(task: Task, sampling: Sampling) -> Tensor:
     return torch.randn(1, channels, task.num_latents, height, width, device=sampling.device)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Once everything it was given is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
