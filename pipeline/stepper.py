@@ -50,13 +50,6 @@ class Stepper:
             for block, (sample, *memory) in held.items()
         }
 
-    def num_bytes(self) -> int:
-        return sum(
-            tensor.nbytes
-            for sample, state in self._states.values()
-            for tensor in (sample, *state.tensors)
-        )
-
     def _move(self, part: Part, velocities_BCTHW: Sequence[Tensor]) -> Moved:
         s, k = self.sampling, part.step
         if k == 0:

@@ -163,9 +163,6 @@ class Windows:
         # of a section at the beginning, all that is kept may be what comes after it
         self._dropped = min((*walk.kept, walk.next_block))
 
-    def num_bytes(self) -> int:
-        return sum(latents.nbytes for _, latents in self._held.values())
-
     def _latents(self, part: Part) -> Tensor:
         s = self.sampling
         start = s.schedule.bounds(part.block)[0]

@@ -9,7 +9,6 @@ from .edits import Edit
 from .journal import Event, JournalReader
 from .segments import Replaced, Segment
 
-STATES = ("queued", "running", "paused", "done", "failed", "cancelled")
 ENDS = ("paused", "done", "failed", "cancelled")  # events that an attempt ends with
 
 
@@ -17,7 +16,7 @@ ENDS = ("paused", "done", "failed", "cancelled")  # events that an attempt ends 
 class Status:
     """How a render stands."""
 
-    state: str  # one of STATES
+    state: str  # queued, running, or one of ENDS
     reason: str  # why it is paused or has failed
     frames_done: int
     frames: int  # in all; 0: until somebody stops

@@ -17,7 +17,6 @@ from .logs import say, write_logs
 from .tokens import Tokens, check_host, read_tokens
 
 _CONNECTIONS = 2000  # at once; more are refused
-_GOODBYE_S = 15  # for renders to reach the end of their step; readers are sent away
 
 
 def run_server(
@@ -66,7 +65,7 @@ def _config(app: Any) -> uvicorn.Config:
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=1,  # a stream has no end of its own; its reader comes back
         ws="websockets-sansio",
-        ws_max_size=64 * 1024,
+        ws_max_size=app.state.context.limits.socket_bytes,
     )
 
 

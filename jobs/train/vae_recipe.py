@@ -167,15 +167,6 @@ class VaeRecipe:
         return sheet.clamp(0, 255).round().to(torch.uint8).numpy()
 
     @torch.no_grad()
-    def error_by_frame(self, clips: int, frames: int) -> Tensor:
-        """Mean squared error of each frame of held-out clips."""
-        off = [
-            (self._reconstruct(truth) - truth).square().mean(dim=(1, 2, 3))
-            for truth in (whole_clip("held-out", 100 + n, 0, frames) for n in range(clips))
-        ]
-        return torch.stack(off).mean(dim=0)
-
-    @torch.no_grad()
     def export(self, folder: Path) -> None:
         """As diffusers writes it, with the statistics of its latents over clips of the world."""
         latents = [
