@@ -4,9 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from .jobs_client import Jobs
 
 Address = Annotated[
     str | None, typer.Option(help="Dashboard of the cluster; by default RAY_API_SERVER_ADDRESS.")
@@ -46,7 +49,6 @@ def submit(
     from ..render import plan_render
     from ..target import check_target
     from .errand import Errand, read_request
-    from .jobs_client import Jobs
 
     values: dict[str, Any] = {"prompt": prompt}
     if prompt.endswith((".yaml", ".yml")):
@@ -68,7 +70,7 @@ def submit(
         stages=gpus,
         **values,
     )
-    jobs = Jobs(_address(address))
+    jobs = _jobs(address)
     jobs.submit(errand, wheel=wheel)
     print(errand.render)
     if wait or output:
@@ -81,21 +83,17 @@ def submit_again(
     render: str, address: str | None, wheel: Path | None, overrides: Sequence[str]
 ) -> None:
     """`longreel resume --submit`: another job for a render whose last one is over."""
-    from .jobs_client import Jobs
-
     if overrides:
         raise ValueError(
             f"{overrides[0]} would be ignored, as --submit goes on with the stages that it was "
             "sent with; leave it out, or resume on a machine of the cluster"
         )
-    print(Jobs(_address(address)).submit_again(render, wheel=wheel))
+    print(_jobs(address).submit_again(render, wheel=wheel))
 
 
 def status(render: Render, address: Address = None) -> None:
     """How a submitted render stands."""
-    from .jobs_client import Jobs
-
-    seen = Jobs(_address(address)).view(render)
+    seen = _jobs(address).view(render)
     print(f"{seen.render}  {seen.state}  job {seen.job}")
     for what, fact in seen.progress.items():
         print(f"  {what} {fact['done']} of {fact['total']}")
@@ -105,23 +103,17 @@ def status(render: Render, address: Address = None) -> None:
 
 def watch(render: Render, address: Address = None) -> None:
     """Follow a submitted render until it is over."""
-    from .jobs_client import Jobs
-
-    _watch(Jobs(_address(address)), render)
+    _watch(_jobs(address), render)
 
 
 def logs(render: Render, address: Address = None) -> None:
     """What a submitted render's newest job has printed."""
-    from .jobs_client import Jobs
-
-    print(Jobs(_address(address)).log(render), end="")
+    print(_jobs(address).log(render), end="")
 
 
 def cancel(render: Render, address: Address = None) -> None:
     """End a submitted render; `longreel resume --submit` goes on with it."""
-    from .jobs_client import Jobs
-
-    Jobs(_address(address)).cancel(render)
+    _jobs(address).cancel(render)
     print(f"{render} is being cancelled")
 
 
@@ -132,13 +124,12 @@ def download(
 ) -> None:
     """The video of a submitted render, as far as it is final."""
     from ...configs.files import expand
-    from .jobs_client import Jobs
 
-    _export(Jobs(_address(address)), render, expand(output))
+    _export(_jobs(address), render, expand(output))
     print(output)
 
 
-def _watch(jobs: Any, render: str) -> None:
+def _watch(jobs: "Jobs", render: str) -> None:
     shown = ""
     for seen in jobs.wait(render):
         parts = [f"{w} {f['done']}/{f['total']}" for w, f in seen.progress.items()]
@@ -153,7 +144,7 @@ def _watch(jobs: Any, render: str) -> None:
         )
 
 
-def _export(jobs: Any, render: str, output: Path) -> None:
+def _export(jobs: "Jobs", render: str, output: Path) -> None:
     from ..home.home import Home
 
     home = jobs.home(render)
@@ -168,5 +159,7 @@ def _export(jobs: Any, render: str, output: Path) -> None:
     folder.export(output)
 
 
-def _address(given: str | None) -> str | None:
-    return given or os.environ.get("RAY_API_SERVER_ADDRESS")
+def _jobs(address: str | None) -> "Jobs":
+    from .jobs_client import Jobs
+
+    return Jobs(address or os.environ.get("RAY_API_SERVER_ADDRESS"))
