@@ -100,6 +100,11 @@ def parse_override(override: str, schema: Any = Config) -> tuple[str, Any]:
     return key, text if fields(schema)[key] is str else _parse_value(text.strip())
 
 
+def to_override(key: str, value: object) -> str:
+    """What `parse_override` reads back, of a value as YAML and JSON have it."""
+    return f"{key}={_shown(str(value).lower() if isinstance(value, bool) else value)}"
+
+
 def _parse_value(text: str) -> Any:
     """Lists and null; OmegaConf converts the rest. YAML would read 010 as 8 and 1:30 as 90."""
     if text == "null":
@@ -170,12 +175,15 @@ def _items(value: object) -> Sequence[object]:
 
 def _wrong_type(key: str, value: object, of: Any) -> ValueError:
     kind, example = _KINDS[of]
-    shown = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
-    if value is None:
-        shown = "null"
     return ValueError(
-        f"{key}={shown} is not {kind}, so it cannot be used; write it like {key}={example}"
+        f"{key}={_shown(value)} is not {kind}, so it cannot be used; write it like {key}={example}"
     )
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _construct(group: Any, values: Mapping[Any, Any]) -> Any:

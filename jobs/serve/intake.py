@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...configs.load import load_config, to_override
 from .errors import ApiError, without_paths
 from .files import AllFiles
 from .limits import Limits
@@ -120,7 +121,6 @@ class Intake:
             )
 
     def _make(self, asked: CreateRender) -> tuple["Plan", str]:
-        from ...configs.load import load_config
         from ..render import plan_render
 
         self._check_words(asked)
@@ -251,9 +251,7 @@ def _overrides(settings: dict[str, Setting]) -> Iterator[str]:
                 f"{key} is not a client's to set, as it names files or machines of the server; set "
                 f"fields of {', '.join(_GROUPS)} only"
             )
-        if isinstance(value, bool) or value is None:
-            value = {True: "true", False: "false", None: "null"}[value]
-        yield f"{key}={'[' + ','.join(map(str, value)) + ']' if isinstance(value, list) else value}"
+        yield to_override(key, value)
 
 
 def _decode(image: str) -> bytes:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...configs.load import to_override
+
 NAME = "errand.json"
 MARK = "longreel "  # a line of the job's log that begins so goes on as JSON
 _FIELDS = ("prompt", "preset", "frames", "seed", "image", "prompt_at", "settings")
@@ -91,14 +93,6 @@ def read_request(path: Path) -> dict[str, Any]:
             f"{path}: settings and prompt_at are lists of `key: value` lines, such as "
             "`sampling.steps: 4` and `12.5: a dog runs`"
         )
-    values["overrides"] = [f"{key}={_text(value)}" for key, value in settings.items()]
+    values["overrides"] = [to_override(key, value) for key, value in settings.items()]
     values["prompt_at"] = sorted((float(second), str(text)) for second, text in changes.items())
     return values
-
-
-def _text(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return str(json.dumps(value))
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return str(value)
