@@ -7,16 +7,17 @@ time goes on from segment to segment without a gap.
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ...configs.schema import OutputConfig
-from ..mp4 import PictureMaker, add_stream, decode_pictures
+from ..mp4 import PictureMaker, add_stream, decode_pictures, muxer_options
 
 Frames = npt.NDArray[np.uint8]  # n x height x width x 3
 _Bytes = bytes  # a segment has a field of that name
@@ -67,36 +68,27 @@ class Segment:
 
 
 def encode_segment(
-    frames: Iterable[Frames], first: int, *, fps: int, output: OutputConfig
+    frames: Sequence[Frames], first: int, *, fps: int, output: OutputConfig
 ) -> tuple[bytes, bytes]:
     """The start of the file, the same for every segment, and the fragments of these frames."""
     import av
 
-    file = io.BytesIO()
-    options = {
+    assert frames, "a segment has frames"
+    file, maker = io.BytesIO(), PictureMaker(output)
+    height, width = frames[0].shape[1:3]
+    options = muxer_options(fps) | {
         "movflags": _MOVFLAGS,
         "use_editlist": "0",
-        "fflags": "+bitexact",
-        "video_track_timescale": str(fps),
-        "movie_timescale": str(fps),
         "fragment_index": str(first + 1),  # rises, as a fragment has a frame at least
     }
     with av.open(file, "w", format="mp4", options=options) as container:
-        maker, stream, count = None, None, 0
-        for frames_THWC in frames:
-            if stream is None:
-                height, width = frames_THWC.shape[1:3]
-                maker = PictureMaker(output)
-                stream = add_stream(
-                    container, height=height, width=width, fps=fps, output=output, b_frames=False
-                )
-            assert maker is not None
-            for frame in frames_THWC:
-                picture = maker.make(frame)
-                picture.pts, picture.time_base = count, Fraction(1, fps)
-                container.mux(stream.encode(picture))
-                count += 1
-        assert stream is not None, "a segment has frames"
+        stream = add_stream(
+            container, height=height, width=width, fps=fps, output=output, b_frames=False
+        )
+        for count, frame in enumerate(chain.from_iterable(frames)):
+            picture = maker.make(frame)
+            picture.pts, picture.time_base = count, Fraction(1, fps)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return _split(file.getvalue(), first)
 
