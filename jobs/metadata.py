@@ -2,13 +2,12 @@
 
 import os
 
+from .. import __version__
 from ..configs.load import to_yaml
 from ..pipeline.plan import Request
 
 
 def metadata(request: Request) -> dict[str, str]:
-    from .. import __version__
-
     image = request.image
     return {
         "prompt": request.prompt,

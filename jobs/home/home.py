@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from ... import __version__
 from ...configs.files import expand
 from ...pipeline.parts import check_parts, fingerprints
 from ...pipeline.plan import Plan
@@ -174,7 +175,7 @@ class Home:
             image=image,
             last_image=last_image,
             output="" if output is None else os.fspath(output.absolute()),
-            versions={"longreel": _own_version()} | {name: version(name) for name in _VERSIONED},
+            versions={"longreel": __version__} | {name: version(name) for name in _VERSIONED},
             weights=fingerprints(plan) if config.parallel.address == "local" else {},
         )
         write_manifest(folder, manifest)
@@ -209,9 +210,3 @@ def _absolute(reference: str) -> str:
     """A local path as it is found from any working directory."""
     path = expand(reference) if reference else Path()
     return os.fspath(path.absolute()) if reference and path.exists() else reference
-
-
-def _own_version() -> str:
-    from ... import __version__
-
-    return __version__
