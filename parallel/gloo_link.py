@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide the stores
     PrefixStore,
     ProcessGroupGloo,
-    TCPStore,
     Work,
 )
 
-from .link import LinkClosed, LinkSpec, Message
+from .link import LinkClosed, LinkSpec, Message, find_store
 from .wire import describe, empty, parse, payload_bytes
 
 _SENDER, _RECEIVER = 0, 1  # ranks
@@ -42,6 +41,25 @@ def own_address(host: str, port: int) -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(address)  # datagrams: nothing is sent
         return str(probe.getsockname()[0])
+
+
+def make_gloo(
+    store: PrefixStore, rank: int, num: int, address: str, timeout_s: float
+) -> ProcessGroupGloo:
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = timedelta(seconds=timeout_s)
+    options._threads = 1
+    return ProcessGroupGloo(store, rank, num, options)
+
+
+def cut_gloo(group: Any, other: int, tag: int) -> None:
+    """gloo cannot abort a wait (its abort() leaves a blocked recv blocked), but one wait that times
+    out closes the connections under all others, here and on the other side. `tag`: of a message
+    that never comes."""
+    with contextlib.suppress(RuntimeError):
+        nothing = torch.empty(1, dtype=torch.uint8)
+        group.recv([nothing], other, tag).wait(timedelta(milliseconds=1))
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
@@ -70,9 +88,7 @@ class _Pair:
         """Runs each in a thread, beside one that waits for the other side."""
         spec = self.spec
         try:
-            store = TCPStore(
-                spec.host, spec.port, is_master=False, wait_for_workers=False, timeout=self._timeout
-            )
+            store = find_store(spec.host, spec.port, spec.timeout_s)
         except RuntimeError as error:
             raise LinkClosed(
                 f"link {spec.name}: no rendezvous at {spec.host}:{spec.port} ({in_short(error)})"
@@ -104,13 +120,8 @@ class _Pair:
             if time.monotonic() > deadline_s:
                 return self.end(f"nobody opened the other side within {self.spec.timeout_s:g} s")
             time.sleep(_RETRY_S)
-        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [
-            ProcessGroupGloo.create_device(hostname=own_address(self.spec.host, self.spec.port))
-        ]
-        options._timeout = self._timeout
-        options._threads = 1
-        group = ProcessGroupGloo(store, self.rank, 2, options)
+        spec = self.spec
+        group = make_gloo(store, self.rank, 2, own_address(spec.host, spec.port), spec.timeout_s)
         with self.changed:
             self.check()
             self._group = group
@@ -148,11 +159,7 @@ class _Pair:
             group, self._group = self._group, None
             self.changed.notify_all()
         if group is not None:
-            # gloo cannot abort a wait (its abort() leaves a blocked recv blocked), but one wait
-            # that times out closes the connection under all others, here and on the other side
-            with contextlib.suppress(RuntimeError):
-                nothing = torch.empty(1, dtype=torch.uint8)
-                group.recv([nothing], 1 - self.rank, _NOTHING).wait(timedelta(milliseconds=1))
+            cut_gloo(group, 1 - self.rank, _NOTHING)
 
     def close(self) -> None:
         self.end("closed here")

@@ -18,18 +18,15 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide the stores
     PrefixStore,
-    ProcessGroupGloo,
-    TCPStore,
     Work,
 )
 
-from .gloo_link import in_short, own_address
-from .link import LinkClosed
-from .nccl_link import missing_for_nccl
+from .gloo_link import cut_gloo, in_short, make_gloo, own_address
+from .link import LinkClosed, find_store
+from .nccl_link import abort_nccl, missing_for_nccl
 
 _NOTHING = 7  # tag of a message that never comes
 _POLL_S = 0.005
-_ABORT_S = 5.0
 
 Shape = tuple[int, ...]
 
@@ -107,13 +104,7 @@ class Group:
         self._reason = ""
         self._lock = threading.Lock()
         try:
-            store = TCPStore(
-                spec.host,
-                spec.port,
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=spec.timeout_s),
-            )
+            store = find_store(spec.host, spec.port, spec.timeout_s)
         except RuntimeError as error:
             raise LinkClosed(
                 f"group {spec.name}: no rendezvous at {spec.host}:{spec.port} ({in_short(error)})"
@@ -193,13 +184,8 @@ class Group:
             options = kind.Options()
             options._timeout = timedelta(days=3650)  # `settle` says when it is too long
             return kind(store, spec.rank, spec.num, options)
-        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [
-            ProcessGroupGloo.create_device(hostname=own_address(spec.host, spec.port))
-        ]
-        options._timeout = timedelta(seconds=spec.timeout_s)
-        options._threads = 1
-        return ProcessGroupGloo(store, spec.rank, spec.num, options)
+        address = own_address(spec.host, spec.port)
+        return make_gloo(store, spec.rank, spec.num, address, spec.timeout_s)
 
     def _end(self, reason: str) -> None:
         """For the first reason given."""
@@ -213,12 +199,6 @@ class Group:
                 self._store.set(f"gone{self.spec.rank}", "")
             return
         if self.spec.kind == "nccl":
-            thread = threading.Thread(target=made.abort, name="group abort", daemon=True)
-            thread.start()
-            thread.join(_ABORT_S)
-            return
-        # as in gloo_link.py: one wait that times out closes the connections under all others
-        with contextlib.suppress(RuntimeError):
-            nothing = torch.empty(1, dtype=torch.uint8)
-            other = (self.spec.rank + 1) % self.spec.num
-            made.recv([nothing], other, _NOTHING).wait(timedelta(milliseconds=1))
+            abort_nccl(made)
+        else:
+            cut_gloo(made, (self.spec.rank + 1) % self.spec.num, _NOTHING)

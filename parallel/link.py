@@ -145,6 +145,12 @@ def choose_kind(wanted: str, *, cuda: bool, one_node: bool, one_gpu: bool) -> st
     return "shm" if one_node else "gloo"
 
 
+def find_store(host: str, port: int, timeout_s: float) -> TCPStore:
+    """A Rendezvous's, from another process. RuntimeError: none is there."""
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
 class Rendezvous:
     """Where links meet: a store that the coordinator keeps while it has a chain."""
 

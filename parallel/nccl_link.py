@@ -22,12 +22,11 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide the stores
     PrefixStore,
-    TCPStore,
     Work,
 )
 
 from .gloo_link import GlooReceiver, GlooSender, in_short
-from .link import LinkClosed, LinkSpec, Message
+from .link import LinkClosed, LinkSpec, Message, find_store
 from .wire import Place, describe, parse, payload_bytes
 
 _SENDER, _RECEIVER = 0, 1  # ranks
@@ -103,10 +102,7 @@ class GpuPayloads:
 
     def _make(self) -> Any:
         spec, kind = self._spec, torch.distributed.ProcessGroupNCCL
-        timeout = timedelta(seconds=spec.timeout_s)
-        store = TCPStore(
-            spec.host, spec.port, is_master=False, wait_for_workers=False, timeout=timeout
-        )
+        store = find_store(spec.host, spec.port, spec.timeout_s)
         options = kind.Options()
         options._timeout = _FOR_EVER
         return kind(PrefixStore(f"{spec.name}/nccl", store), self._rank, 2, options)
@@ -116,9 +112,7 @@ class GpuPayloads:
         self._aborted = True  # without the lock: who holds it may wait for the other side
         group, self._group = self._group, None
         if group is not None:
-            thread = threading.Thread(target=group.abort, name="link abort", daemon=True)
-            thread.start()
-            thread.join(_ABORT_S)
+            abort_nccl(group)
 
 
 class NcclSender:
@@ -194,6 +188,13 @@ class NcclReceiver(GlooReceiver):
         self._payloads.abort()
         super().close()
         self._coming.clear()
+
+
+def abort_nccl(group: Any) -> None:
+    """Returns soon, whether or not NCCL does."""
+    thread = threading.Thread(target=group.abort, name="nccl abort", daemon=True)
+    thread.start()
+    thread.join(_ABORT_S)
 
 
 def check_devices(spec: LinkSpec) -> None:
