@@ -170,8 +170,7 @@ class AsyncRender:
 
     async def events(self, after: int = 0) -> AsyncGenerator[Event]:
         """What happens to it, until it is over; `after`: the number of the last one known."""
-        reader, patience = EventReader(), self._http.patience()
-        reader.last = after
+        reader, patience = EventReader(after), self._http.patience()
         while True:
             try:
                 async with self._http.stream(
@@ -188,8 +187,7 @@ class AsyncRender:
                 if not (is_passing(error) or isinstance(error, ConnectionError)):
                     raise
                 await patience.wait(error)
-                last, reader = reader.last, EventReader()
-                reader.last = last
+                reader = EventReader(reader.last)
 
     async def frames(self, start: int = 0) -> AsyncGenerator[Frames]:
         """Frames from number `start` on, some at a time, each once, as soon as they are final.

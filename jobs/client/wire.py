@@ -26,9 +26,9 @@ class Event:
 class EventReader:
     """Server-sent events, fed piece by piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: int = 0) -> None:
         self._text = ""
-        self.last = 0  # number of the last event that has one
+        self.last = last  # number of the last event that has one
 
     def feed(self, text: str) -> Iterator[Event]:
         self._text += text
