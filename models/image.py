@@ -9,8 +9,6 @@ from einops import rearrange
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from .image_encoder import ImageSource, encode_images
-
 _TURNS = {  # by the tag of a camera
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -20,8 +18,6 @@ _TURNS = {  # by the tag of a camera
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-__all__ = ["ImageSource", "encode_images", "fit_image", "open_image"]
 
 
 def open_image(path: Path, field: str = "image") -> Image.Image:

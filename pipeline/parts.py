@@ -10,8 +10,13 @@ from torch import Tensor
 from ..configs.files import expand
 from ..models.checkpoint import check_transformer, locate
 from ..models.fingerprint import fingerprint
-from ..models.image import ImageSource, encode_images, fit_image
-from ..models.image_encoder import check_image_encoder, load_processor
+from ..models.image import fit_image
+from ..models.image_encoder import (
+    ImageSource,
+    check_image_encoder,
+    encode_images,
+    load_processor,
+)
 from ..models.shipped import PREFIX
 from ..models.text import TextSource, encode_prompts
 from ..models.text_encoder import check_encoder, load_tokenizer

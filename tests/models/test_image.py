@@ -24,8 +24,13 @@ from tiny_image import (
 )
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
-from longreel.models.image import ImageSource, encode_images, fit_image, open_image
-from longreel.models.image_encoder import load_image_encoder, load_processor
+from longreel.models.image import fit_image, open_image
+from longreel.models.image_encoder import (
+    ImageSource,
+    encode_images,
+    load_image_encoder,
+    load_processor,
+)
 
 CPU = torch.device("cpu")
 IMAGE_DIM = 32
