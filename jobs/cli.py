@@ -77,7 +77,6 @@ def _root(
     pass
 
 
-@app.command(no_args_is_help=True)
 def render(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     overrides: Annotated[
@@ -105,62 +104,57 @@ def render(
     home: HomeOption = None,
 ) -> None:
     """Render a prompt to a video file."""
-    with _plain_errors():
-        from ..configs.files import expand
-        from ..configs.load import to_yaml
-        from ..pipeline.plan import describe
-        from .home.home import Home
-        from .progress import progress
-        from .prompt_file import read_prompts, split_prompt
-        from .render import check_file, plan_render
+    from ..configs.files import expand
+    from ..configs.load import to_yaml
+    from ..pipeline.plan import describe
+    from .home.home import Home
+    from .progress import progress
+    from .prompt_file import read_prompts, split_prompt
+    from .render import check_file, plan_render
 
-        _check_words(prompt, overrides or ())
-        plan = plan_render(
-            prompt,
-            preset=preset,
-            frames=frames,
-            seed=seed,
-            image=image,
-            prompt_at=[
-                *map(split_prompt, prompt_at or ()),
-                *(read_prompts(prompts) if prompts else ()),
-            ],
-            overrides=overrides or (),
-        )
-        if dry_run:
-            if output:
-                check_file(plan, expand(output))
-            facts = re.sub("^", "# ", describe(plan), flags=re.MULTILINE)
-            typer.echo(f"{to_yaml(plan.config)}\n{facts}")  # all of it a preset's file
-            return
-        suffix = ".mp4" if plan.config.output.format == "mp4" else ""
-        output = expand(output or _default_name(prompt, seed, suffix))
-        check_file(plan, output)
-        run_and_export(Home(home).create(plan, output), output, {}, progress())
+    _check_words(prompt, overrides or ())
+    plan = plan_render(
+        prompt,
+        preset=preset,
+        frames=frames,
+        seed=seed,
+        image=image,
+        prompt_at=[
+            *map(split_prompt, prompt_at or ()),
+            *(read_prompts(prompts) if prompts else ()),
+        ],
+        overrides=overrides or (),
+    )
+    if dry_run:
+        if output:
+            check_file(plan, expand(output))
+        facts = re.sub("^", "# ", describe(plan), flags=re.MULTILINE)
+        typer.echo(f"{to_yaml(plan.config)}\n{facts}")  # all of it a preset's file
+        return
+    suffix = ".mp4" if plan.config.output.format == "mp4" else ""
+    output = expand(output or _default_name(prompt, seed, suffix))
+    check_file(plan, output)
+    run_and_export(Home(home).create(plan, output), output, {}, progress())
 
 
-@app.command()
 def doctor() -> None:
     """Print what is installed here, which kernels a render would run, and why."""
-    with _plain_errors():
-        from .doctor import describe_machine
+    from .doctor import describe_machine
 
-        lines = describe_machine()
-        width = max(len(what) for what, _ in lines)
-        for what, which in lines:
-            typer.echo(f"{what:{width}}  {which}")
+    _in_columns(describe_machine())
 
 
-@app.command()
 def presets() -> None:
     """List the presets."""
-    with _plain_errors():
-        from ..configs.load import preset_summaries
+    from ..configs.load import preset_summaries
 
-        rows = preset_summaries()
-        width = max(len(name) for name, _ in rows)
-        for name, summary in rows:
-            typer.echo(f"{name:{width}}  {summary}")
+    _in_columns(preset_summaries())
+
+
+def _in_columns(rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        typer.echo(f"{name:{width}}  {text}")
 
 
 def _default_name(prompt: str, seed: int, suffix: str) -> Path:
@@ -243,11 +237,9 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-app.command(no_args_is_help=True)(_plain_errors()(resume))
-app.command()(_plain_errors()(renders))
-app.command()(_plain_errors()(simulate))
-app.command(no_args_is_help=True)(_plain_errors()(train))
-app.command()(_plain_errors()(evaluate))
-app.command()(_plain_errors()(serve))
-for _job in (batch, submit, status, watch, logs, cancel, download, trace):
-    app.command()(_plain_errors()(_job))
+for _command in (
+    *(render, doctor, presets, resume, renders, simulate, train, evaluate, serve),
+    *(batch, submit, status, watch, logs, cancel, download, trace),
+):
+    _needs_words = _command in (render, resume, train)
+    app.command(no_args_is_help=_needs_words)(_plain_errors()(_command))
