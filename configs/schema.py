@@ -233,6 +233,11 @@ class OutputConfig:
         check_name("output.pixel_format", self.pixel_format, PIXEL_FORMATS)
         check_name("output.encoder_preset", self.encoder_preset, ENCODER_PRESETS)
 
+    @property
+    def suffix(self) -> str:
+        """Of its name: a folder of pictures has none."""
+        return ".mp4" if self.format == "mp4" else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -131,8 +131,7 @@ def render(
         facts = re.sub("^", "# ", describe(plan), flags=re.MULTILINE)
         typer.echo(f"{to_yaml(plan.config)}\n{facts}")  # all of it a preset's file
         return
-    suffix = ".mp4" if plan.config.output.format == "mp4" else ""
-    output = expand(output or _default_name(prompt, seed, suffix))
+    output = expand(output or _default_name(prompt, seed, plan.config.output.suffix))
     check_file(plan, output)
     run_and_export(Home(home).create(plan, output), output, {}, progress())
 

@@ -91,8 +91,8 @@ def resume(
         return
     folder = Home(home).open(render)
     changes = _free_changes(overrides or ())
-    suffix = ".mp4" if folder.manifest.config.output.format == "mp4" else ""
-    wanted = output or Path(folder.manifest.output or f"{folder.id}{suffix}")
+    manifest = folder.manifest
+    wanted = output or Path(manifest.output or f"{folder.id}{manifest.config.output.suffix}")
     if drop:
         folder.drop()
     if is_edit:
