@@ -12,20 +12,21 @@ PICTURE_CHARS = 22_400_000  # a body's 16 MiB in base64
 Setting = int | float | bool | str | None | list[int]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Refuses fields that it has not."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class PromptAt(_Strict):
+class PromptAt(Strict):
     seconds: float = Field(ge=0, le=86_400, examples=[1.5])
     prompt: Prompt = Field(examples=["a blue square rests"])
 
 
-class CreateRender(_Strict):
+class CreateRender(Strict):
     """A video somebody wants. What is left out is the preset's."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"prompt": "a red circle drifts to the right", "preset": "shapes", "frames": 17},
@@ -74,11 +75,10 @@ class CreateRender(_Strict):
     )
 
 
-class ExtendRender(_Strict):
+class ExtendRender(Strict):
     """More of a render that is done."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"seconds": 4, "prompt": "a blue square rests"}]},
     )
 
@@ -94,11 +94,10 @@ class ExtendRender(_Strict):
     )
 
 
-class RedoRender(_Strict):
+class RedoRender(Strict):
     """A section of a render that is done, made anew."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"first": 8, "stop": 16, "prompt": "a blue square rests"}]},
     )
 
@@ -107,10 +106,8 @@ class RedoRender(_Strict):
     prompt: Prompt | None = Field(default=None, description="By default those it had.")
 
 
-class ChangePrompt(_Strict):
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"prompt": "a blue square rests"}]}
-    )
+class ChangePrompt(Strict):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "a blue square rests"}]})
 
     prompt: Prompt = Field(description="Of the blocks that are yet to begin.")
 

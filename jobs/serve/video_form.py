@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from .errors import ApiError
-from .schemas import PICTURE_CHARS, CreateRender, Prompt, RenderId
+from .schemas import PICTURE_CHARS, CreateRender, Prompt, RenderId, Strict
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,(.*)", re.DOTALL)
 
@@ -28,11 +28,7 @@ Size = Annotated[str, Field(pattern=r"^[1-9][0-9]{1,4}x[1-9][0-9]{1,4}$", exampl
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Picture(_Form):
+class Picture(Strict):
     image_url: str = Field(
         max_length=PICTURE_CHARS + 32,  # what goes before it
         pattern=r"^data:image/(png|jpeg|webp);base64,",
@@ -40,7 +36,7 @@ class Picture(_Form):
     )
 
 
-class CreateVideo(_Form):
+class CreateVideo(Strict):
     """The client's own fields, and those that other servers of this shape have added."""
 
     prompt: Prompt
@@ -59,22 +55,22 @@ class CreateVideo(_Form):
     pace: Literal["render", "consumer"] = "render"
 
 
-class Video(_Form):
+class Video(Strict):
     id: RenderId
 
 
-class ExtendVideo(_Form):
+class ExtendVideo(Strict):
     prompt: Prompt
     seconds: Seconds
     video: Video
 
 
-class EditVideo(_Form):
+class EditVideo(Strict):
     prompt: Prompt
     video: Video
 
 
-class RemixVideo(_Form):
+class RemixVideo(Strict):
     prompt: Prompt
 
 
