@@ -1,11 +1,13 @@
 """A trained model in the diffusers layout, small enough to ship."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ...models.arch import VaeArch, WanArch
 from ...models.vae_load import load_vae
@@ -16,13 +18,19 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def save_transformer(dit: WanDiT, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """transformer/: the weights in `dtype` but for those that stay in float32."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: tensor.to(torch.float32 if _stays_float32(name) else dtype).contiguous()
+        name: tensor.to(torch.float32 if _stays_float32(name) else dtype)
         for name, tensor in dit.state_dict().items()
     }
-    save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(transformer_config(dit.arch), indent=2) + "\n")
+    write_transformer(tensors, dit.arch, folder)
+
+
+def write_transformer(tensors: Mapping[str, Tensor], arch: WanArch, folder: Path) -> None:
+    """transformer/, of these weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(held, folder / _WEIGHTS, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(transformer_config(arch), indent=2) + "\n")
 
 
 def _stays_float32(name: str) -> bool:

@@ -3,7 +3,6 @@
 B batch, C channels, T latents or frames, H height, W width, S text tokens, D channels of a token.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ...models.wan import WanDiT
 from ...models.wan_load import load_dit
 from ...parallel.ulysses import SequenceGroup
 from .clips import read_clips
-from .export import transformer_config
+from .export import write_transformer
 from .lora import adapter_state, add_lora, merged_state
 from .patterns import shifted
 from .recipe import Batch
@@ -132,12 +131,7 @@ class FinetuneRecipe:
             adapter = {name: part.cpu() for name, part in adapter_state(self.dit).items()}
             save_file(adapter, folder / "pytorch_lora_weights.safetensors", {"format": "pt"})
             return
-        target = folder / "transformer"
-        target.mkdir(exist_ok=True)
-        state = {name: part.cpu().contiguous() for name, part in merged_state(self.dit).items()}
-        save_file(state, target / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-        config = transformer_config(self.dit.arch)
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_transformer(merged_state(self.dit), self.dit.arch, folder / "transformer")
 
     @property
     def _num(self) -> int:
