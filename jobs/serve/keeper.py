@@ -31,6 +31,7 @@ _STOP_S = 60.0  # a step may take long; after it the worker's process is ended
 _RETRY_S = 0.5  # before another attempt
 _PASSING = (OSError, sqlite3.Error)  # a full disk, too many open files: what may go well later
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
+_LATE = "deadline", "it was not done by its deadline"
 _SHUTDOWN_S = 10.0  # for renders to reach the end of their step when the server ends
 
 
@@ -164,7 +165,7 @@ class Keeper:
             if record.state == "running":
                 self.stop(record, "cancel")
             else:
-                self._fail(record, "deadline", "it was not done by its deadline")
+                self._fail(record, *_LATE)
         for live in [*self.live.values()]:
             if live.paced and time.monotonic() - live.taken_at > self._limits.unread_s:
                 live.taken_at = time.monotonic()
@@ -259,7 +260,7 @@ class Keeper:
             self._fail(record, news["code"], news["message"])
         elif record.wish == "cancel":
             if record.deadline_at is not None and record.deadline_at < time.time():
-                self._fail(record, "deadline", "it was not done by its deadline")
+                self._fail(record, *_LATE)
             else:
                 self._end(record, "cancelled")
         elif record.wish == "pause":
@@ -285,12 +286,14 @@ class Keeper:
 
     def _put_back(self, render: str, attempts: int) -> None:
         now = self._queue.get(render)
-        if now is not None and now.wish == "cancel":
+        if now is None:
+            return
+        if now.wish == "cancel":
             self._end(now, "cancelled")
-        elif now is not None and now.wish == "pause":
+        elif now.wish == "pause":
             self._queue.pause(render)
             self._changed(now, "paused")
-        elif now is not None:
+        else:
             self._queue.put_back(render, attempts)
             self._changed(now, "queued")
 
@@ -304,20 +307,18 @@ class Keeper:
             self._metrics.blocks.inc(segment.blocks[1] - segment.blocks[0])
         live.seen = len(segments)
 
-    def _end(self, record: Record, state: State) -> None:
-        self._queue.end(record.render, state, time.time())
-        self._ended(record, state)
-        self._changed(record, state)
-
     def _fail(self, record: Record, code: str, message: str) -> None:
         said = {"code": code, "message": without_paths(message)}
-        self._queue.end(record.render, "failed", time.time(), said)
-        self._ended(record, "failed")
-        self._changed(record, "failed", code=code, error=message)
+        self._end(record, "failed", said, code=code, error=message)
 
-    def _ended(self, record: Record, state: State) -> None:
+    def _end(
+        self, record: Record, state: State, said: Mapping[str, str] | None = None, **facts: object
+    ) -> None:
+        """`said`: to clients, of a failure; `facts`: for the log."""
+        self._queue.end(record.render, state, time.time(), said)
         self._metrics.ended.labels(state).inc()
         self._metrics.gpu_seconds.observe(record.gpu_seconds)
+        self._changed(record, state, **facts)
 
     def _changed(self, record: Record, event: str, **facts: object) -> None:
         say(event, render=record.render, client=record.client, **facts)
