@@ -37,16 +37,15 @@ class Member:
 
     def call(self, method: str, *args: object) -> "ray.ObjectRef[Any]":
         """On the data thread."""
-        ref: ray.ObjectRef[Any] = (
-            getattr(self.actor, method).options(concurrency_group="data").remote(*args)
-        )
-        return ref
+        return self._begin("data", method, args)
 
     def control(self, method: str, *args: object) -> "ray.ObjectRef[Any]":
         """Beside whatever the data thread does."""
-        ref: ray.ObjectRef[Any] = (
-            getattr(self.actor, method).options(concurrency_group="ctl").remote(*args)
-        )
+        return self._begin("ctl", method, args)
+
+    def _begin(self, group: str, method: str, args: Sequence[object]) -> "ray.ObjectRef[Any]":
+        call = getattr(self.actor, method).options(concurrency_group=group)
+        ref: ray.ObjectRef[Any] = call.remote(*args)
         return ref
 
 

@@ -91,8 +91,7 @@ class RayWorker:
 
     def call(self, method: str, *args: object) -> Any:
         try:
-            ref = self._actor.call.options(concurrency_group="work").remote(method, args)
-            return wait_all([ref], _CALL_S, method, self._watch)[0]
+            return wait_all([self.start(method, *args)], _CALL_S, method, self._watch)[0]
         except GONE as error:
             raise self._lost(method, "its process ended") from error
 
