@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
+from ..configs.errors import first_line
 from ..pipeline.errors import RenderError
 from .client.client_cli import batch
 from .evaluate.cli import evaluate
@@ -219,7 +220,7 @@ def _explain(error: BaseException) -> None:
         _fail(f"{error}; {way_on}" if way_on else str(error), 1)
     if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         _fail(
-            f"the memory is not enough ({str(error).splitlines()[0]}); make video.height, "
+            f"the memory is not enough ({first_line(error)}); make video.height, "
             "video.width or video.frames smaller, set model.vae_tile=256 or "
             "model.dtype=bfloat16, or choose a smaller preset",
             1,

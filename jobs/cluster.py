@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..configs.errors import first_line
 from ..configs.parallel import ParallelConfig
 from ..pipeline.backend import Backend, LocalBackend
 from ..pipeline.plan import Plan
@@ -113,7 +114,7 @@ def _reach(address: str) -> None:
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise ValueError(
             f"parallel.address={address} answers, but not as a Ray cluster this process can join "
-            f"({str(error).splitlines()[0]}); {way_out}"
+            f"({first_line(error)}); {way_out}"
         ) from error
 
 

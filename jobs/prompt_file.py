@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..configs.errors import first_line
+
 
 def split_prompt(change: str) -> tuple[float, str]:
     """Of the command line: `12.5 a dog runs`."""
@@ -23,7 +25,7 @@ def read_prompts(path: Path) -> list[tuple[float, str]]:
         content = yaml.safe_load(path.expanduser().read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
-            f"prompts={path} cannot be read ({str(error).splitlines()[0]}); give a YAML file with "
+            f"prompts={path} cannot be read ({first_line(error)}); give a YAML file with "
             "lines such as `12.5: a dog runs`"
         ) from error
     if not isinstance(content, dict) or not all(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ..configs.errors import first_line
 from ..configs.files import expand
 from .arch import WanArch
 from .checkpoint_arch import check_arch, config_file, read_arch
@@ -141,10 +142,10 @@ def _download(reference: str, repo: str, inner: str | None, part: str, field: st
     try:
         folder = Path(snapshot_download(repo, allow_patterns=patterns))
     except Exception as error:  # the hub's, the network's and the disk's errors share no base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{field}={reference}: its {part} is not in the local cache and could not be "
-            f"downloaded ({reason}), so the model cannot be loaded; {_how(repo, patterns, field)}"
+            f"downloaded ({first_line(error)}), so the model cannot be loaded; "
+            f"{_how(repo, patterns, field)}"
         ) from error
     path = folder if inner is None else folder / inner
     if not path.exists() or (path.is_dir() and _find(path, part) is None):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..configs.errors import first_line
 from .importing import importing
 from .names import rename_t5
 from .random_weights import fill_random
@@ -27,7 +28,7 @@ def load_tokenizer(path: Path | None) -> Any:
     except Exception as error:  # a corrupt tokenizer.json raises Exception itself
         raise ValueError(
             f"model.checkpoint: the tokenizer in {path} cannot be read "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}), so prompts "
+            f"({first_line(error)}), so prompts "
             f"cannot be encoded; download that folder again"
         ) from error
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from ..configs.errors import first_line
 from ..models.shelf import Shelf
 from .chain import Done, Schedule, Stepper, Wanted, Windows, branch_passes, never
 from .crew import GONE, SLICE_S, Check, Crew, Member, NoReplacement, result, settle_all, wait_all
@@ -32,7 +33,7 @@ from .placement import this_node
 from .snapshot import EMPTY, PackedSnapshot, Snapshot, pack_snapshot
 from .stage import Stage
 from .taker import Taker
-from .verdict import Words, look, short
+from .verdict import Words, look
 
 _log = logging.getLogger("longreel")
 _NEWS_S = 0.1  # how old news of progress may be
@@ -299,15 +300,15 @@ class RayChain:
         if state == "LOAD":
             name = words.name(lost[0]) if lost else "a stage"
             return lost, ChainBroken(
-                f"{name} was lost while it loaded its weights ({short(first)}): perhaps its memory "
-                f"did not suffice; use more {'devices' if crew.layout.shared else 'stages'}, or "
-                "model.dtype=bfloat16"
+                f"{name} was lost while it loaded its weights ({first_line(first)}): perhaps its "
+                "memory did not suffice; use more "
+                f"{'devices' if crew.layout.shared else 'stages'}, or model.dtype=bfloat16"
             )
         if lost:
             ended = lost[0] in gone
             return lost, words.lost(self._members, lost[0], self._done, ended=ended)
         return lost, ChainBroken(
-            f"stages lost touch at {words.at(self._done)}: {short(first)}; raise "
+            f"stages lost touch at {words.at(self._done)}: {first_line(first)}; raise "
             f"parallel.transfer_timeout_s={self._timeout_s:g} if a step takes that long"
         )
 

@@ -105,7 +105,3 @@ def describe(task: Task) -> str:
     """Where a task stands, in the words of people."""
     part = task.written[0] if task.written else task.parts[-1]
     return f"block {part.block}, step {part.step + 1}"
-
-
-def short(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...configs.errors import first_line
 from ...pipeline.backend import Backend
 from ...pipeline.checkpoint import apart
 from ...pipeline.generator import Chunk, Generator, Report, quiet
@@ -138,10 +139,10 @@ class RenderRun:
                 changes = next_measure(plan, decoding=decoding)
                 if changes is None:
                     raise
-                attempt.change(changes, reason=_first_line(error))
+                attempt.change(changes, reason=first_line(error))
                 _log.warning(
                     "memory was not enough (%s); going on with %s",
-                    _first_line(error),
+                    first_line(error),
                     in_words(changes),
                 )
 
@@ -230,10 +231,6 @@ class RenderRun:
                     raise
                 if self._asked.wait(_FULL_POLL_S):
                     raise
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _end(plan: Plan, attempt: Attempt) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...configs.errors import first_line
 from ...configs.load import to_override
 
 NAME = "errand.json"
@@ -76,7 +77,7 @@ def read_request(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); give a YAML file with a line "
+            f"{path} cannot be read ({first_line(error)}); give a YAML file with a line "
             "such as `prompt: a red circle`"
         ) from error
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
