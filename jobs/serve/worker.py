@@ -10,7 +10,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,7 @@ def main() -> None:
     say("ready", pid=os.getpid())
     while (command := _next(runs, settings["idle_s"])) is not None:
         if command["do"] == "run":
-            say("over", **_outcome(partial(_go, run, home, command)))
+            say("over", **_outcome(run, home, command))
         else:
             run.release()
     run.release()
@@ -64,17 +63,13 @@ def _next(runs: "SimpleQueue[Mapping[str, Any] | None]", idle_s: float) -> Mappi
         return {"do": "release"}
 
 
-def _go(run: "WarmRun", home: "Home", command: Mapping[str, Any]) -> str:
-    return run.go(home.open(command["render"]), command)
-
-
-def _outcome(go: Callable[[], str]) -> dict[str, str]:
+def _outcome(run: "WarmRun", home: "Home", command: Mapping[str, Any]) -> dict[str, str]:
     """How it ended, in words for the queue; a bug's trace goes to the server's log."""
     from ...pipeline.errors import RenderError
     from ..home.lock import Taken
 
     try:
-        return {"how": go()}
+        return {"how": run.go(home.open(command["render"]), command)}
     except Taken:
         return {"how": "busy"}
     except (RenderError, ValueError) as error:
