@@ -74,14 +74,8 @@ def _vae(config: TrainConfig) -> Recipe:
             Phase(until=until, clips=clips, frames=frames, long_frames=long, crop=crop)
             for until, clips, frames, long, crop in zip(*columns, strict=True)
         ],
+        mix=vae,
         start=Path(vae.start).expanduser() if vae.start else None,
-        encoder=vae.encoder,
-        things=vae.things,
-        edges=vae.edges,
-        size=vae.size,
-        alike=vae.alike,
-        noise=vae.noise,
-        compiled=vae.compiled,
     )
 
 

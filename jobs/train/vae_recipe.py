@@ -16,6 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, 
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...configs.train_small import VaeTraining
 from ...models.arch import VaeArch
 from ...models.vae_build import build_vae
 from ...models.vae_load import load_vae
@@ -40,45 +41,33 @@ class VaeLoss(nn.Module):
     own width drowned the picture for the first hundreds of steps.
     """
 
-    def __init__(
-        self,
-        vae: nn.Module,
-        *,
-        encoder: bool,
-        things: float,
-        edges: float,
-        size: float,
-        alike: float,
-        noise: float,
-        compiled: bool,
-    ) -> None:
+    def __init__(self, vae: nn.Module, mix: VaeTraining) -> None:
         super().__init__()
         self.vae: Any = vae
         self._encode, self._decode = encode_whole, decode_whole
-        if compiled:  # a clip's shape stays the same for a whole phase
+        if mix.compiled:  # a clip's shape stays the same for a whole phase
             self._encode = torch.compile(encode_whole, dynamic=False)
             self._decode = torch.compile(decode_whole, dynamic=False)
-        self._encoder = encoder
-        self._things, self._edges, self._noise = things, edges, noise
-        self._size, self._alike = size, alike if encoder else 0.0
+        self._mix = mix
 
     def forward(self, frames_BCTHW: Tensor, near_BTHW: Tensor) -> tuple[Tensor, dict[str, float]]:
+        mix = self._mix
         frames_BCTHW = frames_BCTHW.contiguous(memory_format=torch.channels_last_3d)
-        with torch.set_grad_enabled(self._encoder):
+        with torch.set_grad_enabled(mix.encoder):
             z_BCTHW = self._latents(frames_BCTHW)
-        noisy_BCTHW = z_BCTHW + self._noise * torch.randn_like(z_BCTHW)
+        noisy_BCTHW = z_BCTHW + mix.noise * torch.randn_like(z_BCTHW)
         made_BCTHW = self._decode(self.vae, noisy_BCTHW).float()
-        weight_B1THW = 1 + self._things * near_BTHW[:, None]
+        weight_B1THW = 1 + mix.things * near_BTHW[:, None]
         weight_B1THW = weight_B1THW / weight_B1THW.mean()
         off_BCTHW = made_BCTHW - frames_BCTHW
         l1 = (weight_B1THW * off_BCTHW.abs()).mean()
         edge = sum((weight_B1THW * off_BCTHW).diff(dim=dim).abs().mean() for dim in (3, 4))
         size = z_BCTHW.square().mean()
-        loss = l1 + self._edges * edge + self._size * size
+        loss = l1 + mix.edges * edge + mix.size * size
         figures = {"l1": l1, "size": size, "mse": off_BCTHW.detach().square().mean()}
-        if self._alike:
+        if mix.encoder and mix.alike:
             figures["alike"] = self._still(frames_BCTHW)
-            loss = loss + self._alike * figures["alike"]
+            loss = loss + mix.alike * figures["alike"]
         return loss, {name: value.item() for name, value in figures.items()}
 
     def _latents(self, frames_BCTHW: Tensor) -> Tensor:
@@ -116,32 +105,17 @@ class VaeRecipe:
         *,
         seed: int,
         phases: Sequence[Phase],
+        mix: VaeTraining,
         start: Path | None = None,
-        encoder: bool = True,
-        things: float = 6.0,
-        edges: float = 0.5,
-        size: float = 1e-3,
-        alike: float = 0.1,
-        noise: float = 0.1,
-        compiled: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         self.vae: Any = _first_vae(arch) if start is None else _vae_of(start, arch)
         self.vae.train().requires_grad_(True)
         channels_last(self.vae)
-        if not encoder:  # latents stay what they are, for a DiT that learns them meanwhile
+        if not mix.encoder:  # latents stay what they are, for a DiT that learns them meanwhile
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
-        self.model = VaeLoss(
-            self.vae,
-            encoder=encoder,
-            things=things,
-            edges=edges,
-            size=size,
-            alike=alike,
-            noise=noise,
-            compiled=compiled,
-        )
+        self.model = VaeLoss(self.vae, mix)
         self._seed, self._phases = seed, phases
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
