@@ -56,9 +56,7 @@ class AttentionConfig:
             ("dense_layers", 0.0, "is no share"),
             ("mass", 1e-6, "is no share that keeps a tile"),
         ):
-            value = getattr(self, name)
-            if value is not None:
-                check_range(f"attention.{name}", value, least, 1, why)
+            check_range(f"attention.{name}", getattr(self, name), least, 1, why)
         for name in ("band", "keep", "decay"):
             check_range(f"attention.{name}", getattr(self, name), 0, 1, "is no share")
         if len(self.window) != 3 or min(self.window) < 1:
@@ -67,8 +65,7 @@ class AttentionConfig:
                 f"attention.window=[{shown}] is no box of time, height and width; "
                 "set three numbers of tokens, such as [18,24,24]"
             )
-        if self.radius is not None:
-            check_range("attention.radius", self.radius, 0, math.inf, "measures nothing")
+        check_range("attention.radius", self.radius, 0, math.inf, "measures nothing")
         check_range("attention.refresh", self.refresh, 1, 1000, "never looks at everything")
 
     @property

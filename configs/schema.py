@@ -159,9 +159,8 @@ class SamplingConfig:
         check_name("sampling.guidance_mode", self.guidance_mode, GUIDANCE)
         for name in ("guidance", "guidance_low"):
             scale = getattr(self, name)
-            if scale is not None:
-                check_finite(f"sampling.{name}", scale)
-                check_range(f"sampling.{name}", scale, 0, math.inf, "steers away from the prompt")
+            check_finite(f"sampling.{name}", scale)
+            check_range(f"sampling.{name}", scale, 0, math.inf, "steers away from the prompt")
         if not 0 <= self.guidance_to <= self.guidance_from <= 1:
             raise ValueError(
                 f"sampling.guidance_from={self.guidance_from} and "
@@ -190,20 +189,14 @@ class BlocksConfig:
 
     def __post_init__(self) -> None:
         check_name("blocks.policy", self.policy, POLICIES)
-        if self.noise is not None:
-            check_name("blocks.noise", self.noise, NOISE)
-        if self.recache is not None:
-            check_name("blocks.recache", self.recache, RECACHES)
-        if self.levels is not None:
-            check_name("blocks.levels", self.levels, LEVELS)
+        check_name("blocks.noise", self.noise, NOISE)
+        check_name("blocks.recache", self.recache, RECACHES)
+        check_name("blocks.levels", self.levels, LEVELS)
         for name in ("size", "window", "depth"):
             value = getattr(self, name)
-            if value is not None:
-                check_range(f"blocks.{name}", value, 1, math.inf, "leaves nothing to work on")
+            check_range(f"blocks.{name}", value, 1, math.inf, "leaves nothing to work on")
         for name in ("left", "right", "sink", "stagger", "causal"):
-            value = getattr(self, name)
-            if value is not None:
-                check_range(f"blocks.{name}", value, 0, math.inf, "counts nothing")
+            check_range(f"blocks.{name}", getattr(self, name), 0, math.inf, "counts nothing")
         check_range("blocks.prefix_level", self.prefix_level, 0, 0.05, "blurs what is finished")
 
 
