@@ -4,6 +4,8 @@ from itertools import count
 
 from .schedule import BlockSchedule
 
+_LOOKED_BACK = 1024  # segments: nobody asks about what is longer past
+
 
 class Cuts:
     """A function of schedule and frame rate alone, so that segments are the same at every attempt.
@@ -35,6 +37,3 @@ class Cuts:
                 self._ends.append(self._next)
             self._next += 1
         return block in self._ends[-_LOOKED_BACK:]
-
-
-_LOOKED_BACK = 1024  # segments: nobody asks about what is longer past

@@ -88,8 +88,6 @@ def keep(folder: str, case: Case, seconds: Seconds) -> Path | None:
 
 def find(folder: str, case: Case) -> Seconds | None:
     """What was measured of just this case, if anything was and can be read."""
-    if not folder:
-        return None
     path = _path(folder, case)
     try:
         return _read(json.loads(path.read_text(encoding="utf-8")), case)

@@ -142,7 +142,7 @@ class AllFiles:
             return files
 
     def segments(self, render: str, at_end: bool = False) -> Sequence[Segment]:
-        """None where the files are gone or cannot be read. `at_end`: there will be no more."""
+        """Nothing where the files are gone or cannot be read. `at_end`: there will be no more."""
         try:
             files = self.of(render)
             if at_end:
