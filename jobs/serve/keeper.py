@@ -258,14 +258,8 @@ class Keeper:
         elif how == "failed":
             assert news is not None
             self._fail(record, news["code"], news["message"])
-        elif record.wish == "cancel":
-            if record.deadline_at is not None and record.deadline_at < time.time():
-                self._fail(record, *_LATE)
-            else:
-                self._end(record, "cancelled")
-        elif record.wish == "pause":
-            self._queue.pause(render)
-            self._changed(record, "paused")
+        elif self._stopped_as_wished(record):
+            return
         elif how == "lost" and record.attempts >= MAX_ATTEMPTS:
             self._fail(
                 record,
@@ -286,16 +280,21 @@ class Keeper:
 
     def _put_back(self, render: str, attempts: int) -> None:
         now = self._queue.get(render)
-        if now is None:
-            return
-        if now.wish == "cancel":
-            self._end(now, "cancelled")
-        elif now.wish == "pause":
-            self._queue.pause(render)
-            self._changed(now, "paused")
-        else:
+        if now is not None and not self._stopped_as_wished(now):
             self._queue.put_back(render, attempts)
             self._changed(now, "queued")
+
+    def _stopped_as_wished(self, record: Record) -> bool:
+        """Whether somebody wanted it to stop, or its deadline did."""
+        if record.wish == "cancel":
+            if record.deadline_at is not None and record.deadline_at < time.time():
+                self._fail(record, *_LATE)
+            else:
+                self._end(record, "cancelled")
+        elif record.wish == "pause":
+            self._queue.pause(record.render)
+            self._changed(record, "paused")
+        return record.wish in ("cancel", "pause")
 
     def _count(self, live: Live, at_end: bool = False) -> None:
         """What has become final since the last look."""

@@ -254,6 +254,19 @@ def test_a_render_goes_on_after_its_deadline_when_it_is_told_to(tmp_path, starte
     play(tmp_path, part)
 
 
+def test_a_deadline_that_passes_while_a_lost_render_waits_to_be_put_back_is_told(tmp_path):
+    with open_app(tmp_path) as app:
+        here = app.state.context
+        body = asked(frames=1, deadline_s=1.0)
+        render = call(app, "POST", "/api/v1/renders", json=body).json()["id"]
+        assert here.queue.take_next(1, time.time()).render == render
+        time.sleep(1.0)
+        here.keeper._expire()
+        here.keeper._put_back(render, 1)
+        record = here.queue.get(render)
+        assert (record.state, record.error["code"]) == ("failed", "deadline")
+
+
 def test_a_live_session_that_was_cancelled_is_not_paused_for_want_of_readers(tmp_path):
     with open_app(tmp_path) as app:
         here = app.state.context
