@@ -21,6 +21,7 @@ from .attention_layout import (
     shared_bytes,
 )
 from .blocks import Blocks
+from .launch import where_its_tensors_are
 
 _LOG2E = math.log2(math.e)
 
@@ -194,6 +195,7 @@ def _merge(out, lse, before, before_lse):
 INTERPRETED = not isinstance(_attend_kernel, triton.JITFunction)
 
 
+@where_its_tensors_are
 def attend_lists_triton(
     q_BLHD: Tensor,
     k_BSHD: Tensor,

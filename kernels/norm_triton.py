@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from .launch import where_its_tensors_are
+
 _ROWS = 8  # tokens of a program
 
 
@@ -92,6 +94,7 @@ def _tokens(index_ptr, run, HAS_INDEX: tl.constexpr, ROWS: tl.constexpr):
     return level, which * run + start, which * run + tl.minimum(start + ROWS, run)
 
 
+@where_its_tensors_are
 def norm_modulate_triton(
     x_BLD: Tensor, scale_RD: Tensor, shift_RD: Tensor, index_BF: Tensor | None, eps: float
 ) -> Tensor:
@@ -105,6 +108,7 @@ def norm_modulate_triton(
     return y
 
 
+@where_its_tensors_are
 def gated_residual_triton(
     x_BLD: Tensor, y_BLD: Tensor, gate_RD: Tensor, index_BF: Tensor | None
 ) -> Tensor:
@@ -119,6 +123,7 @@ def gated_residual_triton(
     return out
 
 
+@where_its_tensors_are
 def rms_norm_rotate_triton(
     x_BLD: Tensor, norm: nn.RMSNorm | None, table_LC: Tensor, num_heads: int
 ) -> Tensor:

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import where_its_tensors_are
+
 _TOKENS = 64  # of a tile that a program reads at once
 
 
@@ -66,6 +68,7 @@ def _keep_kernel(
     tl.store(counts_ptr + row, count)
 
 
+@where_its_tensors_are
 def means_triton(x_BLHD: Tensor, starts: Tensor) -> Tensor:
     """(B, H, N, D) float32."""
     if x_BLHD.stride(-1) != 1:
@@ -82,6 +85,7 @@ def means_triton(x_BLHD: Tensor, starts: Tensor) -> Tensor:
     return means_BHND
 
 
+@where_its_tensors_are
 def keep_triton(scores_BHRC: Tensor, num: int, mass: float | None) -> tuple[Tensor, Tensor]:
     """Columns (B, H, R, K) and counts (B, H, R), int32; K is `num`, or by mass all there are."""
     *rows, tiles = scores_BHRC.shape

@@ -22,14 +22,16 @@ def rotary_table(
     theta: float = 10000.0,
 ) -> Tensor:
     """(L, D / 2) complex64, tokens in order time, height, width; angles in float64."""
+    size = len(times), height, width
     axes = (torch.tensor(times, dtype=torch.int64), torch.arange(height), torch.arange(width))
-    grid = torch.meshgrid(*axes, indexing="ij")
-    angles = []
-    for positions, channels in zip(grid, splits, strict=True):
+    turns = []
+    for axis, (positions, channels) in enumerate(zip(axes, splits, strict=True)):
         exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
-        angles.append(positions.reshape(-1, 1).double() * theta**-exponent)
-    angle_LC = torch.cat(angles, dim=1)
-    return torch.polar(torch.ones_like(angle_LC), angle_LC).to(torch.complex64).to(device)
+        angle_PC = positions[:, None].double() * theta**-exponent
+        turn_PC = torch.polar(torch.ones_like(angle_PC), angle_PC).to(torch.complex64)
+        shape = [size[axis] if i == axis else 1 for i in range(3)]
+        turns.append(turn_PC.view(*shape, turn_PC.shape[1]).expand(*size, -1))
+    return torch.cat(turns, dim=-1).flatten(0, 2).to(device)
 
 
 def rms_norm_rotate(x_BLD: Tensor, norm: nn.RMSNorm, table_LC: Tensor, num_heads: int) -> Tensor:

@@ -38,7 +38,8 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
 
     `part` is one of transformer, transformer_2, vae, text_encoder, tokenizer, image_encoder and
     image_processor. The authors' own layout has no image processor: there it is the image encoder's
-    file, which means that CLIP's usual figures apply. `field` is whose value `reference` is.
+    file, which means that pictures are prepared as the authors' code does. `field` is whose value
+    `reference` is.
     """
     assert part in _PLACES, part
     if reference.startswith(PREFIX):

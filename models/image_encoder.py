@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 RANDOM_SEED = 0  # of the encoder that needs no files
 
+_CLIP_MEAN = 0.48145466, 0.4578275, 0.40821073
+_CLIP_STD = 0.26862954, 0.26130258, 0.27577711
 _VIT_H_HEADS = 16  # the one number of ViT-H/14 that shapes do not tell
 
 
@@ -28,7 +31,7 @@ class ImageSource:
     """Where the encoder comes from, and what the DiT reads from it."""
 
     encoder: Path | None  # diffusers folder or original .pth file; none: untrained weights
-    processor: Path | None  # folder with preprocessor_config.json; none: CLIP's published values
+    processor: Path | None  # folder with preprocessor_config.json; none: as Wan's own code
     image_dim: int
 
 
@@ -58,11 +61,13 @@ def _encode(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Tensor:
-    pixels_NCHW = load_processor(source.processor)(images=list(images), return_tensors="pt")[
-        "pixel_values"
-    ]
     encoder = load_image_encoder(source.encoder, source.image_dim, device=device)
     size = encoder.config.image_size
+    if source.processor is None:
+        pixels_NCHW = _stretch(images, size)
+    else:
+        processor = load_processor(source.processor)
+        pixels_NCHW = processor(images=list(images), return_tensors="pt")["pixel_values"]
     if pixels_NCHW.shape[-2:] != (size, size):
         raise ValueError(
             f"model.checkpoint: {source.processor} makes pictures of "
@@ -74,7 +79,16 @@ def _encode(
     return rearrange(tokens_NSD, "n s d -> 1 (n s) d")
 
 
-def load_processor(path: Path | None) -> Any:
+def _stretch(images: Sequence["Image.Image"], size: int) -> Tensor:
+    """As the original layout's own code has it, which holds no file about it: nothing is cut off,
+    and nothing is smoothed where a picture is made smaller."""
+    pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 for image in images]
+    scaled = [nn.functional.interpolate(one, (size, size), mode="bicubic") for one in pixels]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (_CLIP_MEAN, _CLIP_STD))
+    return (torch.cat(scaled) - mean) / std
+
+
+def load_processor(path: Path) -> Any:
     """CLIPImageProcessor on PIL: torchvision's, where it is installed, makes other pixels."""
     with importing():
         import transformers
@@ -82,8 +96,6 @@ def load_processor(path: Path | None) -> Any:
         # the name by which 5.x tells it from torchvision's; before, the plain name was PIL's
         name = "CLIPImageProcessorPil"
         kind = getattr(transformers, name, None) or transformers.CLIPImageProcessor
-    if path is None:
-        return kind()
     try:
         return kind.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError) as error:

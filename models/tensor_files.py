@@ -122,11 +122,11 @@ def _open_torch(path: Path, size: int, head: bytes) -> TensorFile:
 def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
     """The tensors, out of the wrappers that training programs put round them."""
     while isinstance(content, dict):
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
         inner = next((key for key in _NESTED if isinstance(content.get(key), dict)), None)
         if inner is None:
+            tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+            if tensors:
+                return tensors
             break
         content = content[inner]
     held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content)

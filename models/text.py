@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ftfy import fix_text
 from torch import Tensor
 
 from .text_cache import Embedding, TextCache, identity
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("longreel")
 
-TEXT_FORMAT = 3  # of cached embeddings; a change to what this file computes must raise it
+TEXT_FORMAT = 4  # of cached embeddings; a change to what this file computes must raise it
 _WORDS_SHOWN = 8
 LEAVE_OUT_UNKNOWN = "leave_out_unknown"  # in tokenizer_config.json
 
@@ -39,17 +40,12 @@ class TextSource:
     text_dim: int
 
 
-_STRAIGHT = dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'")
-_STRAIGHT |= dict.fromkeys(range(0x201C, 0x2020), '"')
-
-
 def clean_prompt(prompt: str) -> str:
-    """What is encoded: HTML entities resolved, also twice escaped, runs of blanks one space, and
-    straight quotes for curled ones.
+    """What is encoded: Unicode repaired, HTML entities resolved, also twice escaped, and runs of
+    blanks one space, as Wan and diffusers have it.
 
-    Wan and diffusers repair Unicode with ftfy where it is installed. Of what that changes in a
-    prompt that is not broken, quotes are what the tokenizer would not make alike by itself. An
-    optional package must not change a video, so it is not used even where it is installed.
+    The tokenizer makes nothing alike by itself: Wan's own negative prompt has commas of Chinese
+    width, which the models know as plain ones.
     """
     try:
         prompt.encode()
@@ -63,7 +59,7 @@ def clean_prompt(prompt: str) -> str:
             f"prompt={prompt[:60]!r} holds a NUL character, at which the metadata of a video file "
             "would end; remove it"
         )
-    text = html.unescape(html.unescape(prompt)).strip().translate(_STRAIGHT)
+    text = html.unescape(html.unescape(fix_text(prompt))).strip()
     # Unicode's blanks; Python's \s also has the separators 0x1c to 0x1f, diffusers' has not
     return re.sub(r"[^\S\x1c-\x1f]+", " ", text).strip()
 

@@ -18,18 +18,22 @@ RANDOM_SEED = 0  # of the encoder that needs no files
 
 
 def load_tokenizer(path: Path | None) -> Any:
-    """From a folder; none: UTF-8 bytes, which needs no files."""
+    """From a folder; none: UTF-8 bytes, which needs no files.
+
+    tokenizer.json is taken as it is: the T5Tokenizer that Wan's folder names would be built anew,
+    and knows unknown characters by another number than UMT5 does.
+    """
     with importing():
-        from transformers import AutoTokenizer, ByT5Tokenizer
+        from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
     if path is None:
         return ByT5Tokenizer()
+    kind = PreTrainedTokenizerFast if (path / "tokenizer.json").exists() else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        return kind.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # a corrupt tokenizer.json raises Exception itself
         raise ValueError(
-            f"model.checkpoint: the tokenizer in {path} cannot be read "
-            f"({first_line(error)}), so prompts "
-            f"cannot be encoded; download that folder again"
+            f"model.checkpoint: the tokenizer in {path} cannot be read ({first_line(error)}), so "
+            "prompts cannot be encoded; download that folder again"
         ) from error
 
 

@@ -37,6 +37,7 @@ from .wan_layers import (
 )
 
 _RASTER = TokenOrder()
+_TABLES = 4  # of windows; of one at 720p up to 80 MB
 
 # the published models were trained with these in float32; bfloat16 loses levels and small gates
 _FLOAT32_PARTS = (
@@ -163,9 +164,10 @@ class WanDiT(nn.Module):
         return velocity_BCTHW
 
     def rotary(self, window: WindowShape, device: torch.device) -> Rotary:
-        """The last window's tables are kept: most windows of a render stand alike. In training all
-        are, as there are few."""
-        if (window, device) not in self._rotary:
+        """The last windows' tables are kept: a render has few kinds, which take turns. In training
+        all are, as there are few."""
+        kept = self._rotary.pop((window, device), None)
+        if kept is None:
             own_LC, context_LC = (
                 rotary_table(times, window.height, window.width, self.arch.head_splits, device)
                 for times in (window.times, window.context_times)
@@ -178,10 +180,11 @@ class WanDiT(nn.Module):
                         (context_LC, window.context_times),
                     )
                 )
-            if not self.training:
-                self._rotary.clear()
-            self._rotary[window, device] = Rotary(own_LC, torch.cat([own_LC, context_LC]))
-        return self._rotary[window, device]
+            kept = Rotary(own_LC, torch.cat([own_LC, context_LC]))
+            if not self.training and len(self._rotary) == _TABLES:
+                del self._rotary[next(iter(self._rotary))]
+        self._rotary[window, device] = kept
+        return kept
 
     def _modulation(
         self, timesteps_BT: Tensor, num_latents: int, fps: int, tell_apart: bool

@@ -87,6 +87,7 @@ class KeyValueCache:
         place: Place,
         layers: range,
         passes: range,
+        device: torch.device,
     ) -> None:
         """Of what all pieces make together, hold this place's part of these layers and passes."""
         spans = {entry.key: entry for entry in entries}
@@ -99,7 +100,8 @@ class KeyValueCache:
             run = runs[place.shard]
             heads = cut_tokens(num_heads, place.num_parts, 1)[place.part]
             k_BLHD, v_BLHD = (
-                x[:, run.start : run.stop, heads.start : heads.stop].contiguous() for x in pair
+                x[:, run.start : run.stop, heads.start : heads.stop].contiguous().to(device)
+                for x in pair
             )
             held = Held(entry=entry, latent=num_tokens // entry.num_latents, runs=runs)
             self.put(held, passes.index(passing), layer, k_BLHD, v_BLHD)

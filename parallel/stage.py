@@ -18,6 +18,8 @@ from .snapshot import CacheKey, Piece, Place
 from .sparse import SparseAttention
 from .tasks import Entry, Task
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -68,11 +70,13 @@ class Stage:
         expert: Callable[[int], VideoDiT],
         layers: range,
         sparse: SparseAttention | None = None,
+        device: torch.device = _CPU,
     ) -> None:
         """`sparse`: who attends to whom; none: every token of a window to every other."""
         self._expert = expert
         self._layers = layers
         self._sparse = sparse
+        self._device = device
         self._cache = KeyValueCache()
         self._share: Share | None = None
         self.busy_s = 0.0  # in layers; of a GPU: until it was given its work
@@ -162,7 +166,7 @@ class Stage:
         passes: range,
     ) -> None:
         """Hold these instead, as far as they are this stage's."""
-        self._cache.restore(entries, whole, self._place, self._layers, passes)
+        self._cache.restore(entries, whole, self._place, self._layers, passes, self._device)
 
     @property
     def _place(self) -> Place:

@@ -76,8 +76,10 @@ class Optimizers:
         return [one.state_dict() for one in self._each]
 
     def load_state_dict(self, states: Sequence[Any]) -> None:
+        """Groups stay as they are here: another kind of device has other kinds of rates."""
         for one, state in zip(self._each, states, strict=True):
-            one.load_state_dict(state)
+            groups = one.state_dict()["param_groups"]
+            one.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,14 +107,16 @@ def make_stage(
 ) -> Stage:
     """A stage with its weights, which may be on a shelf already."""
 
+    place = find_device(device)
+
     def load() -> Experts:
-        experts = Experts(replace(plan, device=find_device(device)), layers)
+        experts = Experts(replace(plan, device=place), layers)
         experts.load()
         return experts
 
     part = ("stage", layers.start, layers.stop, branch, plan.policy == "whole")
     experts = (shelf or Shelf(keep=False)).get(plan.config.model, part, load)
-    return Stage(experts.get, layers, make_sparse(plan))
+    return Stage(experts.get, layers, make_sparse(plan), place)
 
 
 def make_windows(sampling: Sampling, device: str) -> Windows:

@@ -56,7 +56,8 @@ def check_parts(plan: Plan) -> None:
     load_tokenizer(found["tokenizer"])
     if dit.image_dim is not None:
         check_image_encoder(found["image_encoder"], dit.image_dim)
-        load_processor(_processor_folder(found["image_processor"]))
+        if folder := _processor_folder(found["image_processor"]):
+            load_processor(folder)
 
 
 def fingerprints(plan: Plan) -> dict[str, str]:
@@ -136,7 +137,7 @@ def _encode_tokens(plan: Plan) -> Tensor:
 
 
 def _processor_folder(found: Path | None) -> Path | None:
-    """The original layout has none: then CLIP's published values apply."""
+    """The original layout has none: pictures are prepared as its own code does."""
     return found if found and found.is_dir() else None
 
 

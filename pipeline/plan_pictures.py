@@ -26,10 +26,10 @@ def check_pictures(request: "Request", arch: ModelArch) -> None:
         raise ValueError(
             f"image is missing, and model.arch={name} starts from one; give --image FILE"
         )
-    if last and arch.image != "channels":
+    if last and not arch.dit.image_positions:
         raise ValueError(
-            f"video.last_image={last} would be ignored: model.arch={name} takes a first image "
-            "only; leave it out, or use model.arch=wan2.1-flf2v-14b"
+            f"video.last_image={last} is not for model.arch={name}, which was taught with a first "
+            "image only; leave it out, or use model.arch=wan2.1-flf2v-14b"
         )
     if arch.dit.image_positions and not last:
         raise ValueError(

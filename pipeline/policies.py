@@ -189,7 +189,7 @@ def _rolling(blocks: BlocksConfig, steps: int, num_latents: int | None) -> Block
 
 
 def _causal(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
-    """Self-Forcing, LongLive: block after block, over the sink and clean keys of the last ones."""
+    """As Self-Forcing and LongLive: block after block, over the sink and clean keys of the last."""
     return BlockSchedule(
         size=_or(blocks.size, 3),
         steps=steps,

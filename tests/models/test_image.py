@@ -110,13 +110,19 @@ def test_without_files_the_encoder_has_the_published_shape_and_is_always_the_sam
     assert not torch.equal(tokens, encode([picture(301, 200)], source))
 
 
-def test_without_files_pictures_are_prepared_as_clip_was_trained():
-    white = Image.new("RGB", (300, 240), "white")
-    pixels = load_processor(None)(images=[white], return_tensors="pt")["pixel_values"]
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
-    assert pixels.shape == (1, 3, 224, 224)
-    torch.testing.assert_close(pixels[0, :, 0, 0], (1 - mean) / std)
+def test_without_a_processor_s_folder_all_of_a_picture_is_read_as_wan_s_own_code_does(published):
+    image = picture(90, 30)
+    numbers = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+    scaled = torch.nn.functional.interpolate(
+        numbers[None], size=(28, 28), mode="bicubic", align_corners=False
+    )
+    like = CLIPImageProcessorPil()  # its mean and deviation are those of Wan's code
+    mean, std = (torch.tensor(x)[:, None, None] for x in (like.image_mean, like.image_std))
+    tower = CLIPVisionModel.from_pretrained(published.encoder)
+    with torch.no_grad():
+        hidden = tower((scaled * 0.5 + 0.5 - mean) / std, output_hidden_states=True).hidden_states
+    tokens = encode([image], replace(published, processor=None))
+    torch.testing.assert_close(tokens, hidden[-2], rtol=1e-4, atol=1e-5)  # [0, 1] beside [-1, 1]
 
 
 def test_the_encoder_is_released_when_the_tokens_are_there(published):
@@ -127,8 +133,9 @@ def test_the_encoder_is_released_when_the_tokens_are_there(published):
 def test_an_encoder_that_does_not_fit_says_what_to_do(published, tmp_path):
     with pytest.raises(ValueError, match=r"makes 32 channels and model\.arch reads 1280"):
         encode([picture(40, 30)], replace(published, image_dim=1280))
+    CLIPImageProcessorPil().save_pretrained(tmp_path / "large")
     with pytest.raises(ValueError, match=r"makes pictures of \(224, 224\) .* reads \(28, 28\)"):
-        encode([picture(40, 30)], replace(published, processor=None))
+        encode([picture(40, 30)], replace(published, processor=tmp_path / "large"))
     with pytest.raises(ValueError, match=r"preprocessor_config\.json is not there"):
         load_processor(tmp_path)
     torch.save({"visual.head": torch.zeros(4, 4)}, tmp_path / "other.pth")

@@ -11,20 +11,28 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from diffusers.pipelines.wan import pipeline_wan
-from ftfy.fixes import uncurl_quotes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
-from tiny_text import write_original_text_encoder, write_text_encoder, write_tokenizer
+from tiny_text import (
+    write_original_text_encoder,
+    write_published_tokenizer,
+    write_text_encoder,
+    write_tokenizer,
+)
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from longreel.configs.load import load_config
 from longreel.models.text import TextSource, clean_prompt, encode_prompts
 from longreel.models.text_cache import Embedding, TextCache
+from longreel.models.text_encoder import load_tokenizer
 
 PROMPTS = ("A red cat walks on the grass.", "", "dog " * 40, "  a&amp;amp;b \n cat ")
 CPU = torch.device("cpu")
 TEXT_LEN = 24
 TEXT_DIM = 20
+WIDE = "\uff0c\uff21\ufb01e\u0301\u00e2\u20ac\u2122"  # also a ligature, an accent, a broken quote
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +82,31 @@ def test_embeddings_are_diffusers_bit_for_bit(published, dtype, tmp_path):
     assert not expected[1, 1:].any(), "an empty prompt is its end token and padding"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
     | st.text("&amp;lt#x2039 \t\n\x0b\x1c\x85\xa0\u2003\u200b\u2019\u201c")
+    | st.text("a b'\"\u02bc\u2018\u2019\u201c\u201f\u2013" + WIDE)
 )
-def test_prompts_are_cleaned_as_in_diffusers_without_ftfy_but_for_quotes(text):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_wan, "is_ftfy_available", lambda: False)
-        assert clean_prompt(text) == uncurl_quotes(pipeline_wan.prompt_clean(text))
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text("a b'\"\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2013"))
-def test_quotes_are_those_of_diffusers_with_ftfy(text):
+def test_prompts_are_cleaned_as_in_diffusers_with_ftfy(text):
     assert pipeline_wan.is_ftfy_available()
     assert clean_prompt(text) == pipeline_wan.prompt_clean(text)
+
+
+@pytest.mark.parametrize("preset", ["wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"])
+def test_commas_of_wan_s_own_negative_prompt_are_plain_ones(preset):
+    prompt = load_config(preset).sampling.negative_prompt
+    assert "\uff0c" in prompt
+    assert clean_prompt(prompt) == prompt.replace("\uff0c", ",")
+
+
+def test_a_tokenizer_s_file_is_read_as_it_is(tmp_path):
+    """As the one of UMT5 is published: under T5's name, with unknown characters by number 3."""
+    write_published_tokenizer(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("a cat \u4e2d on the grass", "x \u2581 y", "a dog </s> runs", "a  cat"):
+        assert ours([text]).input_ids == [theirs.encode(text).ids], text
+    assert 3 in ours(["a cat \u4e2d"]).input_ids[0]
 
 
 def test_the_original_file_gives_the_embeddings_of_the_diffusers_folder(published, tmp_path):
@@ -151,7 +168,7 @@ def test_the_encoder_is_released_when_the_embeddings_are_there(published):
 def test_nothing_is_loaded_when_the_cache_has_every_prompt(published, tmp_path, monkeypatch):
     expected = encode(PROMPTS, published, cache=tmp_path)
     monkeypatch.setattr("transformers.UMT5EncoderModel.__init__", None)
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.from_pretrained", None)
 
     assert torch.equal(encode(PROMPTS[::-1], published, cache=tmp_path), expected.flip(0))
     with pytest.raises(ValueError, match="not callable"):

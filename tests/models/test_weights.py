@@ -103,7 +103,7 @@ def test_a_big_tensor_and_a_transposed_one_are_copied_exactly(tmp_path: Path) ->
 def test_wrapped_state_dicts_are_found_and_the_ema_wins(tmp_path: Path, key: str) -> None:
     plain, ema = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
     path = tmp_path / "model.pt"
-    torch.save({key: plain, "step": 7}, path)
+    torch.save({key: plain, "step": torch.tensor(7)}, path)
     assert torch.equal(Weights(path).read("w"), plain["w"])
     torch.save({key: plain, "generator_ema": ema}, path)
     assert torch.equal(Weights(path).read("w"), ema["w"])

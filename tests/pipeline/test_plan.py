@@ -75,7 +75,7 @@ def picture(tmp_path):
         ),
         (
             ["model.arch=wan2.2-ti2v-5b", "video.last_image=last.png"],
-            ["video.last_image=last.png would be ignored", "first image only", "flf2v-14b"],
+            ["video.last_image=last.png is not for", "first image only", "flf2v-14b"],
         ),
     ],
 )
@@ -107,6 +107,11 @@ def test_a_seed_that_keys_no_noise_is_refused(seed):
 def test_an_image_is_refused_by_a_model_that_reads_none(picture):
     with pytest.raises(ValueError, match=r"^image=.*first\.png would be ignored.*i.*leave it out"):
         plan(image=picture)
+
+
+def test_a_model_of_first_images_takes_no_last_one(picture):
+    with pytest.raises(ValueError, match=r"^video\.last_image=.* is not for .*flf2v-14b"):
+        plan("model.arch=wan2.1-i2v-14b", f"video.last_image={picture}", image=picture)
 
 
 def test_one_frame_has_no_room_for_a_first_and_a_last_image(picture):

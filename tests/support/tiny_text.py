@@ -3,6 +3,7 @@
 `write_tokenizer` and `write_text_encoder` fit together: every token is one the encoder knows.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -23,6 +24,25 @@ def write_tokenizer(folder: Path) -> None:
     vocab += [(f"{_SPACE}{word}", -2.0 - i / 10) for i, word in enumerate(_WORDS)]
     vocab += [(letter, -6.0 - i / 10) for i, letter in enumerate(_LETTERS)]
     T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(folder)
+
+
+def write_published_tokenizer(folder: Path) -> None:
+    """Files as UMT5's: <unk> is number 3, and the class that they name would have it be 2."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocab = [(name, 0.0) for name in ("<pad>", "</s>", "<s>", "<unk>")] + [(_SPACE, -4.0)]
+    vocab += [(f"{_SPACE}{word}", -2.0 - i / 10) for i, word in enumerate(_WORDS)]
+    vocab += [(letter, -6.0 - i / 10) for i, letter in enumerate(_LETTERS)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<s>", "<unk>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | config))
 
 
 def tiny_umt5(text_dim: int):
