@@ -78,8 +78,9 @@ class Optimizers:
     def load_state_dict(self, states: Sequence[Any]) -> None:
         """Groups stay as they are here: another kind of device has other kinds of rates."""
         for one, state in zip(self._each, states, strict=True):
-            groups = one.state_dict()["param_groups"]
-            one.load_state_dict({"state": state["state"], "param_groups": groups})
+            here = one.state_dict()
+            own = {"param_groups": here["param_groups"]} if "param_groups" in here else {}
+            one.load_state_dict({**state, **own})
 
 
 @dataclass(frozen=True, kw_only=True)

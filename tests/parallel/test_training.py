@@ -74,3 +74,20 @@ def test_an_engine_goes_on_bit_for_bit_from_what_it_saved(muon, tmp_path):
     for step in range(3, 6):
         resumed.step(batch(step), 0.02)
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+def test_what_a_recorded_engine_saved_goes_on_without_recording():
+    """A GPU's rates are tensors that a graph reads; a CPU's optimiser takes neither them nor the
+    mark."""
+    twins = [WholeEngine(Toy(), MUON, ALONE, torch.float32) for _ in range(2)]
+    for engine in twins:
+        engine.step(batch(0), 0.02)
+    states = [dict(state) for state in twins[0]._optimizer.state_dict()]
+    adamw = states[1]  # the other one is Muon, which has no such mark
+    adamw["param_groups"] = [
+        group | {"lr": torch.tensor(0.5), "capturable": True} for group in adamw["param_groups"]
+    ]
+    twins[0]._optimizer.load_state_dict(states)
+    for engine in twins:
+        engine.step(batch(1), 0.02)
+    assert all(torch.equal(a, b) for a, b in zip(*map(weights, twins), strict=True))

@@ -109,6 +109,15 @@ def test_an_image_is_refused_by_a_model_that_reads_none(picture):
         plan(image=picture)
 
 
+def test_self_forcing_sees_all_that_its_weights_were_trained_to_see():
+    """21 latents: everything before a block in a video of the published length, not more in a
+    longer one."""
+    for task in plan(preset="self-forcing-1.3b").schedule.tasks():
+        assert task.context_positions == tuple(range(task.positions[0]))
+    for task in plan("video.frames=161", preset="self-forcing-1.3b").schedule.tasks():
+        assert max(task.positions) < 21
+
+
 def test_a_model_of_first_images_takes_no_last_one(picture):
     with pytest.raises(ValueError, match=r"^video\.last_image=.* is not for .*flf2v-14b"):
         plan("model.arch=wan2.1-i2v-14b", f"video.last_image={picture}", image=picture)
