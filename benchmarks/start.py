@@ -29,6 +29,9 @@ def kinds(preset: str) -> dict[str, str]:
     """What each process runs, by name."""
     ray = ["parallel.num_stages=2", "parallel.backend=ray"]
     return {
+        "import longreel": "import longreel; print(0, flush=True)",
+        "longreel --help": "import sys; sys.argv = ['longreel', '--help']\n"
+        "from longreel.jobs.cli import main; main()",
         "import torch": "import torch; print(0, flush=True)",
         "import torch, diffusers' VAE, transformers' UMT5": f"{_LIBRARIES}; print(0, flush=True)",
         "a plan": "from longreel.jobs.render import plan_render\n"

@@ -95,7 +95,7 @@ def _check_flash_attn(device: torch.device, dtype: torch.dtype) -> None:
     if not installed("flash_attn"):
         raise ValueError(
             "attention.backend=flash-attn needs the package of that name, which is not installed; "
-            "install it beside CUDA with: pip install 'longreel[flash]', or set "
+            "install it beside CUDA with: pip install flash-attn, or set "
             "attention.backend=auto, which takes cuDNN's kernel on Hopper"
         )
     if device.type != "cuda" or dtype not in _HALF:

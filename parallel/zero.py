@@ -78,7 +78,7 @@ def check_deepspeed() -> None:
     if find_spec("deepspeed") is None:
         raise ValueError(
             "run.zero_stage spreads the training's state with DeepSpeed, which is not installed; "
-            "install it with pip install 'longreel[train]', or set run.zero_stage=0"
+            "install it with pip install -e '.[train]' in the checkout, or set run.zero_stage=0"
         )
 
 

@@ -105,7 +105,7 @@ def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSc
         raise ValueError(
             f"blocks.policy={policy} lets blocks see only what is before them, and "
             f"model.arch={name} was trained to see both sides; use "
-            "blocks.policy=dualparal-grouped, or a causal model (self-forcing-1.3b)"
+            "blocks.policy=dualparal-grouped, or a causal model (shapes-live, self-forcing-1.3b)"
         )
 
 

@@ -20,7 +20,7 @@ class Strict(BaseModel):
 
 class PromptAt(Strict):
     seconds: float = Field(ge=0, le=86_400, examples=[1.5])
-    prompt: Prompt = Field(examples=["a blue square rests"])
+    prompt: Prompt = Field(examples=["a blue square stands still"])
 
 
 class CreateRender(Strict):
@@ -35,7 +35,7 @@ class CreateRender(Strict):
                     "frames": 33,
                     "seed": 7,
                     "settings": {"sampling.steps": 4, "video.height": 64},
-                    "prompt_at": [{"seconds": 1.0, "prompt": "a blue square rests"}],
+                    "prompt_at": [{"seconds": 1.0, "prompt": "a blue square stands still"}],
                     "priority": 5,
                     "deadline_s": 3600,
                 },
@@ -79,7 +79,7 @@ class ExtendRender(Strict):
     """More of a render that is done."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"seconds": 4, "prompt": "a blue square rests"}]},
+        json_schema_extra={"examples": [{"seconds": 4, "prompt": "a blue square stands still"}]},
     )
 
     frames: int | None = Field(default=None, ge=1, le=10_000_000, description="So many more.")
@@ -98,7 +98,9 @@ class RedoRender(Strict):
     """A section of a render that is done, made anew."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"first": 8, "stop": 16, "prompt": "a blue square rests"}]},
+        json_schema_extra={
+            "examples": [{"first": 8, "stop": 16, "prompt": "a blue square stands still"}]
+        },
     )
 
     first: int = Field(ge=0, le=10_000_000, description="Its first frame.")
@@ -107,7 +109,9 @@ class RedoRender(Strict):
 
 
 class ChangePrompt(Strict):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "a blue square rests"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "a blue square stands still"}]}
+    )
 
     prompt: Prompt = Field(description="Of the blocks that are yet to begin.")
 

@@ -34,7 +34,8 @@ def serve(
         from .run_server import run_server
     except ImportError as error:
         raise ValueError(
-            f"serve needs what `pip install longreel[serve]` brings ({error.name} is missing)"
+            f"serve needs what its extra brings ({error.name} is missing); in the checkout: "
+            "pip install -c constraints.txt -e '.[serve]'"
         ) from error
     ours = [f"parallel.address={address}", "parallel.backend=ray"] if address else []
     run_server(

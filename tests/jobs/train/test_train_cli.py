@@ -82,7 +82,7 @@ def test_without_the_extra_zero_is_refused_with_what_to_install(tmp_path, monkey
     zero = ("optimizer.kind=adamw", "run.zero_stage=1")
     done = longreel("train", "shapes-vae", *zero, f"run.output={tmp_path / 'run'}")
     assert done.code == 2
-    assert "pip install 'longreel[train]'" in done.message
+    assert "pip install -e '.[train]'" in done.message
     assert not (tmp_path / "run").exists()
 
 
