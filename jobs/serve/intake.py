@@ -248,8 +248,8 @@ def _overrides(settings: dict[str, Setting]) -> Iterator[str]:
     for key, value in settings.items():
         if key.partition(".")[0] not in _GROUPS or key in _OURS:
             raise ValueError(
-                f"{key} is not a client's to set, as the server's files or machines hang on it; set "
-                f"fields of {', '.join(_GROUPS)} only, but not {' or '.join(sorted(_OURS))}"
+                f"{key} is not a client's to set, as files or machines of the server hang on it; "
+                f"set fields of {', '.join(_GROUPS)} only, but not {' or '.join(sorted(_OURS))}"
             )
         yield to_override(key, value)
 

@@ -53,7 +53,7 @@ def test_hopper_has_cudnns_for_the_models_and_others_where_that_does_not_fit(
 
 def test_flash_attn_asked_for_and_absent_is_an_error_with_the_way_out(without):
     without("flash_attn")
-    with pytest.raises(ValueError, match=r"attention.backend=flash-attn .* pip install 'longreel"):
+    with pytest.raises(ValueError, match=r"attention.backend=flash-attn .* pip install flash-attn"):
         choose_dense(CUDA, torch.bfloat16, 128, "flash-attn")
 
 
