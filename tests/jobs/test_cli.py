@@ -22,6 +22,7 @@ from longreel.jobs.home import record
 from longreel.jobs.home.attempt import Attempt
 from longreel.jobs.progress import progress
 
+FLF2V = "model.arch=wan2.1-flf2v-14b"
 I2V = ("--preset", "wan2.1-i2v-14b")
 STOPPED = "longreel: stopped; no incomplete file is left behind"
 GOES_ON = r"longreel: stopped; `longreel resume [0-9a-f-]+` goes on from frame \d+"
@@ -122,7 +123,7 @@ def folder(tmp_path, monkeypatch):
         ([*I2V, "--image", "notes.png"], ["image=notes.png is not an image", "PNG or JPEG"]),
         ([*I2V, "--image", "cut.png"], ["image=cut.png cannot be read", "save it again"]),
         (
-            [*I2V, "--image", "grey.png", "video.last_image=cut.png"],
+            [*I2V, "--image", "grey.png", "video.last_image=cut.png", FLF2V],
             ["video.last_image=cut.png cannot be read", "save it again"],
         ),
         (["-o", "no/cat.mp4"], ["output=no/cat.mp4 lies in", "does not exist", "make that"]),
