@@ -86,7 +86,7 @@ def test_embeddings_are_diffusers_bit_for_bit(published, dtype, tmp_path):
 @given(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
     | st.text("&amp;lt#x2039 \t\n\x0b\x1c\x85\xa0\u2003\u200b\u2019\u201c")
-    | st.text("a b'\"\u02bc\u2018\u2019\u201c\u201f\u2013" + WIDE)
+    | st.text("a b'\"\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2013" + WIDE)
 )
 def test_prompts_are_cleaned_as_in_diffusers_with_ftfy(text):
     assert pipeline_wan.is_ftfy_available()

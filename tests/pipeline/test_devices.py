@@ -14,8 +14,7 @@ from longreel.parallel.snapshot import Snapshot, pack_snapshot
 from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.generator import Generator
 
-# slow: it wants a process of its own, as what other tests leave in torch reaches its pretended GPU
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_archs")]
+pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 @pytest.fixture

@@ -185,9 +185,12 @@ def pretended(monkeypatch):
         monkeypatch.setattr(module, name, _kernel(definition))
     dense = _kernel(attention.attend_reference)
     monkeypatch.setattr(attention, "attend_dense_cuda", lambda name, q, k, v: dense(q, k, v))
-    monkeypatch.setattr(
-        torch, "tensor", lambda x, device=None, **more: tensor(x, **more).to(device or "cpu")
-    )
+
+    def make(data, device=None, **more):  # without one it is the context's, which may be "meta"
+        made = tensor(data, **more)
+        return made if device is None else made.to(device)
+
+    monkeypatch.setattr(torch, "tensor", make)
     # inference tensors have no versions, and those of a subclass need them
     monkeypatch.setattr(torch.inference_mode, "__enter__", torch.no_grad.__enter__)
     monkeypatch.setattr(torch.inference_mode, "__exit__", torch.no_grad.__exit__)
