@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..configs.errors import first_line
+from ..configs.files import expand
 
 
 def split_prompt(change: str) -> tuple[float, str]:
@@ -22,7 +23,7 @@ def read_prompts(path: Path) -> list[tuple[float, str]]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.expanduser().read_text())
+        content = yaml.safe_load(expand(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"prompts={path} cannot be read ({first_line(error)}); give a YAML file with "

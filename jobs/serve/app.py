@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ... import __version__
+from ...configs.files import expand
 from ..home.segments import Replaced
 from . import routes_media, routes_page, routes_renders, routes_socket, routes_videos
 from .context import Context
@@ -45,7 +46,7 @@ def make_app(
     overrides: Sequence[str] = (),
 ) -> FastAPI:
     """Nothing runs before its lifespan begins. ValueError: the home cannot be used."""
-    tokens, limits, home = tokens or Tokens({}), limits or Limits(), home.expanduser().absolute()
+    tokens, limits, home = tokens or Tokens({}), limits or Limits(), expand(home).absolute()
     app = FastAPI(
         title="longreel",
         version=__version__,

@@ -5,6 +5,8 @@ import hmac
 import ipaddress
 from pathlib import Path
 
+from ...configs.files import expand
+
 COOKIE = "longreel_session"
 LOCAL = "local"  # the one client of a server without tokens
 _MIN_CHARS = 16
@@ -31,7 +33,7 @@ class Tokens:
 def read_tokens(path: Path) -> Tokens:
     """A token a line, after its client's name and a colon where there are several clients."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = expand(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"token-file={path} cannot be read ({error}), so nobody could be let in; give a text "

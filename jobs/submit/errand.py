@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import first_line
+from ...configs.files import expand
 from ...configs.load import to_override
 
 NAME = "errand.json"
@@ -66,7 +67,7 @@ def _file_of(errand: Errand, field: str) -> Path | None:
     value: str | None = getattr(errand, field)
     if value is None or (field == "preset" and not value.endswith(".yaml")):
         return None
-    return Path(value).expanduser()
+    return expand(value)
 
 
 def read_request(path: Path) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def read_request(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+        values = yaml.safe_load(expand(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} cannot be read ({first_line(error)}); give a YAML file with a line "

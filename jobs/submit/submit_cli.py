@@ -66,7 +66,7 @@ def submit(
         check_target(output := expand(output), plan.config.output)
     errand = Errand(
         render=new_name(),
-        home=None if home is None else str(home.expanduser()),
+        home=None if home is None else str(expand(home)),
         stages=gpus,
         **values,
     )

@@ -6,6 +6,7 @@ from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from ...configs.checks import check_name
+from ...configs.files import expand
 from ...configs.train_schema import TrainConfig
 from .recipe import Recipe
 
@@ -75,7 +76,7 @@ def _vae(config: TrainConfig) -> Recipe:
             for until, clips, frames, long, crop in zip(*columns, strict=True)
         ],
         mix=vae,
-        start=Path(vae.start).expanduser() if vae.start else None,
+        start=expand(vae.start) if vae.start else None,
     )
 
 
@@ -148,7 +149,7 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     device = torch.device(device_type(config))
     vae = load_vae(folder, arch.vae, device=device, dtype=torch.float32)
     channels_last(vae)
-    cache, workers = Path(group.cache).expanduser(), config.run.workers
+    cache, workers = expand(group.cache), config.run.workers
     clips = load_or_encode(cache, vae, group.clips, group.clip_latents, group.compiled, workers)
     return clips, vae
 
@@ -161,7 +162,7 @@ def _arch(field: str, name: str) -> "ModelArch":
 
 
 def _folder(field: str, value: str, first: str) -> Path:
-    folder = Path(value).expanduser()
+    folder = expand(value)
     if not value or not folder.is_dir():
         raise ValueError(
             f"{field}={value} is no folder, so there is nothing to go on from; set it to the "

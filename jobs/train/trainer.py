@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...configs.files import expand
 from ...configs.train_schema import TrainConfig
 from ...parallel.ranks import Ranks
 from ...parallel.recorded import RecordedEngine
@@ -192,7 +193,7 @@ class _Tally:
 
 
 def output_folder(config: TrainConfig) -> Path:
-    return Path(config.run.output or f"runs/{config.recipe}").expanduser()
+    return expand(config.run.output or f"runs/{config.recipe}")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
