@@ -14,6 +14,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+_HOST = torch.device("cpu")
 _LEAST = 7 / 8  # of a full tile: a smaller one would waste more of a kernel's
 _LONGEST = 16  # side of a tile: neighbours are to stand in it, not rows
 
@@ -47,8 +48,10 @@ def find_tile(grid: Grid) -> tuple[int, int, int] | None:
 
 
 @lru_cache(maxsize=64)
-def permutation(grid: Grid) -> Tensor:
+def permutation(grid: Grid, device: torch.device = _HOST) -> Tensor:
     """(L,) int64: which token of the raster stands at each place."""
+    if device != _HOST:
+        return permutation(grid).to(device)
     if grid.order == "raster" or not grid.num_tokens:
         return torch.arange(grid.num_tokens)
     t, y, x = raster_places(grid)
@@ -67,9 +70,9 @@ def permutation(grid: Grid) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def inverse(grid: Grid) -> Tensor:
+def inverse(grid: Grid, device: torch.device = _HOST) -> Tensor:
     """(L,) int64: where each token of the raster stands."""
-    return permutation(grid).argsort()
+    return permutation(grid).argsort().to(device)
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ B batch, L queries, S keys, H heads, D channels of a head, Q queries that are tr
 queries, C tiles of keys.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
 
@@ -23,25 +23,32 @@ _TRIED = 32  # queries, evenly spaced: the same for every device and every way a
 
 
 @dataclass(frozen=True, eq=False)
-class Band:
-    """An order of queries and of keys, the lists in these orders, and the way back."""
+class Bands:
+    """Of the spatial and the temporal one: orders of queries and keys, the ways back, the lists."""
 
-    q_order_L: Tensor
-    k_order_S: Tensor
-    q_place_L: Tensor  # where each query stands
-    k_place_S: Tensor
-    blocks: Blocks
+    q_order_2L: Tensor
+    k_order_2S: Tensor
+    q_place_2L: Tensor  # where each query stands
+    k_place_2S: Tensor
+    blocks: Blocks  # (1, 2, ...): tiles are the same in both orders
 
     def rows(self, queries: Tensor) -> Tensor:
-        """(queries, S) booleans: which keys these queries see."""
-        mask_RC = self.blocks.mask()[0, 0]
-        of_query = self.q_place_L[queries] // self.blocks.q_tile
-        return mask_RC[of_query][:, self.k_place_S // self.blocks.k_tile]
+        """(2, queries, S) booleans: which keys these queries see."""
+        of_query_2Q = self.q_place_2L[:, queries] // self.blocks.q_tile
+        of_key_2S = self.k_place_2S // self.blocks.k_tile
+        which = torch.arange(2, device=queries.device)[:, None, None]
+        return self.blocks.mask()[0][which, of_query_2Q[:, :, None], of_key_2S[:, None]]
+
+    def chosen(self, temporal_BH: Tensor) -> Blocks:
+        """The lists of every sample's heads."""
+        which_BH, blocks = temporal_BH.long(), self.blocks
+        columns_BHRK, counts_BHR = blocks.columns_BHRK[0, which_BH], blocks.counts_BHR[0, which_BH]
+        return replace(blocks, columns_BHRK=columns_BHRK, counts_BHR=counts_BHR)
 
 
 @lru_cache(maxsize=8)
-def bands(window: Window, share: float, device: torch.device) -> tuple[Band, Band]:
-    """The spatial and the temporal one; the first tokens of either order are seen by all.
+def bands(window: Window, share: float, device: torch.device) -> Bands:
+    """The first tokens of either order are seen by all.
 
     `share` of all pairs would lie in the band of a square without that sink.
     """
@@ -54,35 +61,38 @@ def bands(window: Window, share: float, device: torch.device) -> tuple[Band, Ban
     rank = torch.tensor(times).argsort().argsort()
     of_key = rank[torch.cat([latent, context + len(window.times)])]
     place = torch.cat([y, context_y]) * window.width + torch.cat([x, context_x])
-    indices = of_key * tokens + place, place * latents + of_key
-    spatial, temporal = (
-        _band(index.to(device), len(latent), width, tokens, window.tile) for index in indices
+    index_2S = torch.stack([of_key * tokens + place, place * latents + of_key])
+    index_2L = index_2S[:, : len(latent)]
+    q_order_2L, k_order_2S = index_2L.argsort(), index_2S.argsort()
+    (q_starts, q_low_2R, q_high_2R), (k_starts, k_low_2C, k_high_2C) = (
+        _tiled(index, window.tile) for index in (index_2L, index_2S)
     )
-    return spatial, temporal
+    gap_2RC = torch.maximum(
+        q_low_2R[:, :, None] - k_high_2C[:, None], k_low_2C[:, None] - q_high_2R[:, :, None]
+    )
+    mask_2RC = (gap_2RC <= width) | (k_low_2C < tokens)[:, None]
+    return Bands(
+        q_order_2L.to(device),
+        k_order_2S.to(device),
+        q_order_2L.argsort().to(device),
+        k_order_2S.argsort().to(device),
+        Blocks.from_mask(mask_2RC[None], q_starts, k_starts).to(device),
+    )
 
 
 def attend_spatiotemporal(
     q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, window: Window, share: float, backend: str
 ) -> Tensor:
-    """Each head with the band that loses less; the result alone."""
+    """Each head with the band that loses less; the result alone. Nothing waits for the device."""
     both = bands(window, share, q_BLHD.device)
     temporal_BH = choose_temporal(q_BLHD, k_BSHD, v_BSHD, both)
-    out_BLHD = torch.empty_like(q_BLHD)
-    for b, temporal_H in enumerate(temporal_BH.cpu()):
-        for band, chosen_H in zip(both, (~temporal_H, temporal_H), strict=True):
-            heads = chosen_H.nonzero()[:, 0].to(q_BLHD.device)
-            if not len(heads):
-                continue
-            q = q_BLHD[b : b + 1, :, heads][:, band.q_order_L]
-            k, v = (x[b : b + 1, :, heads][:, band.k_order_S] for x in (k_BSHD, v_BSHD))
-            y_1LHD, _ = attend(q, k, v, band.blocks, backend=backend)
-            out_BLHD[b, :, heads] = y_1LHD[0, band.q_place_L]
-    return out_BLHD
+    q = _in_order(q_BLHD, both.q_order_2L, temporal_BH)
+    k, v = (_in_order(x, both.k_order_2S, temporal_BH) for x in (k_BSHD, v_BSHD))
+    y_BLHD, _ = attend(q, k, v, both.chosen(temporal_BH), backend=backend)
+    return _in_order(y_BLHD, both.q_place_2L, temporal_BH)
 
 
-def choose_temporal(
-    q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, both: tuple[Band, Band]
-) -> Tensor:
+def choose_temporal(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, both: Bands) -> Tensor:
     """(B, H) booleans: heads that lose less with the temporal band, by mean square on some rows."""
     num_queries = q_BLHD.shape[1]
     step = max(1, num_queries // _TRIED)
@@ -91,23 +101,23 @@ def choose_temporal(
     scores_BHQS = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     dense_BHQD = scores_BHQS.softmax(-1) @ v
     errors = []
-    for band in both:
-        seen_BHQS = scores_BHQS.masked_fill(~band.rows(queries), -torch.inf)
+    for seen_QS in both.rows(queries):
+        seen_BHQS = scores_BHQS.masked_fill(~seen_QS, -torch.inf)
         errors.append((seen_BHQS.softmax(-1) @ v - dense_BHQD).square().mean((2, 3)))
     is_temporal_BH: Tensor = errors[1] < errors[0]
     return is_temporal_BH
 
 
-def _band(index_S: Tensor, num_queries: int, width: float, sink: int, tile: int) -> Band:
-    q_order, k_order = index_S[:num_queries].argsort(), index_S.argsort()
-    q_starts, k_starts = (
-        even_starts(len(order), tile).to(index_S.device) for order in (q_order, k_order)
-    )
-    (q_low, q_high), (k_low, k_high) = (
-        (index_S[order[starts[:-1]]], index_S[order[starts[1:] - 1]])
-        for order, starts in ((q_order, q_starts), (k_order, k_starts))
-    )
-    gap_RC = torch.maximum(q_low[:, None] - k_high, k_low - q_high[:, None])
-    mask_RC = (gap_RC <= width) | (k_low < sink)
-    blocks = Blocks.from_mask(mask_RC[None, None], q_starts, k_starts)
-    return Band(q_order, k_order, q_order.argsort(), k_order.argsort(), blocks)
+def _in_order(x_BLHD: Tensor, order_2L: Tensor, temporal_BH: Tensor) -> Tensor:
+    """Every head's tokens in the order of its band."""
+    batch, _, heads, _ = x_BLHD.shape
+    order_BLH = order_2L[temporal_BH.long()].transpose(1, 2)
+    sample_B11 = torch.arange(batch, device=x_BLHD.device)[:, None, None]
+    return x_BLHD[sample_B11, order_BLH, torch.arange(heads, device=x_BLHD.device)]
+
+
+def _tiled(index_2L: Tensor, tile: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where tiles start, and the lowest and the highest index in each, in either order."""
+    starts = even_starts(index_2L.shape[1], tile)
+    rising_2L = index_2L.sort().values
+    return starts, rising_2L[:, starts[:-1]], rising_2L[:, starts[1:] - 1]

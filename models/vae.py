@@ -38,6 +38,7 @@ class StreamingDecoder:
         stride, patch = _cells(self._vae)
         self._tiling = tiling(tile, cell=stride, out_cell=patch, space_stride=stride)
         self._mine = mine
+        self._mean, self._inverse_std = _statistics(self._vae, self._vae.dtype)
         self.reset()
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
@@ -53,8 +54,7 @@ class StreamingDecoder:
         _check_channels("latents", latent_BCTHW, self._vae.config.z_dim)
         self._stream.admit("latents", latent_BCTHW)
         z_BCTHW = latent_BCTHW.to(self._vae.device, self._vae.dtype)
-        mean, inverse_std = _statistics(self._vae, z_BCTHW.dtype)
-        tiles = self._tiling.cut(z_BCTHW / inverse_std + mean)
+        tiles = self._tiling.cut(z_BCTHW / self._inverse_std + self._mean)
         first = self._stream.seen == 0
         return self._stream.map(
             tiles if self._mine is None else [tiles[i] for i in self._mine],
@@ -101,6 +101,7 @@ class StreamingEncoder:
         self._vae: Any = vae  # what diffusers shows type checkers has no attributes
         stride, patch = _cells(self._vae)
         self._tiling = tiling(tile, cell=patch, out_cell=stride, space_stride=stride)
+        self._mean, self._inverse_std = _statistics(self._vae, torch.float32)
         self.reset()
 
     @torch.no_grad()
@@ -114,8 +115,7 @@ class StreamingEncoder:
         if x_BCTHW.shape[2] > first:
             chunks += torch.split(x_BCTHW[:, :, first:], _FRAMES_PER_LATENT, dim=2)
         z_BCTHW = torch.cat([self._encode_one(chunk) for chunk in chunks], dim=2).float()
-        mean, inverse_std = _statistics(self._vae, z_BCTHW.dtype)
-        return (z_BCTHW - mean) * inverse_std
+        return (z_BCTHW - self._mean) * self._inverse_std
 
     def state(self) -> EncoderState:
         """Where the stream stands; it may be kept while encoding goes on."""

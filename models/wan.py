@@ -115,7 +115,7 @@ class WanDiT(nn.Module):
         tokens_BLD = rearrange(x_BDTHW, "b d t h w -> b (t h w) d").contiguous()
         modulation = self._modulation(timesteps_BT, num_latents, fps, tell_apart)
         if order.name != "raster":
-            places_L = permutation(_grid(window, num_latents)).to(tokens_BLD.device)
+            places_L = permutation(_grid(window, num_latents), tokens_BLD.device)
             tokens_BLD = tokens_BLD[:, places_L]
             if not order.by_latent:  # a run of tokens is one token now
                 modulation = modulation.of_tokens(places_L)
@@ -158,7 +158,7 @@ class WanDiT(nn.Module):
         _, p, q = self.arch.patch
         t, h, w = len(window.times), window.height, window.width
         if window.order.name != "raster":
-            y_BLP = y_BLP[:, inverse(_grid(window, t)).to(y_BLP.device)]
+            y_BLP = y_BLP[:, inverse(_grid(window, t), y_BLP.device)]
         pattern = "b (t h w) (p q c) -> b c t (h p) (w q)"
         velocity_BCTHW: Tensor = rearrange(y_BLP, pattern, t=t, h=h, w=w, p=p, q=q)
         return velocity_BCTHW
@@ -174,7 +174,7 @@ class WanDiT(nn.Module):
             )
             if window.order.name != "raster":
                 own_LC, context_LC = (
-                    table_LC[permutation(_grid(window, len(times))).to(device)]
+                    table_LC[permutation(_grid(window, len(times)), device)]
                     for table_LC, times in (
                         (own_LC, window.times),
                         (context_LC, window.context_times),
@@ -197,10 +197,8 @@ class WanDiT(nn.Module):
             index_BF = None if len(levels_R) == 1 else of_run_BF.to(device)
         embedding_RD, rows_R6D = self.condition_embedder.levels(levels_R.to(device))
         if self.arch.fps_embedding:
-            which = torch.tensor([0 if fps == 16 else 1], device=device)
-            rows_R6D = rows_R6D + self.fps_projection(self.fps_embedding(which)).unflatten(
-                1, (6, -1)
-            )
+            row_1D = self.fps_embedding.weight[0 if fps == 16 else 1][None]
+            rows_R6D = rows_R6D + self.fps_projection(row_1D).unflatten(1, (6, -1))
         return Modulation(
             embedding_RD=embedding_RD,
             rows_R6D=rows_R6D,

@@ -10,6 +10,7 @@ B batch, L tokens, H heads, D channels of a head or width, C columns of a rotary
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,15 +44,16 @@ class Line:
         return cls() if group is None else cls(group.spec.rank, group.spec.num, group)
 
 
-@dataclass(frozen=True)
-class Dealt:
-    """Lists, whose heads are whose by what they cost, and what this rank sees by them."""
+class Dealt(NamedTuple):
+    """Of lists: which heads are whose by what they cost, and what this rank sees."""
 
-    blocks: Blocks
-    places: list[list[range]]
-    even: bool  # heads, whatever they cost
     heads: Heads
     listed: Listed
+
+
+# lists, whether heads are shared evenly whatever they cost, and where each shard's keys are
+Deal = tuple[Blocks, bool, tuple[tuple[range, ...], ...]]
+_DEALT = 8  # windows have few kinds, which take turns, and most layers the same lists
 
 
 class Share:
@@ -60,7 +62,7 @@ class Share:
     def __init__(self, ring: Group | None, ulysses: Group | None) -> None:
         self.ring, self.ulysses = Line.of(ring), Line.of(ulysses)
         self._groups = [group for group in (ring, ulysses) if group is not None]
-        self.dealt: Dealt | None = None  # the last, as many windows and layers have the same lists
+        self.dealt: dict[Deal, Dealt] = {}  # the last few
 
     @property
     def num(self) -> int:
@@ -173,8 +175,7 @@ class SharedWindow:
     def attend(self, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
         blocks, heads, listed = self._lists(layer), self._even, None
         if blocks is not None:
-            dealt = self._deal(blocks)
-            heads, listed = dealt.heads, dealt.listed
+            heads, listed = self._deal(blocks)
         group, rank = self._ulysses.group, self._ulysses.rank
         q, k, v = q_BLHD, k_BLHD, v_BLHD
         if group is not None:
@@ -209,20 +210,19 @@ class SharedWindow:
 
     def _deal(self, blocks: Blocks) -> Dealt:
         """A window that reads or leaves cached keys keeps the heads that they were made of."""
-        last = self._share.dealt
         even = self._cache is not None or blocks.counts_BHR.shape[1] == 1
-        if (
-            last is None
-            or last.blocks is not blocks
-            or (last.places, last.even) != (self._places, even)
-        ):
+        kept, deal = self._share.dealt, (blocks, even, tuple(map(tuple, self._places)))
+        dealt = kept.pop(deal, None)
+        if dealt is None:
             heads = self._even
             if not even:
                 heads = share_heads(blocks.num_pairs().sum(0).tolist(), self._ulysses.num)
             mine = blocks.heads(list(heads[self._ulysses.rank]))
-            listed = Listed(mine, self._shards, self._places, self._k_table_LC.device)
-            last = self._share.dealt = Dealt(blocks, self._places, even, heads, listed)
-        return last
+            dealt = Dealt(heads, Listed(mine, self._shards, self._places, self._k_table_LC.device))
+            if len(kept) == _DEALT:
+                del kept[next(iter(kept))]
+        kept[deal] = dealt
+        return dealt
 
 
 def _even_heads(num_heads: int, num_ranks: int) -> Heads:

@@ -65,8 +65,9 @@ class Codec:
                 frames_BCTHW = self._decoder.decode(latent_BCTHW)
             else:
                 frames_BCTHW = self._tiles.frames(latent_BCTHW)
-            _check_finite(frames_BCTHW, self._num_frames)
+            finite = torch.isfinite(frames_BCTHW).all()  # read behind them: one wait for the device
             frames_THWC = to_uint8(frames_BCTHW).cpu().numpy()
+            _check_finite(bool(finite), self._num_frames)
             self._num_frames += len(frames_THWC)
             yield frames_THWC
         if keep:
@@ -109,8 +110,8 @@ class Codec:
         return self._shelf.get(plan.config.model, "vae", lambda: load_plan_vae(plan))
 
 
-def _check_finite(frames_BCTHW: Tensor, start: int) -> None:
-    if not torch.isfinite(frames_BCTHW).all():
+def _check_finite(finite: bool, start: int) -> None:
+    if not finite:
         raise RenderError(
             f"the VAE made NaN or infinity of the latent that frame {start} begins, so the "
             "video would turn black; try model.vae_dtype=bfloat16 or float32, or check its weights"

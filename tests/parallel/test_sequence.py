@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -238,3 +239,21 @@ def test_a_window_makes_the_same_bits_again(model):
     for ways in on_every_rank(2, 2, work):
         for first, again in ways:
             assert torch.equal(first, again)
+
+
+@torch.inference_mode()
+def test_lists_that_take_turns_are_cut_once_and_few_are_kept(model):
+    state = window(model)
+    many = [random_lists(45, 45, 5, seed) for seed in range(12)]
+
+    @torch.inference_mode()
+    def work(share):
+        part = share.take(state)
+        for lists in (*many, *many[-2:], *many[-2:]):
+            share.run_layers(model, part, range(2), None, lambda layer, lists=lists: lists)
+        return [blocks for blocks, _, _ in share.dealt]
+
+    with patch.object(Blocks, "cut", autospec=True, side_effect=Blocks.cut) as cut:
+        assert on_every_rank(2, 1, work) == [many[-8:]] * 2
+    # each rank cuts the lists of either shard's queries on either shard's keys
+    assert cut.call_count == len(many) * 2 * 2 * 2
