@@ -40,6 +40,8 @@ def prepare_recipe(config: TrainConfig) -> None:
 
         _check_arch(config)
         encode_clips(config.finetune, config.data, torch.device(device))
+        if device == "cuda":
+            torch.cuda.empty_cache()  # of the VAE: the first rank trains on this GPU
 
 
 def _check_compiler(config: TrainConfig, device: str) -> None:
