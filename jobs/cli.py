@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..configs.errors import first_line
+from ..configs.errors import first_line, is_memory
 from ..pipeline.errors import RenderError
 from .client.client_cli import batch
 from .evaluate.cli import evaluate
@@ -218,7 +218,7 @@ def _explain(error: BaseException) -> None:
     if isinstance(error, OSError | RenderError | TrainingError):
         way_on = _way_on(error)
         _fail(f"{error}; {way_on}" if way_on else str(error), 1)
-    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+    if is_memory(error):
         _fail(
             f"the memory is not enough ({first_line(error)}); make video.height, "
             "video.width or video.frames smaller, set model.vae_tile=256 or "

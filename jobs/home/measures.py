@@ -15,12 +15,6 @@ _TILE = 256  # pixels
 Changes = Mapping[str, Any]  # fields of the configuration by dotted key, and max_inflight
 
 
-def is_memory(error: BaseException) -> bool:
-    """Whether this is a want of memory, on whatever device."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or "allocate memory" in str(error)
-
-
 def next_measure(plan: Plan, *, decoding: bool) -> Changes | None:
     """The least that has not been done; none: nothing is left."""
     config, schedule = plan.config, plan.schedule

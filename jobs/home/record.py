@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...configs.errors import first_line
+from ...configs.errors import first_line, is_memory
 from ...pipeline.backend import Backend
 from ...pipeline.checkpoint import apart
 from ...pipeline.generator import Chunk, Generator, Report, quiet
@@ -25,7 +25,7 @@ from .folder import RenderFolder
 from .home import way_on
 from .ledger import Status
 from .lock import Taken
-from .measures import Changes, in_words, is_memory, next_measure
+from .measures import Changes, in_words, next_measure
 from .saver import Saver
 from .segments import Frames
 from .splice import Splice

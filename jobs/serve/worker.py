@@ -14,6 +14,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from ...configs.errors import is_memory
+
 if TYPE_CHECKING:
     from ..home.home import Home
     from .warm_run import WarmRun
@@ -76,7 +78,7 @@ def _outcome(run: "WarmRun", home: "Home", command: Mapping[str, Any]) -> dict[s
         return {"how": "failed", "code": "render_error", "message": str(error)}
     except Exception as error:
         traceback.print_exc()
-        if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        if is_memory(error):
             return {
                 "how": "failed",
                 "code": "out_of_memory",

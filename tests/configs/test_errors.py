@@ -1,0 +1,31 @@
+"""A want of memory is one, whoever says so."""
+
+import numpy as np
+import pytest
+import torch
+from ray.exceptions import OutOfMemoryError, RayTaskError
+
+from longreel.configs.errors import first_line, is_memory
+
+
+def _of_a_cpu():
+    torch.empty(2**50)
+
+
+def _of_an_array():
+    np.empty(2**50)
+
+
+@pytest.mark.parametrize("ask", [_of_a_cpu, _of_an_array])
+def test_what_no_memory_holds(ask):
+    with pytest.raises((RuntimeError, MemoryError)) as said:
+        ask()
+    assert is_memory(said.value)
+    assert not is_memory(ValueError(first_line(said.value)[:10]))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_it_is_known_behind_an_actor(error):
+    assert is_memory(RayTaskError("run", "Traceback", error).as_instanceof_cause())
+    assert is_memory(OutOfMemoryError("the node"))
+    assert not is_memory(RayTaskError("run", "Traceback", KeyError("a")).as_instanceof_cause())
