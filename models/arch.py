@@ -82,6 +82,8 @@ class ModelArch:
 
 _WAN_1_3B = WanArch(num_layers=30, num_heads=12, ffn_dim=8960)
 _WAN_14B = WanArch(num_layers=40, num_heads=40, ffn_dim=13824)
+_WAN_14B_I2V = replace(_WAN_14B, in_channels=36)  # the picture's latents and where they count
+_WAN_14B_CLIP = replace(_WAN_14B_I2V, image_dim=1280)
 _VAE_2_1 = VaeArch()
 _VAE_2_2 = VaeArch(
     base_dim=160, decoder_base_dim=256, z_dim=48, space_stride=16, residual=True, patch=2
@@ -123,25 +125,19 @@ ARCHS: dict[str, ModelArch] = {
     "wan2.1-t2v-1.3b": ModelArch(dit=_WAN_1_3B, vae=_VAE_2_1),
     "wan2.1-t2v-14b": ModelArch(dit=_WAN_14B, vae=_VAE_2_1),
     "wan2.1-i2v-14b": ModelArch(
-        dit=WanArch(num_layers=40, num_heads=40, ffn_dim=13824, in_channels=36, image_dim=1280),
+        dit=_WAN_14B_CLIP,
         vae=_VAE_2_1,
         image="channels",
         image_parameters=630_766_080,  # CLIP ViT-H/14
     ),
     "wan2.1-flf2v-14b": ModelArch(
-        dit=WanArch(
-            num_layers=40,
-            num_heads=40,
-            ffn_dim=13824,
-            in_channels=36,
-            image_dim=1280,
-            image_positions=514,
-        ),
+        dit=replace(_WAN_14B_CLIP, image_positions=514),
         vae=_VAE_2_1,
         image="channels",
         image_parameters=630_766_080,  # CLIP ViT-H/14
     ),
     "wan2.2-t2v-a14b": ModelArch(dit=_WAN_14B, vae=_VAE_2_1, num_experts=2),
+    "wan2.2-i2v-a14b": ModelArch(dit=_WAN_14B_I2V, vae=_VAE_2_1, image="channels", num_experts=2),
     "wan2.2-ti2v-5b": ModelArch(
         dit=WanArch(num_layers=30, num_heads=24, ffn_dim=14336, in_channels=48, out_channels=48),
         vae=_VAE_2_2,

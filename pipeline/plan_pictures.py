@@ -29,7 +29,7 @@ def check_pictures(request: "Request", arch: ModelArch) -> None:
     if last and not arch.dit.image_positions:
         raise ValueError(
             f"video.last_image={last} is not for model.arch={name}, which was taught with a first "
-            "image only; leave it out, or use model.arch=wan2.1-flf2v-14b"
+            "image only; leave it out, or use the preset wan2.1-flf2v-14b"
         )
     if arch.dit.image_positions and not last:
         raise ValueError(

@@ -279,8 +279,10 @@ def test_the_table_of_weights_is_what_a_dry_run_says(workplace):
     assert len(lines) == len(preset_names()) - 1  # all but tiny, which needs none
     for line in lines:
         name, tokens, *sizes = (cell.strip("`") for cell in line.split(" | "))
-        image = "first.png" if name.startswith("wan2.1-i2v") else None
-        said = describe(plan_render("a cat", preset=name, image=image))
+        arch = ARCHS[load_config(name).model.arch]
+        image = "first.png" if arch.image == "channels" else None
+        last = ["video.last_image=first.png"] if arch.dit.image_positions else []
+        said = describe(plan_render("a cat", preset=name, image=image, overrides=last))
         weights = re.search(r"^weights +(.*)$", said, re.MULTILINE)[1]
         assert f"\nwindow   {tokens} tokens, attention dense\n" in said
         shown = [f"{part} {size}" for part, size in zip(parts, sizes, strict=True) if size != "-"]

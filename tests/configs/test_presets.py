@@ -31,7 +31,9 @@ def test_the_promised_presets_are_there():
         "wan2.1-t2v-14b",
         "wan2.1-i2v-14b",
         "wan2.1-i2v-14b-720p",
+        "wan2.1-flf2v-14b",
         "wan2.2-t2v-a14b",
+        "wan2.2-i2v-a14b",
         "wan2.2-ti2v-5b",
         "skyreels-v2-df-1.3b",
         "skyreels-v2-df-14b",
@@ -81,15 +83,18 @@ def test_summaries_are_single_short_lines():
 
 
 def test_the_negative_prompt_is_the_published_one_everywhere():
-    """One text in eight files: Wan's, with camera shake before it for image to video."""
+    """One text in ten files: Wan's, in 2.1 with camera shake before it for image to video, and
+    with a cut before that for first and last frame."""
     shared = load_config("wan2.1-t2v-1.3b").sampling.negative_prompt
     assert shared.startswith("色调艳丽，过曝，静态，")
     assert shared.endswith("背景人很多，倒着走")
     none = {"tiny", "shapes", "shapes-live", "self-forcing-1.3b"}
     for name in preset_names():
         expected = "" if name in none else shared
-        if "-i2v-" in name:
+        if name.startswith(("wan2.1-i2v", "wan2.1-flf2v")):
             expected = "镜头晃动，" + shared
+        if "-flf2v-" in name:
+            expected = "镜头切换，" + expected
         assert load_config(name).sampling.negative_prompt == expected, name
 
 
@@ -99,7 +104,9 @@ PUBLISHED = {
     "wan2.1-t2v-14b": (50, 5.0, 5.0, None, 0.0, 16, 81, 720, 1280),
     "wan2.1-i2v-14b": (40, 3.0, 5.0, None, 0.0, 16, 81, 480, 832),
     "wan2.1-i2v-14b-720p": (40, 5.0, 5.0, None, 0.0, 16, 81, 720, 1280),
+    "wan2.1-flf2v-14b": (50, 16.0, 5.0, None, 0.0, 16, 81, 720, 1280),
     "wan2.2-t2v-a14b": (40, 12.0, 4.0, 3.0, 0.875, 16, 81, 720, 1280),
+    "wan2.2-i2v-a14b": (40, 5.0, 3.5, None, 0.9, 16, 81, 720, 1280),
     "wan2.2-ti2v-5b": (50, 5.0, 5.0, None, 0.0, 24, 121, 704, 1280),
     "skyreels-v2-df-1.3b": (30, 8.0, 6.0, None, 0.0, 24, 97, 544, 960),
     "skyreels-v2-df-14b": (30, 8.0, 6.0, None, 0.0, 24, 97, 544, 960),

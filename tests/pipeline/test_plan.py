@@ -212,10 +212,12 @@ def test_the_weights_of_every_part_are_counted_right(name):
     assert arch.image_parameters == _image_parameters(arch)
 
 
-@pytest.mark.parametrize("preset", [name for name in preset_names() if "i2v-14b" not in name])
-def test_bytes_are_weights_times_the_size_of_their_type(preset):
-    made = plan(preset=preset)
-    arch, wide = made.arch, preset in ("tiny", "shapes", "shapes-live")  # in float32
+@pytest.mark.parametrize("preset", preset_names())
+def test_bytes_are_weights_times_the_size_of_their_type(preset, picture):
+    arch = ARCHS[load_config(preset).model.arch]
+    last = [f"video.last_image={picture}"] if arch.dit.image_positions else []
+    made = plan(*last, preset=preset, image=picture if arch.image == "channels" else None)
+    wide = preset in ("tiny", "shapes", "shapes-live")  # in float32
     with torch.device("meta"):
         parameters = dict(WanDiT(arch.dit).named_parameters())
     # norms, modulation and the embedding of levels stay float32: under a hundredth of the weights

@@ -129,6 +129,15 @@ def test_image_to_video_equals_wan_pipeline(checkpoint, tmp_path, pictures):
     _assert_same_pictures(_our_frames(plan), theirs)
 
 
+@pytest.mark.parametrize("checkpoint", ["test-i2v-a14b"], indirect=True)
+def test_image_to_video_of_two_experts_equals_wan_pipeline(checkpoint, tmp_path, pictures):
+    """Wan 2.2, whose experts read the picture's latents and none of CLIP's tokens."""
+    plan = _plan("test-i2v-a14b", checkpoint, tmp_path, "model.boundary=0.8", image=pictures[0])
+    pipeline = WanImageToVideoPipeline(**_parts(checkpoint), boundary_ratio=0.8)
+    theirs = _their_frames(pipeline, checkpoint, plan, image=_opened(pictures[0]))
+    _assert_same_pictures(_our_frames(plan), theirs)
+
+
 @pytest.mark.parametrize("checkpoint", ["test-flf2v"], indirect=True)
 def test_first_and_last_image_equal_wan_pipeline(checkpoint, tmp_path, pictures):
     override = f"video.last_image={pictures[1]}"

@@ -42,6 +42,9 @@ ARCHS = {
         image="channels",
     ),
     "test-a14b": ModelArch(dit=WanArch(**_SIZES), vae=_VAE, num_experts=2),
+    "test-i2v-a14b": ModelArch(
+        dit=WanArch(**_SIZES, in_channels=36), vae=_VAE, image="channels", num_experts=2
+    ),
     "test-ti2v": ModelArch(
         dit=WanArch(**_SIZES, in_channels=48, out_channels=48),
         vae=_VAE_2_2,
