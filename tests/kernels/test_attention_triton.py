@@ -40,7 +40,7 @@ def _poisoned(monkeypatch):
     )
 
 
-def _case(dtype, *, queries=29, keys=50, heads=3, channels=20, share=0.4, shared=False):
+def _case(dtype, *, queries=29, keys=50, heads=2, channels=20, share=0.4, shared=False):
     """Ragged tiles of keys, an empty row, heads that lie anywhere in memory."""
     q = torch.randn(2, heads, queries, channels, dtype=dtype).transpose(1, 2)
     k, v = (torch.randn(2, keys, heads, channels, dtype=dtype) for _ in range(2))
@@ -75,8 +75,16 @@ def test_lists_may_all_be_empty_or_full(dtype, share):
     _check(attend_lists_triton(*tensors, blocks), attend_reference(*tensors, blocks), dtype)
 
 
-@pytest.mark.parametrize("previous", ["empty", "rest", "poisoned"])
-@DTYPES
+@pytest.mark.parametrize(
+    ("dtype", "previous"),
+    [
+        (torch.float32, "empty"),
+        (torch.float32, "rest"),
+        (torch.bfloat16, "rest"),
+        (torch.bfloat16, "poisoned"),
+    ],
+    ids=str,
+)
 def test_a_previous_state_is_merged_in_the_epilogue(dtype, previous):
     tensors, blocks = _case(dtype)
     state = empty_state(tensors[0])
@@ -112,11 +120,12 @@ def test_tiles_of_the_models_size():
 @pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
 @pytest.mark.parametrize("even", [False, True], ids=["uneven", "even"])
 @pytest.mark.parametrize("block_n", [16, 32], ids=["halves", "whole"])
-@DTYPES
-def test_every_layout_computes_the_same(dtype, block_n, even, descriptors):
-    q, k, v = (torch.randn(2, 100, 3, 32, dtype=dtype) for _ in range(3))
-    starts = even_starts(100, 32)  # the last has 4 tokens
-    mask = torch.rand(2, 3, 4, 4) < 0.6
+def test_every_layout_computes_the_same(block_n, even, descriptors):
+    """Each three of the four choices meet: the dtype follows from the others."""
+    dtype = torch.bfloat16 if (block_n == 16) ^ even ^ descriptors else torch.float32
+    q, k, v = (torch.randn(2, 68, 2, 32, dtype=dtype) for _ in range(3))
+    starts = even_starts(68, 32)  # the last has 4 tokens
+    mask = torch.rand(2, 2, 3, 3) < 0.6
     mask[0, 0, 0] = False
     blocks = replace(Blocks.from_mask(mask, starts, starts), even=even)
     options = launch_options(32, 32, 32) | {"BLOCK_N": block_n, "DESCRIPTORS": descriptors}
@@ -125,15 +134,15 @@ def test_every_layout_computes_the_same(dtype, block_n, even, descriptors):
 
 
 def test_keys_that_no_descriptor_can_describe_come_by_pointers():
-    q, k, v = (torch.randn(2, 100, 3, 32) for _ in range(3))
+    q, k, v = (torch.randn(1, 36, 2, 32) for _ in range(3))
     assert in_boxes(k)
-    assert in_boxes(torch.randn(2, 100, 9, 32)[:, :, 3:6])  # cut out of one projection
-    turned = torch.randn(2, 3, 100, 32).transpose(1, 2)
+    assert in_boxes(torch.randn(1, 36, 6, 32)[:, :, 2:4])  # cut out of one projection
+    turned = torch.randn(1, 2, 36, 32).transpose(1, 2)
     assert not in_boxes(turned)
     assert not in_boxes(k[..., :20])
     options = launch_options(32, 32, 32) | {"DESCRIPTORS": True}
-    starts = even_starts(100, 32)
-    blocks = Blocks.from_mask(torch.rand(2, 3, 4, 4) < 0.6, starts, starts)
+    starts = even_starts(36, 32)
+    blocks = Blocks.from_mask(torch.rand(1, 2, 2, 2) < 0.8, starts, starts)
     ours = attend_lists_triton(q, turned, v, blocks, options=options)
     _check(ours, attend_reference(q, turned, v, blocks), torch.float32)
 

@@ -1,5 +1,7 @@
 """The stale complement beside sparse attention and the published rule, on inputs that drift."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ DRIFT = 0.03  # radians a step
 WIDTH = 12  # tokens over which inputs change along the sequence, as pictures do
 
 
+@cache
 def _local():
     """5% of all pairs."""
     rows = torch.arange(TOKENS // TILE)
@@ -20,11 +23,15 @@ def _local():
     return Blocks.from_mask(mask[None, None], starts, starts)
 
 
-def _smooth():
+@cache
+def _smoothing():
     places = torch.arange(TOKENS)
     kernel = torch.exp(-0.5 * ((places[:, None] - places) / WIDTH) ** 2)
-    kernel = kernel / kernel.norm(dim=1, keepdim=True)
-    return (kernel @ torch.randn(TOKENS, CHANNELS))[None, :, None]
+    return kernel / kernel.norm(dim=1, keepdim=True)
+
+
+def _smooth():
+    return (_smoothing() @ torch.randn(TOKENS, CHANNELS))[None, :, None]
 
 
 def _drifting(steps, shared):
