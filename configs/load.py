@@ -144,11 +144,11 @@ def _convert(settings: Mapping[str, Any], schema: Any) -> Any:
     defaults = _defaults(schema)
     try:
         # not OmegaConf.update, which refuses to change a frozen group
-        merged = OmegaConf.merge(defaults, *(_nest(*pair) for pair in settings.items()))
+        merged = OmegaConf.merge(defaults, _nest(settings))
     except OmegaConfBaseException:
         for key, value in settings.items():  # which of them it was
             try:
-                OmegaConf.merge(defaults, _nest(key, value))
+                OmegaConf.merge(defaults, _nest({key: value}))
             except OmegaConfBaseException:
                 raise _wrong_type(key, value, fields(schema)[key]) from None
         raise
@@ -162,11 +162,16 @@ def _defaults(schema: Any) -> Any:
     return OmegaConf.structured(schema)
 
 
-def _nest(key: str, value: object) -> dict[str, Any]:
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    assert isinstance(value, dict)
-    return value
+def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """One for all: OmegaConf wraps every dictionary anew, which took half of a merge."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, name = key.split(".")
+        group = nested
+        for each in groups:
+            group = group.setdefault(each, {})
+        group[name] = value
+    return nested
 
 
 def _items(value: object) -> Sequence[object]:

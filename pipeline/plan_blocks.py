@@ -1,6 +1,7 @@
 """The schedule of a render, checked against its model and the stages it is to run on."""
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -75,6 +76,7 @@ def find_policy(
     return "forcing" if arch.mixed_levels else "dualparal-grouped"
 
 
+@lru_cache(maxsize=64)  # asked for twice a plan; of an endless video each look takes a second
 def widest_window(schedule: BlockSchedule) -> int:
     """Latents that the largest forward reads, cached ones included."""
     return max(task.num_latents + task.num_cached for task in islice(schedule.tasks(), _LOOKED_AT))
