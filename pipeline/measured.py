@@ -12,6 +12,7 @@ import platform
 import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ def make_case(config: Config, schedule: BlockSchedule, device: "torch.device") -
     )
 
 
+@lru_cache(maxsize=64)  # asked for by every chain; of an endless video each look takes a second
 def commonest_task(schedule: BlockSchedule) -> Task:
     """One with the window that the schedule has most of; of several, the widest."""
     found: dict[tuple[int, int], Task] = {}
