@@ -54,6 +54,8 @@ class ModelConfig:
     checkpoint: str = "random"  # folder or hub id that holds every part; random: untrained weights
     transformer: str = ""  # file, folder or hub id[:file] of the DiT when it is not in `checkpoint`
     boundary: float = 0.0  # level under which the low-noise expert takes over; 0: one expert
+    lora: str = ""  # adapters of the DiT (of two, the high-noise one), each FILE or FILE@SCALE
+    lora_low: str = ""  # of the low-noise expert
     device: str = "auto"  # auto: cuda where there is one, else cpu
     dtype: str = "float32"  # of the DiT and the text encoder
     vae_dtype: str = "float32"
@@ -258,6 +260,11 @@ class Config:
                 f"sampling.guidance_low={self.sampling.guidance_low} is never reached, as "
                 "model.boundary=0.0 means one expert; set sampling.guidance_low=null, "
                 "or model.boundary for a checkpoint with two"
+            )
+        if self.model.lora_low and not self.model.boundary:
+            raise ValueError(
+                f"model.lora_low={self.model.lora_low} is for a low-noise expert, and "
+                "model.boundary=0.0 means one expert; set model.lora in its place"
             )
         if self.output.format == "mp4" and self.output.pixel_format.startswith("yuv420"):
             for name in ("height", "width"):

@@ -24,6 +24,7 @@ _PLACES = {
     "tokenizer": ("tokenizer", "google/umt5-xxl"),
     "image_encoder": ("image_encoder", "models_clip_*"),
     "image_processor": ("image_processor", "models_clip_*"),
+    "lora": ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"),
 }
 # of a transformer that lies in the root: Wan 2.1, SkyReels-V2
 _ROOT_FILES = ("diffusion_pytorch_model*", "model*.safetensors*", "config.json")
@@ -36,10 +37,10 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
 
     A hub id (`org/name`, `org/name:path`) is downloaded first.
 
-    `part` is one of transformer, transformer_2, vae, text_encoder, tokenizer, image_encoder and
-    image_processor. The authors' own layout has no image processor: there it is the image encoder's
-    file, which means that pictures are prepared as the authors' code does. `field` is whose value
-    `reference` is.
+    `part` is one of transformer, transformer_2, vae, text_encoder, tokenizer, image_encoder,
+    image_processor and lora, an adapter. The authors' own layout has no image processor: there it
+    is the image encoder's file, which means that pictures are prepared as the authors' code does.
+    `field` is whose value `reference` is.
     """
     assert part in _PLACES, part
     if reference.startswith(PREFIX):
@@ -60,7 +61,7 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
                 f"model of two; set {field} to a folder that has both, as transformer and "
                 f"transformer_2, or as high_noise_model and low_noise_model"
             )
-        if part != "transformer":
+        if part not in ("transformer", "lora"):
             raise ValueError(
                 f"{field}={reference} is one file, which holds no {part}; set model.transformer to "
                 f"it, and model.checkpoint to a folder or hub id that has the other parts"

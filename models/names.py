@@ -47,6 +47,9 @@ _DIT = {
     "head.modulation": "scale_shift_table",
 }
 
+_DIT_LAYER_BACK = {ours: theirs for theirs, ours in _DIT_LAYER.items()}
+_DIT_BACK = {ours: theirs for theirs, ours in _DIT.items()}
+
 _T5_LAYER = {
     "norm1": "layer.0.layer_norm",
     **{f"attn.{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"},
@@ -86,6 +89,12 @@ def rename_transformer(name: str) -> str | Sequence[View]:
     if ".norm_added_q." in name:
         return ()  # in some diffusers files of image models; nothing has ever read it
     return _in_layer(name, "blocks.", "blocks.", _DIT_LAYER) or _translate(name, _DIT)
+
+
+def original_module(module: str) -> str:
+    """A DiT's module as Wan's own files name it."""
+    layer = _in_layer(f"{module}.", "blocks.", "blocks.", _DIT_LAYER_BACK)
+    return (layer or _translate(f"{module}.", _DIT_BACK)).removesuffix(".")
 
 
 def rename_t5(name: str) -> str:

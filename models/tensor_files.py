@@ -7,8 +7,8 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ SAFETENSORS = (".safetensors",)
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
 
 # wrappers round a state dict, in order of preference; generator*: CausVid, Self-Forcing, LongLive
-_NESTED = ("generator_ema", "generator", "state_dict", "model")
+_NESTED = ("generator_ema", "generator", "generator_lora", "state_dict", "model")
 _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors format sets itself
 
 
@@ -29,6 +29,7 @@ class TensorFile:
     path: Path
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)  # text in a safetensors file
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -77,7 +78,7 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
         raw = file.read(header_bytes)
     try:
         header = json.loads(raw)
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", {})
         shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -88,7 +89,7 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
         tensors = safe_open(path, "pt")
     except SafetensorError as error:
         raise ValueError(f"{path} is corrupt: {error}; download it again") from error
-    return TensorFile(path=path, shapes=shapes, read=tensors.get_tensor)
+    return TensorFile(path=path, shapes=shapes, read=tensors.get_tensor, metadata=metadata)
 
 
 def _open_torch(path: Path, size: int, head: bytes) -> TensorFile:

@@ -1,5 +1,6 @@
 """A DiT, whole or a slice, with weights: from a checkpoint, or random ones that need none."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from .arch import WanArch
 from .checkpoint import open_transformer
+from .lora import Adapted, Adapter
 from .random_weights import fill_random
 from .wan import WanDiT, keep_float32
 from .weights import load_module
@@ -21,14 +23,15 @@ def load_dit(
     layers: range | None = None,
     with_embed: bool = True,
     with_head: bool = True,
+    adapters: Sequence[Adapter] = (),
 ) -> WanDiT:
-    """`path` is the file or folder that holds it; none: untrained weights."""
+    """`path` is the file or folder that holds it; none: untrained weights, without adapters."""
     with torch.device("meta"):
         model = WanDiT(arch, layers, with_embed=with_embed, with_head=with_head)
     if path is None:
         fill_random(model, seed=0, device=device, dtype=dtype, keep_float32=keep_float32)
     else:
-        weights = open_transformer(path, arch)
+        weights = Adapted(open_transformer(path, arch), adapters)
         load_module(model, weights, device=device, dtype=dtype, keep_float32=keep_float32)
     return model.eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +97,18 @@ class Weights:
             _release(part.data_ptr(), part.nbytes)
 
 
+class Tensors(Protocol):
+    """What a module is filled from."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def copy(self, name: str, into: Tensor) -> None: ...
+
+
 def load_module(
     module: nn.Module,
-    weights: Weights,
+    weights: Tensors,
     *,
     device: torch.device | str,
     dtype: torch.dtype,
@@ -126,7 +136,7 @@ def load_module(
 
 
 def check_module(
-    module: nn.Module, weights: Weights, *, only: Callable[[str], bool] | None = None
+    module: nn.Module, weights: Tensors, *, only: Callable[[str], bool] | None = None
 ) -> None:
     """ValueError unless the file has each tensor of the module, in its shape, and no unknown one.
 

@@ -17,6 +17,7 @@ from ..models.image_encoder import (
     encode_images,
     load_processor,
 )
+from ..models.lora import Adapted, Adapter, find_adapters
 from ..models.shipped import PREFIX
 from ..models.text import TextSource, encode_prompts
 from ..models.text_encoder import check_encoder, load_tokenizer
@@ -31,6 +32,9 @@ _log = logging.getLogger("longreel")
 
 RANDOM = "random"  # the value of model.checkpoint that means untrained weights
 
+_EXPERTS = "transformer", "transformer_2"
+_ADAPTERS = "lora", "lora_low"  # fields of `model`, by expert
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
@@ -40,8 +44,14 @@ def check_parts(plan: Plan) -> None:
     model, dit = plan.config.model, plan.arch.dit
     reference, field = _transformer(plan)
     if reference != RANDOM:
-        for part in ("transformer", "transformer_2")[: plan.arch.num_experts]:
-            check_transformer(reference, part, dit, model.arch, field)
+        for part in _EXPERTS[: plan.arch.num_experts]:
+            weights = check_transformer(reference, part, dit, model.arch, field)
+            Adapted(weights, _adapters(plan, part))
+    elif model.lora:
+        raise ValueError(
+            f"model.lora={model.lora} would be added to untrained weights; leave it out, or set "
+            "model.checkpoint to the model that it was trained on"
+        )
     if model.checkpoint == RANDOM:
         return
     wanted = ["vae", "text_encoder", "tokenizer"]
@@ -63,8 +73,13 @@ def check_parts(plan: Plan) -> None:
 def fingerprints(plan: Plan) -> dict[str, str]:
     """The weights of each part, told apart by their content."""
     reference, field = _transformer(plan)
-    names = ("transformer", "transformer_2")[: plan.arch.num_experts]
+    names = _EXPERTS[: plan.arch.num_experts]
     found = {} if reference == RANDOM else {name: locate(reference, name, field) for name in names}
+    found |= {
+        f"{name} adapter {i}": adapter.path
+        for name in names
+        for i, adapter in enumerate(_adapters(plan, name))
+    }
     if plan.config.model.checkpoint != RANDOM:
         others = ["vae", "text_encoder"]
         others += ["image_encoder"] if plan.arch.dit.image_dim is not None else []
@@ -155,6 +170,12 @@ def _transformer(plan: Plan) -> tuple[str, str]:
     return model.checkpoint, "model.checkpoint"
 
 
+def _adapters(plan: Plan, part: str) -> list[Adapter]:
+    """What is added to a transformer."""
+    field = _ADAPTERS[_EXPERTS.index(part)]
+    return find_adapters(getattr(plan.config.model, field), f"model.{field}")
+
+
 class Experts:
     """A slice of the DiT, or of both experts where blocks in flight need them at once.
 
@@ -177,7 +198,7 @@ class Experts:
         if expert not in self._models:
             if not self._keep:
                 self._models.clear()  # before the other one takes its memory
-            self._models[expert] = self._load(("transformer", "transformer_2")[expert])
+            self._models[expert] = self._load(_EXPERTS[expert])
         return self._models[expert]
 
     def _load(self, part: str) -> WanDiT:
@@ -191,4 +212,5 @@ class Experts:
             layers=self._layers,
             with_embed=self._layers.start == 0,
             with_head=self._layers.stop == plan.arch.dit.num_layers,
+            adapters=_adapters(plan, part),
         )

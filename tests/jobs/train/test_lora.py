@@ -8,7 +8,9 @@ from tiny_wan import T2V, diffusers_model, our_model, run
 from torch import nn
 
 from longreel.jobs.train.lora import adapter_state, add_lora, merged_state
+from longreel.models.lora import Adapted, find_adapters
 from longreel.models.wan import WanDiT
+from longreel.models.weights import Weights
 
 INPUTS = (torch.linspace(-1, 1, 16 * 96).view(1, 16, 2, 6, 8), torch.tensor([[700.0]]))
 
@@ -67,3 +69,16 @@ def test_the_adapter_file_is_one_that_diffusers_takes_as_its_own(model, tmp_path
         b = state[f"transformer.{name}.lora_B.weight"]
         # a reader without alpha adds BA as it is
         torch.testing.assert_close(base[f"{name}.weight"] + b @ a, merged[f"{name}.weight"])
+
+
+def test_the_adapter_file_is_one_that_renders_take(model, tmp_path):
+    (tmp_path / "base").mkdir()
+    save_file(dict(model.state_dict()), tmp_path / "base/transformer.safetensors")
+    add_lora(model, rank=3, alpha=6.0)
+    disturb(model)
+    save_file(adapter_state(model), tmp_path / "pytorch_lora_weights.safetensors")
+    adapted = Adapted(Weights(tmp_path / "base"), find_adapters(f"{tmp_path}", "model.lora"))
+    for name, tensor in merged_state(model).items():
+        read = torch.empty_like(tensor)
+        adapted.copy(name, read)
+        torch.testing.assert_close(read, tensor)
