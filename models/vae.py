@@ -53,7 +53,8 @@ class StreamingDecoder:
         """Of the next latent, before they are joined."""
         _check_channels("latents", latent_BCTHW, self._vae.config.z_dim)
         self._stream.admit("latents", latent_BCTHW)
-        z_BCTHW = latent_BCTHW.to(self._mean)  # where the VAE is, which its own `device` looks for
+        # where the VAE is, which its own `device` looks for
+        z_BCTHW = latent_BCTHW.to(self._mean.device, self._mean.dtype)
         tiles = self._tiling.cut(z_BCTHW / self._inverse_std + self._mean)
         first = self._stream.seen == 0
         return self._stream.map(

@@ -42,8 +42,8 @@ _VARIANTS = {
 }
 
 
-def overrides(policy: str, *more: str) -> list[str]:
-    """Of a policy, or of a variant of one."""
+def overrides(policy: str, *more: str, steps: int = 5) -> list[str]:
+    """Of a policy, or of a variant of one; some name timesteps of their own instead of `steps`."""
     name = next(known for known in sorted(POLICIES, reverse=True) if policy.startswith(known))
     return [
         "model.arch=test-blocks",
@@ -51,7 +51,7 @@ def overrides(policy: str, *more: str) -> list[str]:
         "model.text_cache=",
         "video.height=16",
         "video.width=32",
-        "sampling.steps=5",
+        f"sampling.steps={steps}",
         "sampling.negative_prompt=a dog",
         f"blocks.policy={name}",
         *(POLICIES | _VARIANTS)[policy],
