@@ -22,6 +22,7 @@ from .store import Lock, RunFolder
 
 Build = Callable[[TrainConfig], Recipe]
 
+_START = "spawn"  # of a rank: a fork of this process could not use a GPU that it has used
 _SAME_STOP_S = 3.0  # a terminal and a parent may both pass one Ctrl-C on
 _GRACE_S = 120.0  # for the others, once one has ended
 
@@ -136,7 +137,7 @@ def _end_with_parent() -> None:
 
 
 def _several(config: TrainConfig, build: Build, meeting: Path, lock: Lock) -> bool:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_START)
     ends: list[Connection] = []
     processes: list[BaseProcess] = []
     with _asked_to_stop() as asked:

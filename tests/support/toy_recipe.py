@@ -63,12 +63,10 @@ def build_fragile(config):
     return FragileRecipe(config.run.seed)
 
 
-def build_test_finetune(config):
+def build_of_arch(name, arch, config):
     """The shapes of test models are not known to a process until it is told."""
-    import tiny_pipeline
-
     from longreel.jobs.train.recipes import build_recipe
     from longreel.models.arch import ARCHS
 
-    ARCHS["test-t2v"] = tiny_pipeline.ARCHS["test-t2v"]
+    ARCHS[name] = arch
     return build_recipe(config)

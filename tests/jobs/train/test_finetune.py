@@ -2,16 +2,18 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import tiny_pipeline
 import torch
 from diffusers import WanTransformer3DModel
+from forked_ranks import fork_ranks
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_wan import diffusers_model
-from toy_recipe import build_test_finetune
+from toy_recipe import build_of_arch
 
 from longreel.configs.schema import OutputConfig
 from longreel.configs.train_schema import (
@@ -191,11 +193,14 @@ def test_batches_follow_from_seed_step_and_rank(place):
     assert not torch.equal(one.batch(0, 0, 2)["noise_BCTHW"], one.batch(0, 1, 2)["noise_BCTHW"])
 
 
-def test_two_ranks_that_share_windows_learn_as_one_process_does(place, tmp_path):
+def test_two_ranks_that_share_windows_learn_as_one_process_does(place, tmp_path, monkeypatch):
+    fork_ranks(monkeypatch, "longreel.jobs.train.finetune_recipe")
+    build = partial(build_of_arch, "test-t2v", ARCH)
+
     def losses(output, **run):
         settings = config(place, output, steps=3)
         run = RunConfig(output=str(output), device="cpu", dtype="float32", **run)
-        assert train(TrainConfig(**vars(settings) | {"run": run}), build_test_finetune)
+        assert train(TrainConfig(**vars(settings) | {"run": run}), build)
         return [
             json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()
         ]

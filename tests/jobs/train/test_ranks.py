@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import fork_ranks, forked_processes
 from processes import ended_with_us
 from server import until
 from toy_recipe import ToyRecipe, build_bad, build_fragile, build_toy
@@ -32,6 +33,12 @@ STAGES = [
     pytest.param(1, marks=needs_deepspeed),
     *(pytest.param(stage, marks=[needs_deepspeed, pytest.mark.slow]) for stage in (2, 3)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch):
+    # DeepSpeed imports it when an engine is made, and with it torch's compiler
+    fork_ranks(monkeypatch, "deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def config(folder, stage=0, steps=STEPS, num=RANKS, **report):
@@ -97,11 +104,9 @@ def test_two_ranks_train_what_one_would_and_go_on_bit_for_bit(tmp_path, stage, r
 
 
 @needs_deepspeed
-def test_one_process_needs_no_launcher_for_zero(tmp_path):
+def test_one_process_needs_no_launcher_for_zero(tmp_path, monkeypatch):
     """In a process of its own, because DeepSpeed changes the one it runs in."""
-    import multiprocessing
-
-    process = multiprocessing.get_context("spawn").Process(
+    process = forked_processes(monkeypatch).Process(
         target=train, args=(config(tmp_path / "zero", 1, num=1), build_toy)
     )
     process.start()
@@ -147,8 +152,6 @@ ORPHANS = """
 import sys
 from longreel.configs.train_schema import ReportConfig, RunConfig, TrainConfig
 from longreel.jobs.train.launch import train
-from processes import ended_with_us
-from server import until
 from toy_recipe import build_toy
 run = RunConfig(output=sys.argv[1], dtype="float32", num_processes=2, device="cpu")
 train(TrainConfig(steps=100_000, run=run, report=ReportConfig(log_every=2)), build_toy)
@@ -156,7 +159,7 @@ train(TrainConfig(steps=100_000, run=run, report=ReportConfig(log_every=2)), bui
 
 
 def test_ranks_of_a_parent_that_is_killed_end_with_a_checkpoint(tmp_path):
-    """And until they have, nobody else trains in their folder."""
+    """And until they have, nobody else trains in their folder. Spawned, as a user's are."""
     support = Path(__file__).parents[2] / "support"
     command = [sys.executable, "-P", "-c", ORPHANS, str(tmp_path / "run")]
     parent = subprocess.Popen(ended_with_us(command), env=os.environ | {"PYTHONPATH": str(support)})
