@@ -42,10 +42,12 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """One `longreel serve` for all tests that only need one."""
+    """One `longreel serve` for all tests that only need one. Of what its page asks for, which has
+    fields for a few settings only, a video begins with its first frames."""
     from server import serving
 
-    with serving(tmp_path_factory.mktemp("server") / "home") as server:
+    pages = ["blocks.policy=forcing", "blocks.size=2", "sampling.steps=4", "video.fps=8"]
+    with serving(tmp_path_factory.mktemp("server") / "home", *pages) as server:
         yield server
 
 

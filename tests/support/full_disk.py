@@ -7,11 +7,11 @@ import threading
 import time
 from pathlib import Path
 
-from ray_cluster import make_plan
-from tiny_blocks import ARCHS
+from tiny_blocks import ARCHS, overrides
 
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
+from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
 
 EARLY = ("denoise", 6)  # before the first segment
@@ -51,7 +51,8 @@ def filled_at(disk: Path, when: tuple[str, int]):
 def main(disk: Path, elsewhere: Path) -> None:
     archs.ARCHS.update(ARCHS)
     logging.getLogger("longreel").setLevel(logging.ERROR)  # that a checkpoint is left out
-    plan = make_plan("causal", "checkpoint.every_s=0", frames=33)
+    settings = overrides("causal", "model.device=cpu", "checkpoint.every_s=0")
+    plan = plan_render("a cat", frames=33, seed=3, overrides=settings)
     home = Home(disk / "home")
     truth = Home(elsewhere).create(plan)
     RenderRun(truth).run()

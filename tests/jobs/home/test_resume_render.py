@@ -57,10 +57,29 @@ def digests(render):
     return [segment.digest for segment in render.segments()]
 
 
-def made(home, *request, **more):
-    render = home.create(plan(*request, **more))
+@pytest.fixture(scope="module")
+def known():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, arch in ARCHS.items():
+            patch.setitem(archs.ARCHS, name, arch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(known, tmp_path_factory):
+    """What `plan()` makes where nobody hurts it."""
+    render = Home(tmp_path_factory.mktemp("undisturbed")).create(plan())
     assert RenderRun(render).run().state == "done"
-    return digests(render)
+    return render
+
+
+@pytest.fixture(scope="module")
+def endless(known, tmp_path_factory):
+    """One that was killed and begins anew: its checkpoint is as old as it is."""
+    render = Home(tmp_path_factory.mktemp("endless")).create(
+        plan("causal", "checkpoint.every_s=600", frames=0)
+    )
+    return killed_at(render, 20)
 
 
 def first_task(render):
@@ -73,23 +92,20 @@ def first_task(render):
     return seen[1]
 
 
-def test_an_old_folder_is_gone_on_with(home, tmp_path):
+def test_an_old_folder_is_gone_on_with(undisturbed, tmp_path):
     shutil.copytree(OLD, tmp_path / "old")
     render = RenderFolder(tmp_path / "old")
     assert render.status().state == "paused"
     before = render.segments()
     assert first_task(render) > 10
-    truth = home.create(plan())
-    RenderRun(truth).run()
     assert digests(render)[: len(before)] == [segment.digest for segment in before]
     # it was written on another kind of CPU, whose last bits are others, and files show which
-    kept = [KeptLatents(one.segments(), 4) for one in (render, truth)]
+    kept = [KeptLatents(one.segments(), 4) for one in (render, undisturbed)]
     ours, theirs = (one.read(one.count(before[-1].stop), one.count(41)) for one in kept)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, caplog):
-    truth = made(home)
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, undisturbed, caplog):
     render = killed_at(home.create(plan()), 13)
     newest, before = sorted((render.path / "checkpoints").glob("0*"))[::-1][:2]
     data = bytearray(newest.read_bytes())
@@ -98,13 +114,14 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, caplog
     assert first_task(home.open(render.id)) > 1
     assert f"{newest.name} is damaged" in caplog.text
     assert f"going on from checkpoint {before.name}" in caplog.text
-    assert digests(render) == truth
+    assert digests(render) == digests(undisturbed)
 
 
 @pytest.mark.parametrize("tell", [partial(RenderRun.set_prompt, prompt="a dog"), RenderRun.finish])
-def test_what_is_final_is_as_it_was_whatever_is_told_while_it_is_made_again(home, tell):
-    """All of it is, from a checkpoint that is as old as the render."""
-    render = killed_at(home.create(plan("causal", "checkpoint.every_s=600", frames=0)), 25)
+def test_what_is_final_is_as_it_was_whatever_is_told_while_it_is_made_again(
+    endless, tmp_path, tell
+):
+    render = RenderFolder(shutil.copytree(endless.path, tmp_path / endless.id))
     final = render.segments()[-1].blocks[1]
     assert final > 2
     told = []
@@ -112,7 +129,7 @@ def test_what_is_final_is_as_it_was_whatever_is_told_while_it_is_made_again(home
     def report(what, done, total, note=""):
         if what == "denoise" and done == 2 and not told:
             told.append(tell(run))
-        if what == "denoise" and done == 45:
+        if what == "denoise" and done == 30:
             run.stop()
 
     run = RenderRun(render, report)
@@ -131,9 +148,9 @@ def test_the_prompt_that_was_told_last_is_the_last(home):
     render = home.create(plan("causal", "checkpoint.every_s=600", frames=0))
 
     def report(what, done, total, note=""):
-        if what == "denoise" and done == 20:
+        if what == "denoise" and done == 10:
             RenderRun.set_prompt(first, "a dog")
-        if what == "denoise" and done == 21:
+        if what == "denoise" and done == 11:
             raise Killed
 
     first = RenderRun(render, report)
@@ -171,7 +188,7 @@ def test_other_weights_than_it_was_begun_with_are_refused(home, tmp_path, monkey
     assert RenderRun(home.open(render.id)).run().state == "done"
 
 
-def test_a_prompt_that_was_set_while_it_ran_is_known_to_whoever_goes_on(home):
+def test_a_prompt_that_was_set_while_it_ran_is_known_to_whoever_goes_on(home, undisturbed):
     def set_at(run, task, killed_at):
         def report(what, done, total, note=""):
             if (what, done) == ("denoise", task):
@@ -182,11 +199,11 @@ def test_a_prompt_that_was_set_while_it_ran_is_known_to_whoever_goes_on(home):
         run._report = report
         return run
 
-    truth = home.create(plan(frames=57))
+    truth = home.create(plan())
     set_at(RenderRun(truth), 6, None).run()
-    assert digests(truth) != made(home, frames=57)
+    assert digests(truth) != digests(undisturbed)
     for when in (7, 11, 16):
-        render = home.create(plan(frames=57))
+        render = home.create(plan())
         with pytest.raises(Killed):
             set_at(RenderRun(render), 6, when).run()
         assert RenderRun(home.open(render.id)).run().state == "done"
@@ -240,7 +257,7 @@ def test_a_render_without_memory_ends_with_the_reason_and_the_way_on(home, monke
 
 def test_the_command_line_keeps_lists_goes_on_with_and_removes_renders(tmp_path, monkeypatch):
     place, output = tmp_path / "home", tmp_path / "cat.mp4"
-    settings = overrides("causal", "model.device=cpu", "checkpoint.every_s=0", "video.frames=41")
+    settings = overrides("causal", "model.device=cpu", "checkpoint.every_s=0", "video.frames=33")
     asked = [
         "render",
         "a cat",
@@ -259,7 +276,7 @@ def test_the_command_line_keeps_lists_goes_on_with_and_removes_renders(tmp_path,
     output.unlink()
     (one,) = longreel("renders", "--home", place, "--json").out.splitlines()
     assert json.loads(one)["state"] == "done"
-    render = killed_at(Home(place).create(plan(), output), 13)
+    render = killed_at(Home(place).create(plan(frames=33), output), 9)
     lines = longreel("renders", "--home", place).out.splitlines()
     assert [line.split()[1] for line in lines] == ["paused", "done"]
     refused = longreel("resume", render.id, "--home", place, "sampling.steps=3")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from app import call, on_a_port, open_app
+from command import longreel
 from PIL import Image
 from server import asked
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from longreel.jobs.serve import run_server
 from longreel.jobs.serve.app import make_app
 from longreel.jobs.serve.limits import Limits
 from longreel.jobs.serve.tokens import Tokens, check_host, cookie_of, read_tokens
@@ -330,6 +332,24 @@ def test_token_files_name_clients(tmp_path):
     assert tokens.client_of(TOKEN) == "anna"
     assert tokens.client_of(TOKEN + "-2") == "default"
     assert tokens.client_of(TOKEN + "-3") is None
+
+
+def test_a_server_lets_in_whom_the_file_that_it_is_given_names(tmp_path, monkeypatch):
+    (tmp_path / "tokens").write_text(f"anna: {TOKEN}\n")
+    answers = []
+
+    def run(server, sockets):
+        app = server.config.app
+        for headers in ({}, {"authorization": f"Bearer {TOKEN}"}):
+            answers.append(call(app, "GET", "/api/v1/renders", headers=headers).status_code)
+        app.state.context.queue.close()
+        sockets[0].close()
+
+    monkeypatch.setattr(run_server.uvicorn.Server, "run", run)
+    monkeypatch.setattr(run_server, "write_logs", lambda: None)
+    where = ["--port", 0, "--home", tmp_path / "home", "--preset", "tiny"]
+    assert longreel("serve", *where, "--token-file", tmp_path / "tokens").code == 0
+    assert answers == [401, 200]
 
 
 def test_a_preset_of_the_server_s_own_is_chosen_and_its_file_not_told(tmp_path):

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from app import on_a_port, open_app
 from chromium import chromium
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
-from server import serving, until
+from server import until
+
+from longreel.jobs.serve.tokens import read_tokens
 
 SHOTS = os.environ.get("LONGREEL_SCREENSHOTS", "")  # a folder to keep pictures of the page in
 
@@ -17,15 +20,6 @@ SHOTS = os.environ.get("LONGREEL_SCREENSHOTS", "")  # a folder to keep pictures 
 def page(tmp_path_factory):
     with chromium(tmp_path_factory.mktemp("profile")) as page:
         yield page
-
-
-@pytest.fixture(scope="module")
-def paged(tmp_path_factory):
-    """Renders of this one are small and slow enough to be watched."""
-    settings = ["blocks.policy=forcing", "blocks.size=2", "sampling.steps=4", "video.fps=8"]
-    sides = ["video.height=64", "video.width=96"]
-    with serving(tmp_path_factory.mktemp("server") / "home", *settings, *sides) as server:
-        yield server
 
 
 def shoot(page, name):
@@ -45,8 +39,8 @@ def video_of(page):
     )
 
 
-def test_a_render_started_from_the_page_plays_while_it_is_made(page, paged, http):
-    page.get(paged.url)
+def test_a_render_started_from_the_page_plays_while_it_is_made(page, server):
+    page.get(server.url)
     until(lambda: find(page, "#desk"), lambda desk: desk.is_displayed())
     shoot(page, "empty")
     find(page, "#prompt").send_keys("a red circle drifts <b>slowly</b> to the right")
@@ -78,8 +72,8 @@ def test_a_render_started_from_the_page_plays_while_it_is_made(page, paged, http
     shoot(page, "cancelled")
 
 
-def test_a_finished_render_plays_to_its_end_and_seeks(page, paged):
-    page.get(paged.url)
+def test_a_finished_render_plays_to_its_end_and_seeks(page, server):
+    page.get(server.url)
     until(lambda: find(page, "#desk"), lambda desk: desk.is_displayed())
     find(page, "#prompt").send_keys("a short one")
     find(page, "#seconds").send_keys("3")
@@ -95,7 +89,7 @@ def test_a_finished_render_plays_to_its_end_and_seeks(page, paged):
     assert length == pytest.approx(25 / 8, abs=0.01)
     shoot(page, "done")
     row = find(page, "#queue button")
-    more = f"{paged.url}/api/v1/renders/{row.get_attribute('data-render')}/extend"
+    more = f"{server.url}/api/v1/renders/{row.get_attribute('data-render')}/extend"
     assert httpx.post(more, json={"frames": 8}).status_code == 200
     longer = until(
         lambda: page.execute_script("return document.getElementById('video').duration"),
@@ -114,8 +108,9 @@ def test_the_page_has_no_errors_of_its_own(page):
 def test_the_page_asks_for_a_token_and_keeps_none(page, tmp_path):
     token = "a-token-of-more-than-sixteen-characters"
     (tmp_path / "tokens").write_text(token)
-    with serving(tmp_path / "home", "--token-file", str(tmp_path / "tokens")) as server:
-        page.get(server.url)
+    tokens = read_tokens(tmp_path / "tokens")
+    with open_app(tmp_path / "home", tokens=tokens) as app, on_a_port(app) as url:
+        page.get(url)
         until(lambda: find(page, "#login"), lambda login: login.is_displayed())
         shoot(page, "login")
         find(page, "#token").send_keys("a wrong one of enough characters")
