@@ -1,19 +1,16 @@
 """The schedule of a render, checked against its model and the stages it is to run on."""
 
 from dataclasses import replace
-from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 from ..configs.schema import BlocksConfig, Config
 from ..models.arch import ModelArch
 from ..parallel.layout import make_layout
 from ..parallel.split import split_layers
+from .kinds import widest_window
 from .policies import make_schedule
 from .schedule import BlockSchedule
 from .section import Section
-
-_LOOKED_AT = 10_000  # tasks: windows are as wide as they get long before
 
 
 def plan_schedule(
@@ -76,12 +73,6 @@ def find_policy(
     return "forcing" if arch.mixed_levels else "dualparal-grouped"
 
 
-@lru_cache(maxsize=64)  # asked for twice a plan; of an endless video each look takes a second
-def widest_window(schedule: BlockSchedule) -> int:
-    """Latents that the largest forward reads, cached ones included."""
-    return max(task.num_latents + task.num_cached for task in islice(schedule.tasks(), _LOOKED_AT))
-
-
 def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSchedule) -> None:
     name = config.model.arch
     if schedule.per_latent and not arch.per_latent_timestep:
@@ -107,7 +98,8 @@ def _check_model(config: Config, arch: ModelArch, policy: str, schedule: BlockSc
         raise ValueError(
             f"blocks.policy={policy} lets blocks see only what is before them, and "
             f"model.arch={name} was trained to see both sides; use "
-            "blocks.policy=dualparal-grouped, or a causal model (shapes-live, self-forcing-1.3b)"
+            "blocks.policy=dualparal-grouped, or a causal model (shapes-live, self-forcing-1.3b, "
+            "longlive-1.3b)"
         )
 
 

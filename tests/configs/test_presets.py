@@ -38,6 +38,7 @@ def test_the_promised_presets_are_there():
         "skyreels-v2-df-1.3b",
         "skyreels-v2-df-14b",
         "self-forcing-1.3b",
+        "longlive-1.3b",
     }
 
 
@@ -88,7 +89,7 @@ def test_the_negative_prompt_is_the_published_one_everywhere():
     shared = load_config("wan2.1-t2v-1.3b").sampling.negative_prompt
     assert shared.startswith("色调艳丽，过曝，静态，")
     assert shared.endswith("背景人很多，倒着走")
-    none = {"tiny", "shapes", "shapes-live", "self-forcing-1.3b"}
+    none = {"tiny", "shapes", "shapes-live", "self-forcing-1.3b", "longlive-1.3b"}
     for name in preset_names():
         expected = "" if name in none else shared
         if name.startswith(("wan2.1-i2v", "wan2.1-flf2v")):
@@ -111,6 +112,7 @@ PUBLISHED = {
     "skyreels-v2-df-1.3b": (30, 8.0, 6.0, None, 0.0, 24, 97, 544, 960),
     "skyreels-v2-df-14b": (30, 8.0, 6.0, None, 0.0, 24, 97, 544, 960),
     "self-forcing-1.3b": (4, 5.0, 1.0, None, 0.0, 16, 81, 480, 832),
+    "longlive-1.3b": (4, 5.0, 1.0, None, 0.0, 16, 477, 480, 832),
 }
 
 

@@ -152,6 +152,29 @@ def test_the_alpha_that_is_stated_counts(transformer, tmp_path, beside):
     torch.testing.assert_close(made, state[f"{module}.weight"] + 4 * (up @ down))
 
 
+def test_longlive_is_a_base_and_an_adapter_as_its_files_hold_them(transformer, tmp_path):
+    _, state = transformer
+    wan = {}
+    for name, tensor in state.items():
+        module, _, leaf = name.rpartition(".")
+        root = "head." if name == "scale_shift_table" else ""
+        leaf = leaf.replace("scale_shift_table", "modulation")
+        wan[f"model.{root}{original_module(module)}{'.' * bool(module)}{leaf}"] = tensor
+    torch.save({"generator": wan}, tmp_path / "longlive_base.pt")
+    adapter = {}
+    for module, down, up in halves(state, OF_ALL):
+        prefix = f"base_model.model.{original_module(module)}"
+        adapter |= {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}
+    torch.save({"generator_lora": adapter, "critic_lora": adapter}, tmp_path / "lora.pt")
+    adapters = find_adapters(str(tmp_path / "lora.pt"), "model.lora")
+    base = tmp_path / "longlive_base.pt"
+    model = load_dit(base, T2V, device=CPU, dtype=torch.float32, adapters=adapters)
+    made = model.state_dict()
+    for module, down, up in halves(state, OF_ALL):
+        torch.testing.assert_close(made[f"{module}.weight"], state[f"{module}.weight"] + up @ down)
+    assert torch.equal(made["scale_shift_table"], state["scale_shift_table"])
+
+
 def wrong(kind, state):
     ((module, down, up), (other, other_down, _)) = halves(state, OF_ALL[:2])
     return {

@@ -118,6 +118,13 @@ def test_self_forcing_sees_all_that_its_weights_were_trained_to_see():
         assert max(task.positions) < 21
 
 
+def test_longlive_sees_twelve_latents_and_its_sink_is_one_of_them():
+    schedule = plan(preset="longlive-1.3b").schedule
+    seen = [{*task.positions, *task.context_positions} for task in schedule.tasks()]
+    assert max(map(len, seen)) == 12
+    assert all({0, 1, 2} <= latents for latents in seen)
+
+
 def test_a_model_of_first_images_takes_no_last_one(picture):
     with pytest.raises(ValueError, match=r"^video\.last_image=.* is not for .*flf2v-14b"):
         plan("model.arch=wan2.1-i2v-14b", f"video.last_image={picture}", image=picture)
