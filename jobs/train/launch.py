@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ...configs.train_schema import TrainConfig
 from .errors import TrainingError
@@ -22,7 +22,7 @@ from .store import Lock, RunFolder
 
 Build = Callable[[TrainConfig], Recipe]
 
-_START = "spawn"  # of a rank: a fork of this process could not use a GPU that it has used
+_START: Final = "spawn"  # of a rank: a fork of this process could not use a GPU that it has used
 _SAME_STOP_S = 3.0  # a terminal and a parent may both pass one Ctrl-C on
 _GRACE_S = 120.0  # for the others, once one has ended
 
