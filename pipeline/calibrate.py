@@ -15,7 +15,7 @@ from ..models.vae_build import random_vae
 from ..models.wan import WanDiT, keep_float32
 from .calibrate_ends import copy_seconds, end_seconds, now
 from .cost import Seconds, layer_parameters, pair_flops, token_flops
-from .measured import commonest_task
+from .kinds import commonest_task
 from .schedule import BlockSchedule
 
 _RUNS = 3

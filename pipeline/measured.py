@@ -10,24 +10,20 @@ import logging
 import math
 import platform
 import uuid
-from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.files import expand
 from ..configs.schema import Config
-from ..parallel.tasks import Task
 from .cost import Seconds
+from .kinds import commonest_task
 from .schedule import BlockSchedule
 
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger("longreel")
-_LOOKED_AT = 10_000  # tasks of a video that may have no end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +52,6 @@ def make_case(config: Config, schedule: BlockSchedule, device: "torch.device") -
         device=_name(device),
         torch=_torch_version(),
     )
-
-
-@lru_cache(maxsize=64)  # asked for by every chain; of an endless video each look takes a second
-def commonest_task(schedule: BlockSchedule) -> Task:
-    """One with the window that the schedule has most of; of several, the widest."""
-    found: dict[tuple[int, int], Task] = {}
-    counts: Counter[tuple[int, int]] = Counter()
-    for task in islice(schedule.tasks(), _LOOKED_AT):
-        shape = task.num_latents, task.num_cached
-        found.setdefault(shape, task)
-        counts[shape] += 1
-    return found[max(counts, key=lambda shape: (counts[shape], shape))]
 
 
 def keep(folder: str, case: Case, seconds: Seconds) -> Path | None:

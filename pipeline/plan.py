@@ -15,10 +15,11 @@ from .branches import check_branches
 from .cost import Seconds
 from .cuts import Cuts
 from .guidance import plan_guidance
+from .kinds import widest_window
 from .levels import Levels, make_levels
 from .noise import check_seed, revision_seed
 from .plan_attention import check_attention, check_backend, describe_attention
-from .plan_blocks import find_policy, plan_schedule, widest_window
+from .plan_blocks import find_policy, plan_schedule
 from .plan_pictures import check_pictures, open_pictures
 from .policies import default_noise
 from .prompts import prompts_by_block

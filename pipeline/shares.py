@@ -1,18 +1,16 @@
 """Whether the devices of a stage can share every window of a render, and the VAE's tiles."""
 
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..configs.schema import Config
 from ..models.arch import ModelArch
 from ..models.vae_tiles import tiling
 from ..parallel.shards import share_heads
+from .kinds import smallest_window
 from .schedule import BlockSchedule
 
 if TYPE_CHECKING:
     from .plan import Plan
-
-_LOOKED_AT = 10_000  # tasks: windows are as small as they get long before
 
 
 def tile_shares(plan: "Plan") -> list[tuple[int, ...]]:
@@ -54,7 +52,7 @@ def check_shares(config: Config, arch: ModelArch, schedule: BlockSchedule, rows:
             f"model.arch={config.model.arch} has {heads}, so some would have none; set "
             f"parallel.ring={rings[0]}, or use fewer"
         )
-    smallest = min(task.num_latents for task in islice(schedule.tasks(), _LOOKED_AT))
+    smallest = smallest_window(schedule)
     if each > smallest * rows:
         raise ValueError(
             f"{asked} shares the rows of a window's tokens, and its smallest window has "

@@ -6,7 +6,8 @@ A cut changes how fast a video is made, and no bit of it.
 from typing import TYPE_CHECKING
 
 from .cost import Seconds, Speed, estimate_seconds, model_cost
-from .measured import commonest_task, find, make_case
+from .kinds import commonest_task
+from .measured import find, make_case
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,8 @@ from longreel.jobs.render import plan_render
 from longreel.pipeline import measured
 from longreel.pipeline.cost import Seconds
 from longreel.pipeline.generator import Generator
-from longreel.pipeline.measured import commonest_task, find, keep, make_case
+from longreel.pipeline.kinds import commonest_task
+from longreel.pipeline.measured import find, keep, make_case
 from longreel.pipeline.plan import describe
 from longreel.pipeline.slices import find_measured, slices
 
@@ -59,9 +60,10 @@ def test_the_split_follows_what_was_measured(make):
 
 
 def test_a_split_by_measured_times_changes_no_bit(make, caplog):
-    plan = make()
+    plan = make(frames=25)
     expected = Generator(plan).latents()
     keep_for(plan)
+    assert counts(plan) == [4, 1]
     with caplog.at_level(logging.WARNING, logger="longreel"):
         assert torch.equal(Generator(plan).latents(), expected)
     assert not caplog.records
@@ -134,16 +136,25 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_file_that_cannot_be_used_is_named_and_the_render_goes_on(make, caplog, how):
+def test_a_file_that_cannot_be_used_is_named(make, caplog, how):
     plan = make()
-    expected = Generator(make("parallel.calibration=")).latents()
+    path = keep_for(plan)
+    BROKEN[how](path)
+    with caplog.at_level(logging.WARNING, logger="longreel"):
+        assert counts(plan) == [3, 2]
+    assert str(path) in caplog.text
+    assert "layers are split by an estimate; remove it, or measure again" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["cut", "a folder"])
+def test_a_render_goes_on_without_the_file(make, caplog, how):
+    plan = make(frames=17)
+    expected = Generator(make("parallel.calibration=", frames=17)).latents()
     path = keep_for(plan)
     BROKEN[how](path)
     with caplog.at_level(logging.WARNING, logger="longreel"):
         assert torch.equal(Generator(plan).latents(), expected)
-    assert counts(plan) == [3, 2]
     assert str(path) in caplog.text
-    assert "layers are split by an estimate; remove it, or measure again" in caplog.text
 
 
 def test_a_folder_that_takes_no_file_is_named_and_nothing_fails(make, caplog, tmp_path):
