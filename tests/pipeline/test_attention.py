@@ -1,5 +1,7 @@
 """Whole renders with every way to choose who attends to whom."""
 
+from functools import cache
+
 import pytest
 import torch
 from tiny_blocks import ARCHS as TINY
@@ -48,12 +50,13 @@ def _plan(*overrides, frames=9):
             "model.text_cache=",
             "video.height=128",  # 8 x 8 tokens a latent
             "video.width=128",
-            "sampling.steps=5",
+            "sampling.steps=3",
             *overrides,
         ],
     )
 
 
+@cache
 def _latents(*overrides, frames=9):
     return render_latents(_plan(*overrides, frames=frames))
 
@@ -80,7 +83,7 @@ def test_lists_of_everything_render_what_dense_attention_does(builder, blocks):
     dense = _latents(*blocks)
     shares = ["attention.dense_steps=0", "attention.dense_layers=0"]
     ours = _latents(*_sparse(builder, *EVERYTHING[builder], *shares), *blocks)
-    # five steps of guidance 5 multiply the last bits of sums in another order: seen 2e-5
+    # steps of guidance 4 multiply the last bits of sums in another order: seen 2e-5 after five
     torch.testing.assert_close(ours, dense, atol=2e-4, rtol=0.0)
 
 
@@ -95,7 +98,7 @@ def test_a_sparse_render_differs_and_is_finite(builder):
 
 @pytest.mark.parametrize("builder", ["pooled", "stale"])
 def test_stages_and_branches_change_no_bit(builder):
-    overrides = _sparse(builder, "attention.dense_steps=0.2", *CACHED)
+    overrides = _sparse(builder, "attention.dense_steps=0.34", *CACHED)
     whole = _latents(*overrides, frames=13)
     cut = _latents(*overrides, "parallel.num_stages=2", "parallel.backend=local", frames=13)
     assert torch.equal(cut, whole)
