@@ -75,5 +75,5 @@ def two_nodes():
     """One cluster for all tests that only need one: two nodes of three CPUs."""
     from ray_cluster import two_nodes
 
-    with two_nodes():
-        yield
+    with two_nodes() as cluster:
+        yield cluster

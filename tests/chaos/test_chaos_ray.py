@@ -1,4 +1,4 @@
-"""Over Ray a driver, its actors and whole nodes may go, and the video is the same."""
+"""Over Ray whole nodes and private clusters may go, and the video is the same."""
 
 import os
 import signal
@@ -8,11 +8,10 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
-import ray
-from processes import alive, all_gone, children_of, command, descendants, wait_until
-from ray_cluster import cluster_of, frames_of, free_cpus, make_plan
+from processes import alive, all_gone, command, descendants, wait_until
+from ray_cluster import actors, cluster_of, frames_of, free_cpus, make_plan, over_ray
 from trials import Act, Trial, draw_over_ray, make_truth, run_trial
-from victim import DONE, KILLED, Hurt
+from victim import DONE, Hurt
 
 from longreel.jobs.render import stream_chunks
 
@@ -47,38 +46,6 @@ def truth(tmp_path_factory):
 
 def plan(policy, *more):
     return make_plan(policy, "checkpoint.every_s=0.01", *more, frames=FRAMES)
-
-
-def over_ray(cluster, num_stages=2):
-    return {
-        "parallel.backend": "ray",
-        "parallel.address": cluster.address,
-        "parallel.num_stages": num_stages,
-        "parallel.transfer_timeout_s": 4.0,
-    }
-
-
-def actors_of(cluster):
-    """Processes of actors, as Ray names them."""
-    raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
-    names = "ray::StageActor", "ray::Host"
-    return [pid for pid in children_of(raylets) if command(pid).startswith(names)]
-
-
-def test_a_driver_that_is_killed_takes_its_actors_along_and_another_goes_on(
-    cluster, truth, tmp_path
-):
-    trial = Trial(tmp_path, plan("causal"))
-    act = Act(hurts=(Hurt(what="kill", place="rename segment", nth=4),), changes=over_ray(cluster))
-    assert trial.go(act) == KILLED
-    assert wait_until(lambda: not actors_of(cluster), 20)
-    assert free_cpus(CPUS) == CPUS
-    groups = ray.util.placement_group_table().values()
-    assert {group["state"] for group in groups} == {"REMOVED"}
-    assert trial.go(Act(hurts=(), changes=over_ray(cluster, num_stages=3))) == DONE
-    trial.check(truth("causal"))
-    assert "checkpoint" in [event["event"] for event in trial.events()]
-    assert not actors_of(cluster)
 
 
 @pytest.mark.slow
@@ -148,7 +115,7 @@ def test_a_render_outlives_a_node(cluster, comes_back, caplog):
     assert ("layers are split anew over the devices that are left" in caplog.text) != comes_back
     left = CPUS if comes_back else CPUS - 2
     assert free_cpus(left) == left
-    assert wait_until(lambda: not actors_of(cluster), 20)
+    assert wait_until(lambda: not actors(), 20)
 
 
 @pytest.mark.slow
@@ -175,7 +142,7 @@ def test_a_node_that_wakes_after_it_was_given_up_changes_nothing(cluster, caplog
     wakes[0].join(120)
     assert "split anew" in caplog.text
     cluster.remove_node(other, allow_graceful=False)
-    assert wait_until(lambda: not actors_of(cluster), 30)
+    assert wait_until(lambda: not actors(), 30)
 
 
 @pytest.mark.slow
@@ -185,4 +152,4 @@ def test_nothing_is_lost_wherever_a_render_over_ray_is_hurt(seed, cluster, truth
     policy = POLICIES[seed % len(POLICIES)]
     acts = draw_over_ray(seed, over_ray(cluster))
     run_trial(Trial(tmp_path, plan(policy)), acts, truth(policy))
-    assert wait_until(lambda: not actors_of(cluster), 20)
+    assert wait_until(lambda: not actors(), 20)

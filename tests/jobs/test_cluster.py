@@ -14,6 +14,8 @@ import pytest
 from command import SMALL, longreel
 from processes import descendants, kept_shared_memory, shared_memory, still_there
 
+import longreel as longreel_package
+
 pytestmark = pytest.mark.ray
 OVER_RAY = ("parallel.num_stages=2", "model.device=cpu", "output.format=png")
 
@@ -32,15 +34,22 @@ def started(folder, *arguments):
 
 
 @pytest.mark.parametrize(
-    "layout", [pytest.param((), marks=pytest.mark.slow), ("parallel.cfg=split",)]
+    "layout",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("parallel.num_stages=1", "parallel.cfg=split", "parallel.backend=ray"),
+    ],
 )
 def test_the_command_renders_over_a_cluster_of_its_own(tmp_path, layout):
+    """In the checkout, whose folders are named as packages are that others look for."""
     settings = [*SMALL, "video.frames=17", "blocks.policy=dualparal", "blocks.size=2"]
     local = longreel("render", "a cat", "-o", tmp_path / "one", *settings, "output.format=png")
     assert local.code == 0, local.err
     shared = shared_memory()
     seen: set[int] = set()
-    with started(tmp_path, "-o", "two", *settings, *OVER_RAY, *layout) as ours:
+    checkout = Path(longreel_package.__file__).parents[1]
+    two = tmp_path / "two"
+    with started(checkout, "-o", two, *settings, *OVER_RAY, *layout) as ours:
         while ours.poll() is None:
             seen |= descendants(ours.pid)
             time.sleep(0.2)
@@ -48,10 +57,10 @@ def test_the_command_renders_over_a_cluster_of_its_own(tmp_path, layout):
     assert ours.returncode == 0, words
     assert len(words.splitlines()) == 3, words  # one for each of prompt, denoising, decoding
     names = sorted(os.listdir(tmp_path / "one"))
-    assert names == sorted(os.listdir(tmp_path / "two"))
+    assert names == sorted(os.listdir(two))
     for name in names:
         if name.endswith(".png"):
-            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+            assert (tmp_path / "one" / name).read_bytes() == (two / name).read_bytes()
     assert len(seen) > 5
     assert still_there(seen, 5.0) == set()
     assert kept_shared_memory(shared) == set()

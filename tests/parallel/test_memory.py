@@ -3,6 +3,7 @@
 import ctypes
 import os
 from contextlib import closing
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from tiny_blocks import overrides
 
 from longreel.configs.parallel import ParallelConfig
-from longreel.jobs.cluster import connect, open_backend
+from longreel.jobs.cluster import connect
 from longreel.jobs.render import plan_render
+from longreel.jobs.serve.warm import WarmBackends
 from longreel.pipeline.generator import Generator
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
@@ -42,7 +44,15 @@ def backend(request):
         disconnect()
 
 
-def endless(policy, backend, *more):
+@pytest.fixture(scope="module")
+def open_backend(backend):
+    """Over Ray all streams are made by the same actors, which are there for one after the other."""
+    warm = WarmBackends()
+    yield partial(warm.open, hear=[].append)
+    warm.release()
+
+
+def endless(policy, backend, open_backend, *more):
     plan = plan_render(
         "a cat",
         frames=0,
@@ -52,6 +62,7 @@ def endless(policy, backend, *more):
             f"parallel.backend={backend}",
             "sampling.guidance_mode=none",
             "model.device=cpu",
+            "model.arch=test-causal",  # one for all
         ],
     )
     return Generator(plan, open_backend=open_backend)
@@ -90,7 +101,7 @@ def least(blocks) -> dict[str, int]:
     return {name: min(at[name] for at in seen) for name in found}
 
 
-def check_growth(blocks, early: int, late: int, num_processes: int) -> None:
+def check_growth(generator, blocks, early: int, late: int, num_processes: int) -> None:
     for _ in islice(blocks, early - LOOKS):
         pass
     first = least(blocks)
@@ -101,23 +112,27 @@ def check_growth(blocks, early: int, late: int, num_processes: int) -> None:
     growth = {name: last[name] / first[name] - 1 for name in first}
     print({name: f"{first[name] / 2**20:.1f} MiB {growth[name]:+.2%}" for name in first})
     assert max(growth.values()) < MOST, growth
+    generator.stop()
+    for _ in blocks:
+        pass
 
 
 @LENGTHS
 @pytest.mark.parametrize("policy", STEPS)
-def test_denoising_for_ever_takes_no_more_memory(policy, backend, early, late):
+def test_denoising_for_ever_takes_no_more_memory(policy, backend, open_backend, early, late):
     # a block's latents are so large (72 KiB), and its keys and values, that 100 of them would show
-    generator = endless(policy, backend, "video.height=128", "video.width=192")
+    generator = endless(policy, backend, open_backend, "video.height=128", "video.width=192")
     with closing(generator.blocks()) as blocks:
-        check_growth(blocks, early, late, 1 if backend == "local" else 4)
+        check_growth(generator, blocks, early, late, 1 if backend == "local" else 4)
 
 
 @LENGTHS
-def test_decoding_for_ever_takes_no_more_memory(backend, early, late):
+def test_decoding_for_ever_takes_no_more_memory(backend, open_backend, early, late):
     # frames of a block are 54 KiB, and what is decoded of each frame on the way is far more
-    generator = endless("dualparal-grouped", backend, "video.height=32", "video.width=48")
+    sizes = ("video.height=32", "video.width=48")
+    generator = endless("dualparal-grouped", backend, open_backend, *sizes)
     with closing(generator.chunks()) as chunks:
-        check_growth(by_block(chunks), early, late, 1 if backend == "local" else 4)
+        check_growth(generator, by_block(chunks), early, late, 1 if backend == "local" else 4)
 
 
 def by_block(chunks):

@@ -123,8 +123,10 @@ def test_devices_that_are_not_there_are_named(num_stages, device, may_grow, word
 
 
 def test_busy_devices_are_waited_for_and_then_named():
-    with Warm(5), pytest.raises(ValueError, match=r"1 of them free; wait for other renders"):
+    others = place(layout(5), "cpu", timeout_s=10.0, may_grow=False)
+    with pytest.raises(ValueError, match=r"1 of them free; wait for other renders"):
         place(layout(2), "cpu", timeout_s=0.5, may_grow=False)
+    others.remove()
 
 
 def test_stages_have_a_gpu_each_where_the_cluster_has_some():

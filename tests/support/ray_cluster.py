@@ -1,15 +1,19 @@
 """What tests over Ray share: the cluster, plans, and actors kept from render to render."""
 
 import os
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import poison
 import pytest
 import ray
+from forked_workers import forking, listening
+from processes import command, descendants
 from ray.cluster_utils import Cluster
 from tiny_blocks import overrides
 
@@ -44,24 +48,44 @@ def quiet():
 @contextmanager
 def cluster_of(*nodes, **system):
     """A cluster with these nodes, the head first; `system`: Ray's own settings."""
+    with quiet(), _nodes(*nodes, **system) as cluster, _connected(cluster):
+        yield cluster
+
+
+@contextmanager
+def two_nodes():
+    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told. Workers are forked,
+    from a process that has imported what they need."""
+    with (
+        quiet(),
+        tempfile.TemporaryDirectory() as folder,
+        listening(Path(folder)) as (server, forked),
+        _nodes({"num_cpus": 3, **forked}, {"num_cpus": 3, "num_gpus": 2, **forked}) as cluster,
+        forking(server),
+        _connected(cluster),
+    ):
+        yield cluster
+
+
+@contextmanager
+def _nodes(*nodes, **system):
     memory = {"object_store_memory": 100 * 2**20}
-    with quiet():
-        head = {"include_dashboard": False, "_system_config": system}
-        cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **memory, **head})
+    head = {"include_dashboard": False, "_system_config": system}
+    cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **memory, **head})
+    try:
         for node in nodes[1:]:
             cluster.add_node(**node, **memory)
-        ray.init(
-            address=cluster.address, logging_level="ERROR", log_to_driver=False, namespace="tests"
-        )
-        ray.cloudpickle.register_pickle_by_value(poison)  # actors do not see this folder
         yield cluster
-        ray.shutdown()
+    finally:
         cluster.shutdown()
 
 
-def two_nodes():
-    """Two nodes of three CPUs; the second has two GPUs, as far as Ray is told."""
-    return cluster_of({"num_cpus": 3}, {"num_cpus": 3, "num_gpus": 2})
+@contextmanager
+def _connected(cluster):
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False, namespace="tests")
+    ray.cloudpickle.register_pickle_by_value(poison)  # actors do not see this folder
+    yield
+    ray.shutdown()
 
 
 def make_plan(policy, *more, frames=33, **parallel):
@@ -104,6 +128,22 @@ def free_cpus(want=6.0):
             break
         time.sleep(0.05)
     return free
+
+
+def over_ray(cluster, num_stages=2):
+    """Changes to a plan, for a driver of its own."""
+    return {
+        "parallel.backend": "ray",
+        "parallel.address": cluster.address,
+        "parallel.num_stages": num_stages,
+        "parallel.transfer_timeout_s": 4.0,
+    }
+
+
+def actors():
+    """Processes of actors, as Ray names them, on nodes that this process has started."""
+    names = "ray::StageActor", "ray::Host"
+    return [pid for pid in descendants(os.getpid()) if command(pid).startswith(names)]
 
 
 def pids_of(backend):

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import tiny_vae
 from command import TINY, longreel
-from finished import FRAMES, Finished, digests, frames_of, make, plan
-from ray_cluster import two_nodes
+from finished import EDITS, FRAMES, Finished, digests, frames_of, make, plan
 from thread_chain import ThreadBackend
 from tiny_blocks import ARCHS, POLICIES, overrides
 
@@ -56,7 +55,7 @@ def test_latents_stay_with_their_frames_where_what_follows_is_decoded_anew(
     for segment in render.segments():
         kept = KeptLatents([segment], 4)
         kept.read(kept.count(segment.first), kept.count(segment.stop))
-    extend(render, 8)
+    extend(render, 4)
     make(render)
     redo(render, render.segments()[-1].first, render.segments()[-1].stop)
     make(render)
@@ -183,11 +182,10 @@ NOW = [("dualparal-grouped", "redo", "decode"), ("causal", "extend", "denoise")]
 def test_an_edit_that_was_interrupted_goes_on_to_the_same_bytes(
     finished, tmp_path, policy, edit, what
 ):
-    whole, render = (finished.copy(tmp_path, policy) for _ in range(2))
+    render = finished.copy(tmp_path, policy)
     before = digests(render)
-    for one in (whole, render):
-        one_edit = extend(one, 24) if edit == "extend" else redo(one, 14, 26)
-    killed(render, what, {"denoise": 4, "decode": one_edit.first + 12}[what])
+    asked = EDITS[edit](render)
+    killed(render, what, {"denoise": 4, "decode": asked.first + 12}[what])
     assert digests(render)[: len(before)] == before
     assert render.status().state == "paused"
     assert render.status().frames_done < render.status().frames
@@ -195,15 +193,15 @@ def test_an_edit_that_was_interrupted_goes_on_to_the_same_bytes(
         redo(render, 0, 4)
     if what == "decode" and policy == "causal":  # from the beginning of the edit, that is
         shutil.rmtree(render.path / "checkpoints")
-    assert make(RenderFolder(render.path)) == make(whole)
+    assert make(RenderFolder(render.path)) == finished.edited(policy, edit)
 
 
 @pytest.mark.parametrize("what", ["extend", "redo"])
 def test_an_edit_that_is_dropped_has_never_been(finished, tmp_path, what):
-    render, plain = (finished.copy(tmp_path, "dualparal-grouped") for _ in range(2))
+    render = finished.copy(tmp_path, "dualparal-grouped")
     before, journal = digests(render), (render.path / "journal").read_bytes()
     files = {path for path in render.path.rglob("*") if path.is_file()}
-    edit = extend(render, 24) if what == "extend" else redo(render, 14, 26)
+    edit = EDITS[what](render)
     reader = RenderFolder(render.path)
     killed(render, "decode", edit.first + 12)
     assert (len(digests(reader)) > len(before)) == (what == "extend")
@@ -220,11 +218,9 @@ def test_an_edit_that_is_dropped_has_never_been(finished, tmp_path, what):
     assert (render.path / "journal").read_bytes().startswith(journal)
     with pytest.raises(ValueError, match="is done and has no unfinished edit, so there is nothing"):
         render.drop()
-    again = redo(RenderFolder(render.path), 14, 26)
+    again = EDITS["redo"](RenderFolder(render.path))
     assert again.section.revision == 2, "what is asked for anew is another"
-    make(render)
-    redo(plain, 14, 26)
-    assert make(plain) != digests(render)
+    assert make(render) != finished.edited("dualparal-grouped", "redo")
 
 
 def decoded_at_once(render, policy):
@@ -237,14 +233,15 @@ def decoded_at_once(render, policy):
 
 def test_frames_are_those_of_all_latents_decoded_at_once(finished, tmp_path):
     """But where what was there is faded in again."""
-    # 16 latents a frame: of fewer than 12 the first convolution rounds otherwise, all at once
+    # 16 latents a frame: of fewer than 12 the first convolution rounds otherwise, all at once;
+    # and more of them than a decoder reaches back, so that it does not begin at the first
     lossless = ["output.format=png", "sampling.steps=1", "video.height=32"]
-    render = finished.copy(tmp_path, "dualparal-grouped", *lossless, frames=145)
-    extend(render, MORE)
+    render = finished.copy(tmp_path, "dualparal-grouped", *lossless, frames=129)
+    assert extend(render, 24).section.first > render.plan.arch.vae.decoder_reach
     make(render)
-    assert np.array_equal(frames_of(render), decoded_at_once(render, "dualparal-grouped"))
     old = frames_of(render)
-    edit = redo(render, 134, 140)
+    edit = redo(render, 138, 140)  # of three segments the second
+    assert 129 < edit.first < edit.fade < edit.stop
     make(render)
     new, truth = frames_of(render), decoded_at_once(render, "dualparal-grouped")
     assert np.array_equal(new[: edit.fade], truth[: edit.fade])
@@ -285,13 +282,13 @@ def test_what_cannot_be_edited_is_refused_before_anything_is_made(finished, tmp_
         (lambda: extend(render, 0), r"extend=0 adds no frame"),
         (lambda: extend(render, -4), r"extend=-4 adds no frame"),
         (lambda: extend(render, 6), r"extend=6 comes from no whole number .*; use 4 or 8"),
-        (lambda: extend(render, 8, prompt_at=[(0.5, "a dog")]), r"choose times from 2\.5625 s on"),
+        (lambda: extend(render, 8, prompt_at=[(0.5, "a dog")]), r"choose times from 2\.0625 s on"),
         (lambda: extend(render, 8, prompt_at=[(60, "a dog")]), r"prompt_at=60 is after the last"),
         (lambda: redo(render, 20, 10), r"redo=20\.\.10 ends before it begins; use redo=10\.\.20"),
         (lambda: redo(render, 20, 20), r"redo=20\.\.20 holds no frame; .* as 21"),
-        (lambda: redo(render, 40, 44), r"redo=40\.\.44 is not inside .* frames are 0\.\.41"),
+        (lambda: redo(render, 32, 36), r"redo=32\.\.36 is not inside .* frames are 0\.\.33"),
         (lambda: redo(render, -1, 6), r"redo=-1\.\.6 is not inside"),
-        (lambda: redo(render, 0, 41), r"touches every segment .*render anew with another seed"),
+        (lambda: redo(render, 0, 33), r"touches every segment .*render anew with another seed"),
     ]:
         with pytest.raises(ValueError, match=said):
             ask()
@@ -386,14 +383,13 @@ def test_the_command_line_extends_and_redoes(tmp_path):
 @pytest.mark.parametrize(
     "policy", ["dualparal-grouped", pytest.param("causal", marks=pytest.mark.slow)]
 )
-def test_over_ray_an_edit_makes_the_bytes_of_one_process(finished, tmp_path, policy):
+def test_over_ray_an_edit_makes_the_bytes_of_one_process(two_nodes, finished, tmp_path, policy):
     over_ray = {"parallel.backend": "ray", "parallel.num_stages": 2}
     here, there = (finished.copy(tmp_path, policy) for _ in range(2))
-    with two_nodes():
-        for ask in (lambda one: extend(one, MORE), lambda one: redo(one, 16, 18)):
-            ask(here)
-            ask(there)
-            assert make(there, changes=over_ray) == make(here)
+    for ask in (lambda one: extend(one, MORE), lambda one: redo(one, 16, 18)):
+        ask(here)
+        ask(there)
+        assert make(there, changes=over_ray) == make(here)
 
 
 SIZES = [*TINY, "video.height=32", "video.width=48", "sampling.steps=3"]

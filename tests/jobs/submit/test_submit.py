@@ -58,8 +58,31 @@ def runner(url, environment):
     return run
 
 
+_IN_TURN = """
+import sys
+from longreel.jobs.cli import app
+for line in sys.argv[1:]:
+    app(line.split(), standalone_mode=False)
+    print("\\0", end="")
+"""
+
+
+def in_turn(cluster, *lines):
+    """What each of these commands says, run by one process: each of its own would import Ray."""
+    url, environment = cluster
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _IN_TURN, *lines],
+        env=environment | {"RAY_API_SERVER_ADDRESS": url},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split("\0")[:-1]
+
+
 @pytest.mark.ray
-def test_a_job_makes_the_render_that_this_process_makes(longreel, tmp_path):
+def test_a_job_makes_the_render_that_this_process_makes(cluster, longreel, tmp_path):
     request = tmp_path / "request.yaml"
     lines = "".join(f"  {key}: {value}\n" for key, value in SMALL.items())
     request.write_text(
@@ -79,11 +102,11 @@ def test_a_job_makes_the_render_that_this_process_makes(longreel, tmp_path):
     assert [s.path.read_bytes() for s in there.segments()] == [
         s.path.read_bytes() for s in here.segments()
     ]
-    said, _ = longreel("status", out)
+    again = tmp_path / "again.mp4"
+    said, logs, _ = in_turn(cluster, f"status {out}", f"logs {out}", f"download {out} -o {again}")
     assert said.startswith(f"{out}  done  job {out}-1")
-    assert '"event": "started"' in longreel("logs", out)[0]
-    longreel("download", out, "-o", tmp_path / "again.mp4")
-    assert (tmp_path / "again.mp4").read_bytes() == video.read_bytes()
+    assert '"event": "started"' in logs
+    assert again.read_bytes() == video.read_bytes()
 
 
 @pytest.mark.ray
