@@ -64,7 +64,7 @@ class BlockSchedule:
         """Whether a clean block runs once more, for the keys and values that others read."""
         return bool(self.clean or self.sink)
 
-    @property
+    @cached_property
     def first_block(self) -> int:
         """The first one that is made."""
         return -(-self.first // self.size)
@@ -86,7 +86,7 @@ class BlockSchedule:
                 return start, self.num_latents
         return max(0, start), start + self.size
 
-    @property
+    @cached_property
     def _shift(self) -> int:
         """So many latents the video's first block is short of a whole one."""
         return self.first_block * self.size - self.first

@@ -1,6 +1,6 @@
 """One walk through a block schedule: how far every block in flight is, and so the next task."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -247,26 +247,39 @@ class Walk:
         """Whether a block is yet to be admitted."""
         return self._next != self._s.num_blocks
 
-    def _task(self, **fields: object) -> Task:
-        task = Task(number=self._number, tick=self._tick, **fields)  # type: ignore[arg-type]
+    def _task(
+        self, *, parts: tuple[Part, ...], reads: tuple[Entry, ...] = (), **fields: object
+    ) -> Task:
+        runs: list[Part | Entry] = [*parts, *reads]
+        places = _places(sorted((run.start, run.stop) for run in runs), self._s.keep_first)
+        task = Task(
+            number=self._number,
+            tick=self._tick,
+            parts=parts,
+            reads=reads,
+            positions=_positions(parts, places),
+            context_positions=_positions(reads, places),
+            **fields,  # type: ignore[arg-type]
+        )
         self._number += 1
-        return _with_positions(task, self._s.keep_first)
+        return task
 
 
-def _with_positions(task: Task, keep_first: bool) -> Task:
-    """Latents of the window and of its context, in order of time, count up without gaps."""
-    runs = sorted(
-        [(part.start, part.stop) for part in task.parts]
-        + [(entry.start, entry.stop) for entry in task.reads]
-    )
-    latents = [latent for start, stop in runs for latent in range(start, stop)]
-    offset = 1 if keep_first and latents[0] > 0 else 0
-    place = {latent: i + offset for i, latent in enumerate(latents)}
-    assert len(place) == len(latents), "a latent stands twice in a window"
-    return replace(
-        task,
-        positions=tuple(place[i] for part in task.parts for i in range(part.start, part.stop)),
-        context_positions=tuple(
-            place[i] for entry in task.reads for i in range(entry.start, entry.stop)
-        ),
+def _places(spans: list[tuple[int, int]], keep_first: bool) -> dict[int, int]:
+    """Of the first latent of every run: in order of time, latents count up without gaps."""
+    at = 1 if keep_first and spans[0][0] > 0 else 0
+    places, past = {}, 0
+    for start, stop in spans:
+        assert start >= past, "a latent stands twice in a window"
+        places[start] = at
+        at, past = at + stop - start, stop
+    return places
+
+
+def _positions(runs: Sequence[Part | Entry], places: dict[int, int]) -> tuple[int, ...]:
+    """Of every latent of these runs."""
+    return tuple(
+        place
+        for run in runs
+        for place in range(places[run.start], places[run.start] + run.num_latents)
     )
