@@ -64,7 +64,8 @@ STALE = ("attention.builder=stale", "attention.tile=16", "attention.dense_steps=
 @pytest.mark.parametrize("backend", [LocalBackend, ThreadBackend])
 def test_a_branch_that_is_passed_by_keeps_nothing_of_finished_blocks(backend):
     """Each block's last step is not guided, and its attention is kept from the steps before."""
-    ours = make_plan("dualparal-grouped", *STALE, "parallel.cfg=split", "parallel.num_stages=2")
+    more = (*STALE, "parallel.cfg=split", "parallel.num_stages=2")
+    ours = make_plan("dualparal-grouped", *more, frames=25, steps=4)
     opened = backend(ours)
     chain = opened.chain(Generator(ours).sampling(opened))
     most = 0

@@ -41,11 +41,12 @@ def _run(plan, start=None, snapshots=False):
 
 LISTS = ("video.height=64", "video.width=64", "attention.tile=16", "attention.dense_steps=0")
 FEW = ("sampling.steps=2",)
+UNGUIDED = ("sampling.guidance_mode=none",)
 CASES = [
     ("causal", ()),
     ("whole", (*FEW, *LISTS, "attention.builder=pooled", "attention.dense_steps=0.5")),
-    ("whole", (*FEW, *LISTS, "attention.builder=spatiotemporal")),
-    ("dualparal-grouped", (*FEW, *LISTS, "attention.builder=local")),
+    ("whole", (*FEW, *LISTS, *UNGUIDED, "attention.builder=spatiotemporal")),
+    ("dualparal-grouped", (*FEW, *LISTS, *UNGUIDED, "attention.builder=local")),
 ]
 
 
@@ -64,7 +65,7 @@ def test_a_render_on_a_gpu_keeps_its_tensors_there(gpus, policy, more):
     assert not [place for place in read if place.startswith("kernels")], read
 
 
-@pytest.mark.parametrize(("policy", "more"), [("dualparal", FEW), ("causal", ())])
+@pytest.mark.parametrize(("policy", "more"), [("dualparal", (*FEW, *UNGUIDED)), ("causal", ())])
 def test_a_chain_goes_on_from_tensors_of_the_host(gpus, policy, more):
     """As a checkpoint's file and a repair over Ray bring them."""
     plan = _plan("cuda:0", policy, *more, frames=17)

@@ -21,7 +21,7 @@ from longreel.pipeline.generator import Generator
 VARIANTS = ["causal-recache", "forcing-causal", "dualparal-staggered-wide"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(schedules(), st.integers(1, 7))
 def test_a_walk_goes_on_from_any_tick(schedule, every):
     tasks = first_tasks(schedule)
