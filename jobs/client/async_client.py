@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ...configs.files import expand
 from .errors import RenderFailed
 from .http import Http, is_passing
 from .wire import Event, EventReader, FrameReader, Frames
@@ -89,7 +90,7 @@ class AsyncClient:
             "pace": pace,
         }
         if image is not None:
-            data = await asyncio.to_thread(Path(image).expanduser().read_bytes)
+            data = await asyncio.to_thread(expand(image).read_bytes)
             body["image"] = base64.b64encode(data).decode()
         headers = {"idempotency-key": key or secrets.token_hex(16)}
         answer = await self._http.ask("POST", "/api/v1/renders", json=body, headers=headers)
@@ -242,7 +243,7 @@ class AsyncRender:
         """Waits for it, then its MP4 at `path`; or a folder of pictures, if that is no .mp4."""
         from .save import save_pictures, save_video
 
-        target = Path(path).expanduser()
+        target = expand(path)
         await self.wait()
         if target.suffix.lower() == ".mp4":
             await save_video(self._http, f"{self._path}/video", target)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from ...configs.files import expand
 from .batch_items import Asked, read_items
 from .batch_log import BatchLog
 from .batch_table import shown
@@ -65,7 +66,7 @@ async def run_batch(
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency} renders nothing; set it to 1 or more")
     asked = read_items(items)
-    folder = Path(out_dir).expanduser()
+    folder = expand(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     every = [Item(name=a.name, prompt=a.prompt, path=folder / f"{a.name}.mp4") for a in asked]
     turns = asyncio.Semaphore(concurrency)

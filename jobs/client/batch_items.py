@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...configs.files import expand
+
 _NUMBERS: dict[str, Any] = {"frames": int, "seed": int, "priority": int, "deadline_s": float}
 _TEXTS = ("prompt", "preset", "image", "name")
 _NAME_BYTES = 250  # with its suffix as long as file systems take
@@ -50,7 +52,7 @@ def _read_file(path: Path) -> list[Mapping[str, object]]:
             f"batch={path} is neither .csv nor .jsonl, so its form is unknown; name it so"
         )
     try:
-        with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
+        with expand(path).open(encoding="utf-8-sig", newline="") as file:
             if kind == ".jsonl":
                 return [json.loads(line) for line in file if line.strip()]
             rows = csv.DictReader(file)

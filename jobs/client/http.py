@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from ...configs.files import expand
 from .errors import ServerError
 
 _FIRST_S, _MOST_S = 0.2, 5.0  # between two tries
@@ -111,7 +112,7 @@ def is_passing(error: Exception) -> bool:
 def read_token(path: Path) -> str:
     """The one token of a file, as a server of one client has it."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = expand(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"token-file={path} cannot be read ({error}); give a text file with the token in it"
