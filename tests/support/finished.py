@@ -5,12 +5,14 @@ import shutil
 import numpy as np
 from tiny_blocks import overrides
 
+from longreel.jobs.home.edits import extend, redo
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.render import plan_render
 
 FRAMES = 41
+EDITS = {"extend": lambda render: extend(render, 24), "redo": lambda render: redo(render, 14, 26)}
 
 
 def plan(policy, *more, frames=FRAMES, **request):
@@ -25,6 +27,7 @@ class Finished:
     def __init__(self, place):
         self._place = place
         self._made = {}
+        self._edited = {}
 
     def copy(self, into, policy, *more, **request):
         key = (policy, *more, *request.items())
@@ -35,6 +38,16 @@ class Finished:
         path = into / f"{len(list(into.iterdir()))}"
         shutil.copytree(self._made[key].path, path)
         return RenderFolder(path)
+
+    def edited(self, policy, edit):
+        """Digests of a copy that was edited, and made without a disturbance."""
+        if (policy, edit) not in self._edited:
+            place = self._place / f"edited{len(self._edited)}"
+            place.mkdir(parents=True)
+            render = self.copy(place, policy)
+            EDITS[edit](render)
+            self._edited[policy, edit] = make(render)
+        return self._edited[policy, edit]
 
 
 def digests(render):

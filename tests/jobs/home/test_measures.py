@@ -50,12 +50,12 @@ def test_fewer_blocks_in_flight_are_tried_before_a_render_is_given_up(home, monk
         return task.number < 4 or plan.schedule.max_inflight <= 2
 
     monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
-    plan = make_plan("dualparal", "checkpoint.every_s=0", frames=41)
+    plan = make_plan("dualparal", "checkpoint.every_s=0", frames=33)
     assert plan.schedule.max_inflight > 4
     render = home.create(plan)
     assert RenderRun(render).run().state == "done"
     assert changes_of(render) == [{"max_inflight": plan.schedule.max_inflight // 2}]
-    assert len(frames_of(render)) == 41
+    assert len(frames_of(render)) == 33
     monkeypatch.setattr(backends, "make_stage", make_stage)
     again = home.create(plan)  # begun with as few, it is the same render
     with again.attempt() as attempt:
@@ -74,7 +74,7 @@ def test_tiles_are_decoded_from_where_whole_frames_ended(home, monkeypatch):
         return decode(self, latents_BCTHW)
 
     request = ("causal", "checkpoint.every_s=0", "video.width=384")
-    plan = make_plan(*request, frames=41)
+    plan = make_plan(*request, frames=33)
     truth = home.create(plan)
     RenderRun(truth).run()
     monkeypatch.setattr(StreamingDecoder, "decode", short)
@@ -87,7 +87,7 @@ def test_tiles_are_decoded_from_where_whole_frames_ended(home, monkeypatch):
     # tiles differ from whole frames, whose pixels attend to each other; but no more than if there
     # had been tiles from the first latent on
     monkeypatch.setattr(StreamingDecoder, "decode", decode)
-    tiled = home.create(make_plan(*request, "model.vae_tile=256", frames=41))
+    tiled = home.create(make_plan(*request, "model.vae_tile=256", frames=33))
     RenderRun(tiled).run()
     always = np.abs(frames_of(tiled) - whole)[first:].mean()
     assert 0 < np.abs(ours - whole)[first:].mean() < 1.2 * always
@@ -98,19 +98,19 @@ def test_a_checkpoint_of_more_blocks_in_flight_is_gone_on_from(home, monkeypatch
         return task.number < 14 or plan.schedule.max_inflight <= 2
 
     monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
-    render = home.create(make_plan("dualparal", "checkpoint.every_s=0.01", frames=61))
+    render = home.create(make_plan("dualparal", "checkpoint.every_s=0.01", frames=45))
     first = []
     report = lambda what, done, total, note="": first.append(done) if what == "denoise" else None  # noqa: E731
     assert RenderRun(render, report).run().state == "done"
     assert first[first.index(0, 1) + 1] > 1, "it began anew"
-    assert len(frames_of(render)) == 61
+    assert len(frames_of(render)) == 45
 
 
 def test_what_was_tried_counts_in_later_attempts(home, monkeypatch):
     monkeypatch.setattr(
         backends, "make_stage", partial(short_of, lambda plan, task: plan.schedule.max_inflight < 2)
     )
-    render = home.create(make_plan("dualparal", "checkpoint.every_s=0", frames=41))
+    render = home.create(make_plan("dualparal", "checkpoint.every_s=0", frames=33))
 
     class Killed(BaseException):
         pass
