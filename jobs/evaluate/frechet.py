@@ -93,6 +93,7 @@ def _root(matrix_DD: Array) -> Array:
     return root
 
 
+@cache
 def _weights() -> list[tuple[Tensor, Tensor]]:
     rng = np.random.Generator(np.random.PCG64([_SEED, 0]))  # numpy keeps its streams
     layers = []

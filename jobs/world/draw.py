@@ -76,7 +76,7 @@ def _paint(picture_HWC: Array, owner_HW: Array, thing: Thing, number: int, centr
     rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
     x = np.arange(low[0], high[0]) + 0.5 - centre[0]
     y = np.arange(low[1], high[1]) + 0.5 - centre[1]
-    cover = coverage(thing.shape, thing.radius, *np.meshgrid(x, y))
+    cover = coverage(thing.shape, thing.radius, x[None], y[:, None])
     colour = np.array(THING_COLOURS[thing.colour], np.float32)
     patch = picture_HWC[rows, columns]
     patch += cover[..., None].astype(np.float32) * (colour - patch)

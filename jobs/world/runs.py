@@ -19,8 +19,10 @@ def connected(label_THW: Array) -> Array:
     run_RW = np.cumsum(changes_RW).reshape(rows_RW.shape) - 1
     run_THW = run_RW.reshape(label_THW.shape)
     same = (label_THW[:, 1:] == label_THW[:, :-1]) & (label_THW[:, 1:] > 0)
-    pairs = np.unique(np.stack([run_THW[:, :-1][same], run_THW[:, 1:][same]], axis=1), axis=0)
-    part_N = _join(int(run_RW.max()) + 1, pairs)
+    count = int(run_RW.max()) + 1
+    # as one number, because sorting rows of two is many times slower
+    pairs = np.unique(run_THW[:, :-1][same] * count + run_THW[:, 1:][same])
+    part_N = _join(count, np.stack(np.divmod(pairs, count), axis=1))
     part_THW = part_N[run_THW]
     kept = np.unique(part_THW[label_THW > 0])
     number_N = np.zeros(len(part_N), np.int64)

@@ -178,7 +178,7 @@ def _look(
 def _shape(share_HW: Array, radius: float, x_W: Array, y_H: Array, most: float) -> str | None:
     """The shape of the same area and centre that differs least, if in less than `most` of it."""
     sharp_HW = np.clip(2 * share_HW - 0.5, 0, 1)  # soft edges are every shape's
-    grid = np.meshgrid(x_W, y_H)
+    grid = x_W[None], y_H[:, None]
     area = np.pi * radius**2
     unlike = {
         shape: float(
