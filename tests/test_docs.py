@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from few_references import few_references
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -172,7 +173,8 @@ def test_every_page_with_commands_was_read():
 
 
 @pytest.mark.parametrize(("page", "arguments"), commands(), ids=lambda value: str(value)[:70])
-def test_a_command_line_works_as_it_is_shown(page, arguments, workplace):
+def test_a_command_line_works_as_it_is_shown(page, arguments, workplace, monkeypatch):
+    few_references(monkeypatch)
     for block in blocks(page, "yaml"):
         if named := re.match(r"# (\S+\.yaml)\n", block):
             (workplace / named[1]).write_text(block, encoding="utf-8")
@@ -181,6 +183,8 @@ def test_a_command_line_works_as_it_is_shown(page, arguments, workplace):
         unmade = True  # needs weights
     if unmade and "--dry-run" not in arguments:
         arguments = [*arguments, "--dry-run"]
+    elif arguments[0] == "render" and "--frames" not in arguments:
+        arguments = [*arguments, "--frames", "9"]  # five seconds of video take a while
     before = signal.getsignal(signal.SIGTERM)
     try:
         result = CliRunner().invoke(app, arguments)

@@ -1,8 +1,6 @@
 """`longreel evaluate`: rows of means, pictures, and nothing measured twice."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import torch
 from command import files_in, longreel
 from diffusers import AutoencoderKLWan
 from diffusers.video_processor import VideoProcessor
+from few_references import few_references
 from PIL import Image
 
 from longreel.jobs.evaluate import records
@@ -23,6 +22,11 @@ from longreel.models.shipped import shipped_folder
 
 # random weights, as few tokens and steps as there can be
 TINY = ("--preset", "tiny", "sampling.steps=1", "sampling.guidance_mode=none", "model.text_cache=")
+
+
+@pytest.fixture(autouse=True)
+def _few_references(monkeypatch):
+    few_references(monkeypatch)
 
 
 def rows(*options):
@@ -144,12 +148,3 @@ def test_mistakes_are_told_before_anything_is_made(options, said, tmp_path):
     assert done.code == 2
     assert said in done.message
     assert not (tmp_path / "out").exists()
-
-
-def test_a_dry_run_keeps_ray_out_of_it():
-    code = (
-        "import sys; from longreel.jobs.cli import app\n"
-        "app(['evaluate', '--dry-run', '--truth'], standalone_mode=False)\n"
-        "assert 'ray' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -55,7 +55,9 @@ def test_parts_are_those_of_a_flood():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_look_is_told(shape, size):
-    for colour, ground in zip(THING_COLOURS, [*GROUND_COLOURS, "navy", "beige"], strict=True):
+    """Each shape and each size in every colour, in a third of all combinations."""
+    colours = [*zip(THING_COLOURS, [*GROUND_COLOURS, "navy", "beige"], strict=True)]
+    for colour, ground in colours[(SHAPES.index(shape) + [*SIZES].index(size)) % 3 :: 3]:
         thing = one(shape, colour, size)
         scene = Scene(things=(thing,), ground=Ground(kind="plain", colours=(ground,)))
         frames = np.repeat(draw(scene, 0, 1), 3, axis=0)
@@ -63,10 +65,10 @@ def test_every_look_is_told(shape, size):
         assert looks(soften(frames, 0)) == [(size, colour, shape)]
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(8))
 def test_held_out_scenes_are_read_back(seed):
     scene = random_scene(seed, "held-out")
-    tracked = track(draw(scene, 0, 81))
+    tracked = track(draw(scene, 0, 65))
     assert sorted(t.looks for t in tracked.things) == sorted(t.looks for t in scene.things)
     assert tracked.backdrop.kind == scene.ground.kind
     assert sorted(tracked.backdrop.colours) == sorted(scene.ground.colours)
@@ -75,19 +77,19 @@ def test_held_out_scenes_are_read_back(seed):
 
 
 def test_paths_are_measured_to_a_fifth_of_a_pixel():
-    for seed in range(8):
+    for seed in range(6):
         scene = random_scene(seed, "held-out")
-        paths = centres(scene, np.arange(40))
-        for thing in track(draw(scene, 0, 40)).things:
+        paths = centres(scene, np.arange(24))
+        for thing in track(draw(scene, 0, 24)).things:
             for t, seen in thing.clear.items():
                 off = np.hypot(*(paths[t] - [seen.x, seen.y]).T).min()
                 assert off < 0.2, (seed, t, thing.looks)
 
 
 def test_soft_and_noisy_clips_are_read_back():
-    for seed in range(6):
+    for seed in range(5):
         scene = random_scene(seed, "held-out")
-        frames = soften(draw(scene, 0, 41), seed)
+        frames = soften(draw(scene, 0, 25), seed)
         assert looks(frames) == sorted(t.looks for t in scene.things)
 
 
