@@ -61,9 +61,16 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
             start = ".".join([*base, *([node.module] if node.module else [])])
             yield from (f"{start}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Attribute):  # torch.distributed, once torch is imported
-            yield ast.unparse(node)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield dotted(node)
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith("import_module"):
             yield from (str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def dotted(node: ast.AST) -> str:
+    """a.b.c as it is written; .b.c of what is no name, such as a call."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def is_or_is_in(name: str, module: str) -> bool:

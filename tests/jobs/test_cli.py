@@ -224,7 +224,8 @@ def test_a_bug_keeps_its_traceback(folder, monkeypatch):
 )
 def test_a_video_is_named_after_its_prompt(folder, prompt, options, overrides, name):
     before = set(files_in(folder))
-    done = longreel("render", *options, "--", prompt, *SMALL, *overrides)
+    short = ("video.frames=1", "sampling.steps=1", *overrides)
+    done = longreel("render", *options, "--", prompt, *SMALL, *short)
     assert (done.code, done.out) == (0, f"{name}\n")
     made = set(files_in(folder)) - before
     assert {path.split("/")[0] for path in made} == {name}
@@ -348,24 +349,16 @@ def start(folder, *arguments):
     )
 
 
-@pytest.mark.parametrize(
-    ("phase", "sent", "arguments"),
-    [
-        ("reading the prompt", signal.SIGINT, ["sampling.steps=1000"]),
-        ("denoising", signal.SIGTERM, ["sampling.steps=1", "--frames", "513"]),
-    ],
-    ids=["ctrl-c while denoising", "sigterm while decoding"],
-)
-def test_a_signal_stops_a_render_within_a_step(tmp_path, phase, sent, arguments):
-    small = ["video.height=32", "video.width=48", "model.text_cache="]
-    process = start(tmp_path, "a cat", "-o", "cat.mp4", *small, *arguments)
+def test_a_signal_stops_a_render_within_a_step(tmp_path):
+    small = ["video.height=32", "video.width=48", "model.text_cache=", "sampling.steps=1000"]
+    process = start(tmp_path, "a cat", "-o", "cat.mp4", *small)
     guard = threading.Timer(WAIT_S, process.kill)  # a render that hangs fails on its exit code
     guard.start()
     try:
         for line in process.stderr:
-            if line.startswith(phase):
+            if line.startswith("reading the prompt"):
                 break
-        process.send_signal(sent)
+        process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         out = process.stdout.read()
         assert process.wait() == 130
@@ -378,9 +371,28 @@ def test_a_signal_stops_a_render_within_a_step(tmp_path, phase, sent, arguments)
     assert files_in(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("phase", "sent"), [("denoise", signal.SIGINT), ("decode", signal.SIGTERM)]
+)
+def test_no_step_follows_a_signal(folder, monkeypatch, phase, sent):
+    before, reports = files_in(folder), []
+
+    def report(what, done, total, note=""):
+        reports.append((what, done))
+        if reports[-1] == (phase, 1):
+            os.kill(os.getpid(), sent)
+
+    monkeypatch.setattr("longreel.jobs.progress._lines", lambda: report)
+    done = longreel("render", "a cat", "-o", "cat.mp4", *SMALL)
+    assert (done.code, done.out) == (130, "")
+    assert re.fullmatch(GOES_ON, done.err.strip())
+    assert reports[-1] == (phase, 1)
+    assert files_in(folder) == before
+
+
 # Several commands in one fresh interpreter: imports are what such a test pays for.
 SCRIPT = """
-import json, os, signal, sys
+import contextlib, io, json, os, signal, sys
 from longreel.jobs.cli import main
 
 def run(*arguments):
@@ -403,6 +415,8 @@ for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
     del sys.modules[name]
 codes.append(run("render", "a cat", "model.checkpoint=nowhere"))
 codes.append(run("render", "a cat", "--preset", "wan2.1-t2v-14b", "--dry-run"))
+with contextlib.redirect_stdout(io.StringIO()):
+    codes.append(run("evaluate", "--dry-run", "--truth"))
 from longreel.jobs.render import plan_render
 from longreel.pipeline.backend import make_stage
 from longreel.pipeline.parts import check_parts
@@ -426,7 +440,7 @@ def test_refusals_dry_runs_and_checks_of_what_is_shipped_load_no_library_of_mode
     stopped, refused, report = done.stderr.decode().splitlines()
     assert stopped == STOPPED
     assert refused.startswith("longreel: model.checkpoint=nowhere is no file")
-    assert report == "[[130, 2, 0], []]"
+    assert report == "[[130, 2, 0, 0], []]"
     # the dry run's text is a preset, its facts comments
     preset = tmp_path / "printed.yaml"
     preset.write_bytes(done.stdout)
