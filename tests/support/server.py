@@ -95,7 +95,7 @@ def serving(home: Path, *arguments: str):
             server.stop()
 
 
-def until(look, want, within_s=RENDER_S, every_s=0.05):
+def until(look, want, within_s=RENDER_S, every_s=0.1):
     """What `look` returns once `want` is true of it."""
     deadline = time.monotonic() + within_s
     while not want(seen := look()):

@@ -56,11 +56,11 @@ def test_frames_are_those_of_the_file_from_any_number(done, kept):
 
 
 def test_frames_come_while_the_render_is_made(client):
-    render = client.render("a red circle", frames=121, settings=SMALL)
+    render = client.render("a red circle", frames=81, settings=SMALL)
     frames = render.frames()
     first = next(frames)
     assert render.refresh().status in ("running", "queued")
-    assert len(first) + sum(map(len, frames)) == 121
+    assert len(first) + sum(map(len, frames)) == 81
 
 
 def test_pictures_and_any_writer_take_the_frames(done, kept, tmp_path):
@@ -88,7 +88,7 @@ def test_events_are_told_in_order(done):
 
 
 def test_blocks_and_segments_are_told_while_it_runs(client):
-    render = client.render("a red circle", frames=121, settings=SMALL)
+    render = client.render("a red circle", frames=81, settings=SMALL)
     events = [*render.events()]
     names = [event.name for event in events]
     assert {"admitted", "started", "block", "segment", "progress", "done"} <= set(names)
@@ -131,8 +131,8 @@ def test_one_key_is_one_render(client):
 
 
 def test_a_live_session_waits_for_its_reader(client):
-    """All 121 frames would fit into the sockets' buffers, where nobody has taken them yet."""
-    render = client.render("a red circle", frames=121, settings=SMALL, pace="consumer")
+    """All 61 frames would fit into the sockets' buffers, where nobody has taken them yet."""
+    render = client.render("a red circle", frames=61, settings=SMALL, pace="consumer")
     frames, got = render.frames(), 0
     # segments end at 5, 13, 21, 29; with one of them in hand nothing of it is taken
     for segment, most in ((5, 21), (13, 29)):
@@ -145,7 +145,7 @@ def test_a_live_session_waits_for_its_reader(client):
     render.pause()
     until(render.refresh, lambda info: info.status == "paused")
     render.resume()  # what goes on is told anew how far its reader is
-    assert got + sum(map(len, frames)) == 121
+    assert got + sum(map(len, frames)) == 61
     assert render.wait().status == "done"
 
 

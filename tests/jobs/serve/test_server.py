@@ -207,16 +207,16 @@ def test_a_running_render_is_steered_and_cancelled(http, server):
 
 
 def test_a_paused_render_goes_on_and_loses_nothing(http):
-    made = http.post("/api/v1/renders", json=asked(frames=241)).json()
+    made = http.post("/api/v1/renders", json=asked(frames=121)).json()
     path = f"/api/v1/renders/{made['id']}"
     until(lambda: http.get(path).json(), lambda seen: seen["progress"]["frames"] > 0)
     http.post(f"{path}/pause")
     paused = until(lambda: http.get(path).json(), lambda seen: seen["status"] != "running")
     assert paused["status"] == "paused"
-    assert paused["progress"]["frames"] < 241
+    assert paused["progress"]["frames"] < 121
     assert http.post(f"{path}/resume").json()["status"] in ("queued", "running")
     assert ended(http, made["id"])["status"] == "done"
-    assert len(decode(http.get(f"{path}/video").content)) == 241
+    assert len(decode(http.get(f"{path}/video").content)) == 121
 
 
 def test_a_status_has_a_tag_that_changes_with_it_at_once(http, done):
@@ -247,7 +247,7 @@ def test_the_same_key_gives_the_same_render(http):
 
 
 def test_a_render_past_its_deadline_ends_as_failed(http):
-    made = http.post("/api/v1/renders", json=asked(frames=4001, deadline_s=3)).json()
+    made = http.post("/api/v1/renders", json=asked(frames=4001, deadline_s=1.5)).json()
     seen = ended(http, made["id"])
     assert seen["status"] == "failed"
     assert seen["error"]["code"] == "deadline"
