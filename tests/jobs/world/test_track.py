@@ -87,7 +87,7 @@ def test_paths_are_measured_to_a_fifth_of_a_pixel():
 
 
 def test_soft_and_noisy_clips_are_read_back():
-    for seed in range(5):
+    for seed in range(6):
         scene = random_scene(seed, "held-out")
         frames = soften(draw(scene, 0, 25), seed)
         assert looks(frames) == sorted(t.looks for t in scene.things)
