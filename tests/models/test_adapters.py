@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import WanPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_wan import I2V, T2V, diffusers_model
 
 from longreel.models.lora import Adapted, Adapter, find_adapters
@@ -79,7 +79,7 @@ def test_what_is_added_is_what_diffusers_reads(transformer, tmp_path, spelling):
     folder, state = transformer
     file = tmp_path / "adapter.safetensors"
     save_file(spelt(spelling, state), file)
-    theirs = WanPipeline.lora_state_dict(file)
+    theirs = WanPipeline.lora_state_dict(load_file(file))
     model = load_dit(
         folder, T2V, device=CPU, dtype=torch.float32, adapters=[Adapter(path=file, scale=0.5)]
     )
