@@ -3,7 +3,7 @@
 import threading
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from threading import Event
 
 import pytest
@@ -26,14 +26,22 @@ def make_plan(policy, *more, frames=33, num_stages=1):
     return plan_render("a cat", frames=frames, seed=3, overrides=settings)
 
 
-@pytest.mark.parametrize(("dtype", "counts"), [("float32", (1, 5)), ("bfloat16", (3,))])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_stages_in_loops_of_their_own_give_the_bits_of_one(policy, dtype, counts):
-    expected = Generator(make_plan(policy, f"model.dtype={dtype}")).latents()
-    for num_stages in counts:
-        plan = make_plan(policy, f"model.dtype={dtype}", num_stages=num_stages)
-        cut = Generator(plan, open_backend=ThreadBackend).latents()
-        assert torch.equal(cut, expected), num_stages
+@cache
+def of_one_process(policy, *more):
+    return Generator(make_plan(policy, *more)).latents()
+
+
+ALONE = ["dualparal-grouped", "causal"]
+ROUNDED = [*ALONE, "forcing", "rolling"]
+LOOPS = [("float32", 5, policy) for policy in POLICIES]
+LOOPS += [("float32", 1, policy) for policy in ALONE] + [("bfloat16", 3, p) for p in ROUNDED]
+
+
+@pytest.mark.parametrize(("dtype", "num_stages", "policy"), LOOPS)
+def test_stages_in_loops_of_their_own_give_the_bits_of_one(dtype, num_stages, policy):
+    plan = make_plan(policy, f"model.dtype={dtype}", num_stages=num_stages)
+    cut = Generator(plan, open_backend=ThreadBackend).latents()
+    assert torch.equal(cut, of_one_process(policy, f"model.dtype={dtype}"))
 
 
 GUIDED = "sampling.guidance_mode=sequential"  # the few-step policies have none of their own
@@ -50,7 +58,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("nth", "policy"), [*enumerate(POLICIES)])
 def test_branches_apart_and_stages_together_give_the_bits_of_one(nth, policy):
     """Every policy in every other layout; test_ray_layouts.py has all in both kinds."""
-    expected = Generator(make_plan(policy, GUIDED)).latents()
+    expected = of_one_process(policy, GUIDED)
     for count, layout in LAYOUTS[nth % 2 :: 2]:
         plan = make_plan(policy, GUIDED, "parallel.backend=ray", *layout, num_stages=count)
         ours = Generator(plan, open_backend=ThreadBackend).latents()
