@@ -5,7 +5,6 @@ the same bytes, however often they are written and on however many cores.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ _NUM_THREADS = 4
 
 # Without it x264 (core 165) chooses AVX-512 code for its macroblock tree that reads memory it never
 # wrote: on such a CPU ten runs over the same frames gave nine files. No measurable cost at 720p.
-_X264_PARAMS = "cpu-independent=1"
+_X264_PARAMS = "cpu-independent=1:bframes=0"
 
 Frame = npt.NDArray[np.uint8]  # height x width x 3
 
@@ -75,10 +74,11 @@ class PictureMaker:
         return rgb.astype(np.uint8, copy=False)  # type: ignore[no-any-return]
 
 
-def add_stream(
-    container: Any, *, height: int, width: int, fps: int, output: OutputConfig, b_frames: bool
-) -> Any:
-    """An H.264 stream, ready to encode; of RGB, without loss, where pictures are made of it."""
+def add_stream(container: Any, *, height: int, width: int, fps: int, output: OutputConfig) -> Any:
+    """An H.264 stream without B-frames, ready to encode.
+
+    Of RGB, without loss, where pictures are made of it.
+    """
     lossless = output.format == "png"
     stream = container.add_stream(
         "libx264rgb" if lossless else "libx264",
@@ -92,7 +92,7 @@ def add_stream(
                 if lossless
                 else {"crf": str(output.crf), "preset": output.encoder_preset}
             ),
-            "x264-params": _X264_PARAMS if b_frames else f"{_X264_PARAMS}:bframes=0",
+            "x264-params": _X264_PARAMS,
         },
     )
     codec = stream.codec_context
@@ -103,55 +103,6 @@ def add_stream(
         codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
     container.start_encoding()  # a setting that x264 refuses fails here, not frames later
     return stream
-
-
-class Mp4Encoder:
-    """One file being made. Frames are encoded as they come; x264 looks some 40 frames ahead."""
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        fps: int,
-        output: OutputConfig,
-        metadata: Mapping[str, str],
-    ) -> None:
-        import av
-
-        self.frames_written = 0
-        self._shape = (height, width, 3)
-        self._time_base = Fraction(1, fps)
-        self._maker = PictureMaker(output)
-        self._container = av.open(_url(path), "w", format="mp4", options=muxer_options(fps))
-        self._container.metadata.update(checked(metadata))
-        self._stream = add_stream(
-            self._container, height=height, width=width, fps=fps, output=output, b_frames=True
-        )
-
-    def write(self, frames: npt.NDArray[np.uint8]) -> None:
-        assert frames.dtype == np.uint8, frames.dtype
-        assert frames.shape[1:] == self._shape, (frames.shape, self._shape)
-        for frame in frames:
-            picture = self._maker.make(frame)
-            picture.pts = self.frames_written
-            picture.time_base = self._time_base
-            self._container.mux(self._stream.encode(picture))
-            self.frames_written += 1
-
-    def finish(self) -> None:
-        """The frames that x264 still holds, then the index, moved to the front."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-    def close(self) -> None:
-        """Lets go of the file; without `finish` it is no video."""
-        import av
-
-        # what led here is the error to show, not that the half-made file has no proper end
-        with suppress(av.error.FFmpegError):
-            self._container.close()
 
 
 def decode_mp4(path: Path) -> Iterator[Frame]:
@@ -170,7 +121,7 @@ def decode_pictures(file: Any, output: OutputConfig) -> Iterator[Frame]:
 
 
 def read_mp4_metadata(path: Path) -> dict[str, str]:
-    """What Mp4Encoder was given, without what the container says about itself."""
+    """What the file was given, without what the container says about itself."""
     import av
 
     with av.open(_url(path)) as container:

@@ -42,12 +42,6 @@ class PngEncoder:
             (self._folder / f"{self.frames_written:05d}.png").write_bytes(bytes(packet))
             self.frames_written += 1
 
-    def finish(self) -> None:
-        """Nothing is held back: every picture is whole once written."""
-
-    def close(self) -> None:
-        """Nothing stays open between pictures."""
-
 
 def decode_png(folder: Path) -> Iterator[npt.NDArray[np.uint8]]:
     """The frames of a folder that PngEncoder filled, height x width x 3, one at a time."""

@@ -46,4 +46,3 @@ async def save_pictures(render: "AsyncRender", target: Path) -> None:
             metadata={name: str(said[name]) for name in names},
         )
         await render.write(encoder)
-        encoder.finish()

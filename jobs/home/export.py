@@ -67,4 +67,3 @@ def _write_pictures(
     )
     for frame in decode_segments(init, segments, config.output):
         encoder.write(frame[None])
-    encoder.finish()

@@ -82,9 +82,7 @@ def encode_segment(
         "fragment_index": str(first + 1),  # rises, as a fragment has a frame at least
     }
     with av.open(file, "w", format="mp4", options=options) as container:
-        stream = add_stream(
-            container, height=height, width=width, fps=fps, output=output, b_frames=False
-        )
+        stream = add_stream(container, height=height, width=width, fps=fps, output=output)
         for count, frame in enumerate(chain.from_iterable(frames)):
             picture = maker.make(frame)
             picture.pts, picture.time_base = count, Fraction(1, fps)

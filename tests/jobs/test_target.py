@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from video_file import save
 
 from longreel.configs.schema import OutputConfig
 from longreel.jobs.target import check_output, estimate_bytes
-from longreel.jobs.writer import open_writer
 
 MP4 = OutputConfig()
 PNG = OutputConfig(format="png")
@@ -71,15 +71,6 @@ def test_a_bad_path_is_an_error_that_says_what_to_do(tmp_path, name, output, mes
 
     with pytest.raises(ValueError, match=message):
         check(tmp_path / name if name else Path(name), output)
-    with pytest.raises(ValueError, match=message):
-        open_writer(
-            tmp_path / name if name else Path(name),
-            height=64,
-            width=96,
-            fps=16,
-            output=output,
-            metadata={},
-        ).__enter__()
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -133,19 +124,13 @@ def test_a_video_of_heavy_grain_stays_under_the_estimate(tmp_path, output):
     grain = np.random.default_rng(0).normal(0, 10, (12, 192, 320, 3))
     frames = (127 + 60 * np.sin(np.arange(320) / 30)[:, None] + grain).clip(0, 255).astype(np.uint8)
     path = tmp_path / ("video.mp4" if output.format == "mp4" else "frames")
-    with open_writer(
-        path, height=192, width=320, fps=16, output=output, metadata={"prompt": "a fox"}
-    ) as writer:
-        writer.write(frames)
+    save(path, frames, output, metadata={"prompt": "a fox"})
 
     files = path.iterdir() if path.is_dir() else [path]
     taken = sum(file.stat().st_size for file in files)
     assert taken <= estimate_bytes(output, num_frames=12, height=192, width=320)
     if output.format == "png":
         white = np.random.default_rng(0).integers(0, 256, frames.shape, dtype=np.uint8)
-        with open_writer(
-            tmp_path / "white", height=192, width=320, fps=16, output=output, metadata={}
-        ) as writer:
-            writer.write(white)
+        save(tmp_path / "white", white, output)
         taken = sum(file.stat().st_size for file in (tmp_path / "white").iterdir())
         assert taken <= estimate_bytes(output, num_frames=12, height=192, width=320)

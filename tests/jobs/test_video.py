@@ -8,10 +8,10 @@ from dataclasses import FrozenInstanceError
 import av
 import numpy as np
 import pytest
+from video_file import save
 
 from longreel.configs.schema import Config, OutputConfig
 from longreel.jobs.video import Video, read_metadata
-from longreel.jobs.writer import open_writer
 
 NUM_FRAMES, HEIGHT, WIDTH = 21, 62, 90
 
@@ -27,10 +27,7 @@ def video(request, tmp_path) -> Video:
         output, path = OutputConfig(format="png"), tmp_path / "frames"
     else:
         output, path = OutputConfig(pixel_format=request.param), tmp_path / "video.mp4"
-    with open_writer(
-        path, height=HEIGHT, width=WIDTH, fps=16, output=output, metadata={"seed": "7"}
-    ) as writer:
-        writer.write(gradient())
+    save(path, gradient(), output, metadata={"seed": "7"})
     return Video(path=path, config=Config(output=output), num_frames=NUM_FRAMES, fps=16)
 
 
@@ -56,10 +53,7 @@ def test_frames_come_back_in_order_and_full(video):
 
 def test_frames_are_what_bt709_makes_of_the_file(tmp_path):
     path, output = tmp_path / "video.mp4", OutputConfig(pixel_format="yuv444p")
-    with open_writer(
-        path, height=HEIGHT, width=WIDTH, fps=16, output=output, metadata={}
-    ) as writer:
-        writer.write(gradient())
+    save(path, gradient(), output)
     with av.open(path) as container:
         planes = np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
 
@@ -102,8 +96,7 @@ def test_pictures_are_read_by_number(tmp_path):
     frames = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
     output = OutputConfig(format="png")
     folder = tmp_path / "frames"
-    with open_writer(folder, height=4, width=4, fps=16, output=output, metadata={}) as writer:
-        writer.write(frames)
+    save(folder, frames, output)
     for old, new in (("00002", "100000"), ("00001", "99999"), ("00000", "99998")):
         (folder / f"{old}.png").rename(folder / f"{new}.png")
 
@@ -122,7 +115,7 @@ def test_a_video_cannot_be_changed(video):
 
 def test_importing_reader_and_writer_loads_no_pyav(tmp_path):
     code = (
-        "import sys, longreel.jobs.video, longreel.jobs.writer\n"
+        "import sys, longreel.jobs.video, longreel.jobs.home.export\n"
         "assert not {'av', 'torch', 'yaml'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path, timeout=60)

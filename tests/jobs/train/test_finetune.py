@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_wan import diffusers_model
 from toy_recipe import build_of_arch
+from video_file import save
 
-from longreel.configs.schema import OutputConfig
 from longreel.configs.train_schema import (
     DataConfig,
     FinetuneConfig,
@@ -28,7 +28,6 @@ from longreel.jobs.train import clips
 from longreel.jobs.train.finetune_recipe import FinetuneRecipe, FlowLoss
 from longreel.jobs.train.launch import train
 from longreel.jobs.train.recipes import prepare_recipe
-from longreel.jobs.writer import open_writer
 from longreel.models import arch as archs
 from longreel.models.checkpoint import check_transformer
 from longreel.models.wan_load import load_dit
@@ -46,9 +45,7 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name, frames in (("a", 5), ("b", 8)):
         path = folder / "clips" / f"{name}.mp4"
-        output = OutputConfig()
-        with open_writer(path, height=32, width=48, fps=8, output=output, metadata={}) as writer:
-            writer.write(rng.integers(0, 255, (frames, 32, 48, 3), np.uint8))
+        save(path, rng.integers(0, 255, (frames, 32, 48, 3), np.uint8), fps=8)
         path.with_suffix(".txt").write_text(f"a red cat {name}\n")
     return folder
 

@@ -1,4 +1,4 @@
-"""What open_writer leaves on disk, read back with PyAV alone."""
+"""What the file of a render holds, read back with PyAV alone."""
 
 import hashlib
 import os
@@ -9,10 +9,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from video_file import save as save_file
 
 from longreel.configs.schema import OutputConfig
+from longreel.jobs.home.segments import Segment, encode_segment
 from longreel.jobs.video import read_metadata
-from longreel.jobs.writer import open_writer
 
 HEIGHT, WIDTH, FPS = 64, 96, 16
 MP4 = OutputConfig()
@@ -54,15 +55,8 @@ def noise(num_frames: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarr
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def opened(path: Path, frames: np.ndarray, output: OutputConfig = MP4, metadata=METADATA, fps=FPS):
-    height, width = frames.shape[1:3]
-    return open_writer(path, height=height, width=width, fps=fps, output=output, metadata=metadata)
-
-
-def save(path: Path, frames: np.ndarray, output: OutputConfig = MP4, **others) -> Path:
-    with opened(path, frames, output, **others) as writer:
-        writer.write(frames)
-    return path
+def save(path: Path, frames: np.ndarray, output: OutputConfig = MP4, metadata=METADATA, **others):
+    return save_file(path, frames, output, metadata=metadata, **others)
 
 
 def decoded(path: Path) -> np.ndarray:
@@ -90,7 +84,8 @@ def boxes(data: bytes) -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize("num_frames", [1, 17, 61])
 @pytest.mark.parametrize("fps", [16, 24, 30])
 def test_every_frame_is_in_the_file_at_its_exact_time(tmp_path, num_frames, fps):
-    path = save(tmp_path / "video.mp4", moving_gradient(num_frames), fps=fps)
+    cuts = [9, 25] if num_frames == 61 else ()
+    path = save(tmp_path / "video.mp4", moving_gradient(num_frames), fps=fps, cuts=cuts)
 
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -183,17 +178,11 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
     assert len(digests) == 1
 
 
-def test_cutting_the_frames_into_chunks_changes_no_byte(tmp_path):
+def test_cutting_a_segments_frames_into_chunks_changes_no_byte():
     frames = moving_gradient(13)
-    whole = save(tmp_path / "whole.mp4", frames)
-    with opened(tmp_path / "cut.mp4", frames) as writer:
-        for chunk in np.split(frames, [1, 1, 6]):
-            reused = chunk.copy()
-            writer.write(reused)
-            reused[:] = 0
-        assert writer.frames_written == 13
-
-    assert (tmp_path / "cut.mp4").read_bytes() == whole.read_bytes()
+    chunks = np.split(frames, [1, 6])
+    whole, cut = (encode_segment(f, 4, fps=FPS, output=MP4) for f in ([frames], chunks))
+    assert whole == cut
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "VIDEO.MP4", "take:1 50%d.mp4", "\u6f22\u5b57.mp4"])
@@ -220,9 +209,7 @@ def test_metadata_that_mp4_cannot_hold_is_an_error(tmp_path):
 
 def test_png_pictures_hold_every_bit(tmp_path):
     frames = noise(5)
-    with opened(tmp_path / "frames", frames, PNG) as writer:
-        for chunk in np.split(frames, [2]):
-            writer.write(chunk)
+    save(tmp_path / "frames", frames, PNG, cuts=[2])
 
     assert sorted(os.listdir(tmp_path)) == ["frames"]
     names = [f"{i:05d}.png" for i in range(5)]
@@ -256,42 +243,41 @@ def test_png_metadata_can_be_read_by_a_person(tmp_path):
     assert text == "prompt: a fox\nconfig: |\n  video:\n    height: 64\n"
 
 
+def stopped(monkeypatch, error, path: Path) -> None:
+    """While the second of two segments is read."""
+    read = Segment.read
+
+    def stop(segment: Segment) -> bytes:
+        if segment.number:
+            assert len(os.listdir(path.parent)) == 1 + path.exists()
+            raise error
+        return read(segment)
+
+    monkeypatch.setattr(Segment, "read", stop)
+
+
 @pytest.mark.parametrize("output", [MP4, PNG], ids=["mp4", "png"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
-@pytest.mark.parametrize("num_frames", [0, 70])
-def test_a_render_that_stops_leaves_nothing(tmp_path, output, error, num_frames):
+def test_an_export_that_stops_leaves_nothing(tmp_path, output, error, monkeypatch):
     path = tmp_path / ("video.mp4" if output is MP4 else "frames")
-    frames = noise(num_frames)
-
-    def render() -> None:
-        with opened(path, frames, output) as writer:
-            writer.write(frames)
-            assert len(os.listdir(tmp_path)) == 1
-            raise error
-
+    stopped(monkeypatch, error, path)
     with pytest.raises(error):
-        render()
+        save(path, noise(70), output, cuts=[40])
 
     assert os.listdir(tmp_path) == []
 
 
-def test_a_render_that_stops_keeps_the_video_that_was_there(tmp_path):
+def test_an_export_that_stops_keeps_the_video_that_was_there(tmp_path, monkeypatch):
     path = tmp_path / "video.mp4"
     path.write_bytes(b"older")
-
-    def render() -> None:
-        with opened(path, frames) as writer:
-            writer.write(frames)
-            assert path.read_bytes() == b"older"
-            raise KeyboardInterrupt
-
-    frames = moving_gradient(3)
-    with pytest.raises(KeyboardInterrupt):
-        render()
+    with monkeypatch.context() as patch:
+        stopped(patch, KeyboardInterrupt, path)
+        with pytest.raises(KeyboardInterrupt):
+            save(path, moving_gradient(3), cuts=[2])
     assert os.listdir(tmp_path) == ["video.mp4"]
     assert path.read_bytes() == b"older"
 
-    save(path, frames)
+    save(path, moving_gradient(3))
     assert os.listdir(tmp_path) == ["video.mp4"]
     assert len(decoded(path)) == 3
 
@@ -303,16 +289,6 @@ def test_an_error_while_the_file_is_completed_leaves_nothing(tmp_path, monkeypat
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "video.mp4", moving_gradient(3))
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("output", [MP4, PNG], ids=["mp4", "png"])
-def test_a_video_without_frames_is_an_error_and_no_file(tmp_path, output):
-    path = tmp_path / ("video.mp4" if output is MP4 else "frames")
-
-    with pytest.raises(ValueError, match="was given no frame"), opened(path, noise(1), output):
-        pass
-
     assert os.listdir(tmp_path) == []
 
 
@@ -335,51 +311,12 @@ def test_a_file_that_appears_is_on_the_disk_first(tmp_path, output, monkeypatch)
     assert synced[-1] == (tmp_path.stat().st_ino, True)
 
 
-def test_frames_are_encoded_as_they_come(tmp_path):
-    frames = noise(20, 128, 192)
-    with opened(tmp_path / "video.mp4", frames) as writer:
-        for _ in range(5):
-            writer.write(frames)
-        (part,) = tmp_path.iterdir()
-        on_disk = part.stat().st_size
-
-    # the rest was in x264, which looks some 40 frames ahead, and in a file buffer of 256 KiB
-    assert on_disk > (tmp_path / "video.mp4").stat().st_size * 0.4
-
-
-def test_an_odd_size_is_an_error_before_anything_is_made(tmp_path):
-    with pytest.raises(ValueError, match=r"video\.height=33, video\.width=48.*yuv444p"):
-        save(tmp_path / "video.mp4", moving_gradient(1, 33, 48))
-    assert os.listdir(tmp_path) == []
-
+def test_an_odd_size_is_a_file_where_colour_is_whole(tmp_path):
     output = OutputConfig(pixel_format="yuv444p")
     save(tmp_path / "video.mp4", moving_gradient(1, 33, 47), output)
     assert decoded(tmp_path / "video.mp4").shape == (1, 33, 47, 3)
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    save(folder, moving_gradient(1), PNG)  # an empty one is fine
-
-    with pytest.raises(ValueError, match="already holds files"):
-        save(folder, moving_gradient(2), PNG)
-    assert os.listdir(tmp_path) == ["frames"]
-    assert sorted(os.listdir(folder)) == ["00000.png", "config.yaml"]
-
-
 @pytest.mark.parametrize("name", ["n" * 251 + ".mp4", "\u6f22" * 83 + ".mp4"])
 def test_the_longest_names_work(tmp_path, name):
     assert decoded(save(tmp_path / name, moving_gradient(1))).shape == (1, HEIGHT, WIDTH, 3)
-
-
-def test_a_render_may_change_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    frames = moving_gradient(2)
-    with opened(Path("video.mp4"), frames) as writer:
-        writer.write(frames[:1])
-        os.chdir("elsewhere")
-        writer.write(frames[1:])
-
-    assert len(decoded(tmp_path / "video.mp4")) == 2
