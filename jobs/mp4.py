@@ -107,7 +107,7 @@ def add_stream(container: Any, *, height: int, width: int, fps: int, output: Out
 
 def decode_mp4(path: Path) -> Iterator[Frame]:
     """The frames of a file that longreel made, height x width x 3, one at a time."""
-    yield from decode_pictures(_url(path), OutputConfig())
+    yield from decode_pictures(url(path), OutputConfig())
 
 
 def decode_pictures(file: Any, output: OutputConfig) -> Iterator[Frame]:
@@ -124,7 +124,7 @@ def read_mp4_metadata(path: Path) -> dict[str, str]:
     """What the file was given, without what the container says about itself."""
     import av
 
-    with av.open(_url(path)) as container:
+    with av.open(url(path)) as container:
         tags = dict(container.metadata)
     return {key: text for key, text in tags.items() if key not in _CONTAINER_TAGS}
 
@@ -149,6 +149,6 @@ def checked(metadata: Mapping[str, str]) -> dict[str, str]:
     return dict(metadata)
 
 
-def _url(path: Path) -> str:
+def url(path: Path) -> str:
     """FFmpeg would take the part of a bare name before a colon for a protocol."""
     return f"file:{path}"

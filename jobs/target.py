@@ -21,7 +21,7 @@ def check_output(
 ) -> None:
     """ValueError if `path` cannot take such a video; nothing is left behind either way."""
     check_target(path, output)
-    check_size(output, height=height, width=width)
+    _check_size(output, height=height, width=width)
     folder = path.absolute().parent
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -67,7 +67,7 @@ def check_target(path: Path, output: OutputConfig) -> None:
         ) from error
 
 
-def check_size(output: OutputConfig, *, height: int, width: int) -> None:
+def _check_size(output: OutputConfig, *, height: int, width: int) -> None:
     """ValueError if the pixel format cannot hold frames of this size."""
     if output.format == "mp4" and _halves_colour(output) and (height % 2 or width % 2):
         raise ValueError(

@@ -39,9 +39,9 @@ class Bands:
         which = torch.arange(2, device=queries.device)[:, None, None]
         return self.blocks.mask()[0][which, of_query_2Q[:, :, None], of_key_2S[:, None]]
 
-    def chosen(self, temporal_BH: Tensor) -> Blocks:
-        """The lists of every sample's heads."""
-        which_BH, blocks = temporal_BH.long(), self.blocks
+    def chosen(self, which_BH: Tensor) -> Blocks:
+        """The lists of every sample's heads; 0: spatial, 1: temporal."""
+        blocks = self.blocks
         columns_BHRK, counts_BHR = blocks.columns_BHRK[0, which_BH], blocks.counts_BHR[0, which_BH]
         return replace(blocks, columns_BHRK=columns_BHRK, counts_BHR=counts_BHR)
 
@@ -86,10 +86,15 @@ def attend_spatiotemporal(
     """Each head with the band that loses less; the result alone. Nothing waits for the device."""
     both = bands(window, share, q_BLHD.device)
     temporal_BH = choose_temporal(q_BLHD, k_BSHD, v_BSHD, both)
-    q = _in_order(q_BLHD, both.q_order_2L, temporal_BH)
-    k, v = (_in_order(x, both.k_order_2S, temporal_BH) for x in (k_BSHD, v_BSHD))
-    y_BLHD, _ = attend(q, k, v, both.chosen(temporal_BH), backend=backend)
-    return _in_order(y_BLHD, both.q_place_2L, temporal_BH)
+    which_BH = temporal_BH.long()
+    q_order_BLH, k_order_BSH, q_place_BLH = (
+        order[which_BH].transpose(1, 2)
+        for order in (both.q_order_2L, both.k_order_2S, both.q_place_2L)
+    )
+    q = _in_order(q_BLHD, q_order_BLH)
+    k, v = (_in_order(x, k_order_BSH) for x in (k_BSHD, v_BSHD))
+    y_BLHD, _ = attend(q, k, v, both.chosen(which_BH), backend=backend)
+    return _in_order(y_BLHD, q_place_BLH)
 
 
 def choose_temporal(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, both: Bands) -> Tensor:
@@ -108,10 +113,9 @@ def choose_temporal(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, both: Bands)
     return is_temporal_BH
 
 
-def _in_order(x_BLHD: Tensor, order_2L: Tensor, temporal_BH: Tensor) -> Tensor:
+def _in_order(x_BLHD: Tensor, order_BLH: Tensor) -> Tensor:
     """Every head's tokens in the order of its band."""
     batch, _, heads, _ = x_BLHD.shape
-    order_BLH = order_2L[temporal_BH.long()].transpose(1, 2)
     sample_B11 = torch.arange(batch, device=x_BLHD.device)[:, None, None]
     return x_BLHD[sample_B11, order_BLH, torch.arange(heads, device=x_BLHD.device)]
 

@@ -5,9 +5,10 @@ tools, with underscores for dots.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,16 +164,14 @@ def _shape(file: TensorFile, names: Mapping[str, str]) -> str:
 def _fits(file: TensorFile, names: Mapping[str, str], shape: tuple[int, ...]) -> bool:
     def flat(part: str) -> tuple[int, int]:
         rows, *rest = file.shapes[names[part]]
-        return rows, torch.Size(rest).numel()
+        return rows, math.prod(rest)
 
-    if "whole" in names and torch.Size(file.shapes[names["whole"]]).numel() != (
-        torch.Size(shape).numel()
-    ):
+    if "whole" in names and math.prod(file.shapes[names["whole"]]) != math.prod(shape):
         return False
     if "up" not in names:
         return True
     (out, rank), (rows, inside) = flat("up"), flat("down")
-    return rank == rows and (out, inside) == (shape[0], torch.Size(shape[1:]).numel())
+    return rank == rows and (out, inside) == (shape[0], math.prod(shape[1:]))
 
 
 def _stated_alpha(path: Path, file: TensorFile) -> float | None:
@@ -195,8 +194,7 @@ def _stated_alpha(path: Path, file: TensorFile) -> float | None:
     return None if alpha is None else float(alpha)
 
 
-def _refuse(path: Path, what: str, names: Iterable[str]) -> None:
-    names = list(names)
+def _refuse(path: Path, what: str, names: Sequence[str]) -> None:
     if names:
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.schema import Config
-from ..mp4 import checked, muxer_options
+from ..mp4 import checked, muxer_options, url
 from ..png import PngEncoder
 from .durable import written_aside
 from .segments import Segment, decode_segments
@@ -33,7 +33,7 @@ def _join(
 ) -> None:
     import av
 
-    with av.open(f"file:{path}", "w", format="mp4", options=muxer_options(fps)) as container:
+    with av.open(url(path), "w", format="mp4", options=muxer_options(fps)) as container:
         container.metadata.update(checked(metadata))
         stream: Any = None
         for packet in _packets(init, segments):
