@@ -47,11 +47,13 @@ def check_parts(plan: Plan) -> None:
         for part in _EXPERTS[: plan.arch.num_experts]:
             weights = check_transformer(reference, part, dit, model.arch, field)
             Adapted(weights, _adapters(plan, part))
-    elif model.lora:
-        raise ValueError(
-            f"model.lora={model.lora} would be added to untrained weights; leave it out, or set "
-            "model.checkpoint to the model that it was trained on"
-        )
+    else:
+        for field in _ADAPTERS:
+            if setting := getattr(model, field):
+                raise ValueError(
+                    f"model.{field}={setting} would be added to untrained weights; leave it out, "
+                    "or set model.checkpoint to the model that it was trained on"
+                )
     if model.checkpoint == RANDOM:
         return
     wanted = ["vae", "text_encoder", "tokenizer"]

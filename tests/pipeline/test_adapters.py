@@ -96,6 +96,11 @@ def test_an_adapter_is_one_of_the_weights_that_a_render_was_begun_with(latents, 
     assert {part for part in held if held[part] != now[part]} == {"transformer adapter 0"}
 
 
+def test_the_low_noise_experts_adapter_is_no_more_ignored_than_the_others(latents, written):
+    with pytest.raises(ValueError, match=r"model\.lora_low=.* would be added to untrained weights"):
+        check_parts(latents("plain", both(written)[1], "model.checkpoint=random"))
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
