@@ -149,7 +149,7 @@ def _link(frames: list[list[Sighting]], colour: str) -> list[Track]:
 
 def _find_merged(alike: list[Track]) -> None:
     """Mark the frames in which two tracks of a colour are one patch."""
-    areas = [[s.radius**2 for s in one.seen.values() if s.plain] for one in alike]
+    areas = [_areas(one) for one in alike]
     if len(alike) < 2 or not all(areas):
         return
     own = min(float(np.median(area)) for area in areas)
@@ -160,6 +160,12 @@ def _find_merged(alike: list[Track]) -> None:
                 if any(other.seen[t].radius ** 2 > _MERGED * own for t in shown):
                     one.merged.update(shown)
                     other.merged.update(shown)
+
+
+def _areas(one: Track) -> list[float]:
+    """Of all of it: seen with a shape, as things that always touch are never plain."""
+    whole = [s for s in one.seen.values() if s.shape is not None and not s.cut]
+    return [s.radius**2 for s in whole or [s for s in one.seen.values() if s.plain]]
 
 
 def _runs(frames: list[int]) -> list[list[int]]:

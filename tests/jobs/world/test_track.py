@@ -7,7 +7,15 @@ from longreel.jobs.world.draw import draw
 from longreel.jobs.world.runs import connected
 from longreel.jobs.world.scene import Ground, Motion, Scene, Thing, centres, random_scene
 from longreel.jobs.world.track import track
-from longreel.jobs.world.words import DRIFTS, GROUND_COLOURS, SHAPES, SIZE, SIZES, THING_COLOURS
+from longreel.jobs.world.words import (
+    BOUNCES,
+    DRIFTS,
+    GROUND_COLOURS,
+    SHAPES,
+    SIZE,
+    SIZES,
+    THING_COLOURS,
+)
 
 PLAIN = Ground(kind="plain", colours=("gray",))
 
@@ -127,6 +135,15 @@ def test_two_of_a_colour_are_two_even_where_they_meet():
     assert [thing.looks for thing in tracked.things] == [("medium", "red", "circle")] * 2
     assert all(thing.merged for thing in tracked.things)
     assert all(all(thing.kept.values()) and not thing.lost for thing in tracked.things)
+
+
+def test_two_that_touch_wherever_they_are_not_one_are_two():
+    """They meet at the edge, where the lower one turns; nothing ever shows one of them alone."""
+    motion = Motion(kind="bounce", heading=BOUNCES[0], speed="steadily")
+    pair = (one(start=(58.0, 40.0), motion=motion), one(start=(49.0, 64.0), motion=motion))
+    tracked = track(draw(Scene(things=pair, ground=PLAIN), 0, 60))
+    assert [thing.looks for thing in tracked.things] == [("medium", "red", "circle")] * 2
+    assert all(thing.merged and not thing.clear for thing in tracked.things)
 
 
 def test_half_a_thing_has_no_shape():
