@@ -175,6 +175,9 @@ class Intake:
             "video.frames": (frames, limits.frames),
             "video.height x video.width": (video.height * video.width, limits.pixels),
             "sampling.steps": (config.sampling.steps, limits.steps),
+            # latents, but a block cannot see more of them than there are frames
+            "blocks.left": (config.blocks.left or 0, limits.frames),
+            "blocks.right": (config.blocks.right or 0, limits.frames),
         }
         for name, (value, most) in bounds.items():
             if value > most:
@@ -246,12 +249,14 @@ def _kept(asked: CreateRender, plan: "Plan") -> dict[str, Any]:
 
 def _overrides(settings: dict[str, Setting]) -> Iterator[str]:
     for key, value in settings.items():
-        if key.partition(".")[0] not in _GROUPS or key in _OURS:
+        override = to_override(key, value)
+        name = override.partition("=")[0].strip()  # as it is read back, whatever the key looks like
+        if name.partition(".")[0] not in _GROUPS or name in _OURS:
             raise ValueError(
-                f"{key} is not a client's to set, as files or machines of the server hang on it; "
+                f"{name} is not a client's to set, as files or machines of the server hang on it; "
                 f"set fields of {', '.join(_GROUPS)} only, but not {' or '.join(sorted(_OURS))}"
             )
-        yield to_override(key, value)
+        yield override
 
 
 def _decode(image: str) -> bytes:
