@@ -26,10 +26,10 @@ def check_pictures(request: "Request", arch: ModelArch) -> None:
         raise ValueError(
             f"image is missing, and model.arch={name} starts from one; give --image FILE"
         )
-    if last and not arch.dit.image_positions:
+    if last and not _may_end_on_one(arch):
         raise ValueError(
             f"video.last_image={last} is not for model.arch={name}, which was taught with a first "
-            "image only; leave it out, or use the preset wan2.1-flf2v-14b"
+            "image only; leave it out, or use the presets wan2.1-flf2v-14b or wan2.2-i2v-a14b"
         )
     if arch.dit.image_positions and not last:
         raise ValueError(
@@ -45,6 +45,12 @@ def check_pictures(request: "Request", arch: ModelArch) -> None:
         raise ValueError(
             f"video.frames=1 leaves no frame for video.last_image={last}; use at least 5"
         )
+
+
+def _may_end_on_one(arch: ModelArch) -> bool:
+    """Where channels say which frames are given, any may be; CLIP's tokens are of one picture, or
+    of two where they have positions."""
+    return arch.image == "channels" and (not arch.dit.image_dim or bool(arch.dit.image_positions))
 
 
 def open_pictures(request: "Request") -> tuple[Image.Image, ...]:

@@ -76,7 +76,7 @@ def picture(tmp_path):
         ),
         (
             ["model.arch=wan2.2-ti2v-5b", "video.last_image=last.png"],
-            ["video.last_image=last.png is not for", "first image only", "flf2v-14b"],
+            ["video.last_image=last.png is not for", "first image only", "flf2v-14b or wan2.2-i2v"],
         ),
     ],
 )

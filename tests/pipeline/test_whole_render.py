@@ -130,11 +130,23 @@ def test_image_to_video_equals_wan_pipeline(checkpoint, tmp_path, pictures):
 
 
 @pytest.mark.parametrize("checkpoint", ["test-i2v-a14b"], indirect=True)
-def test_image_to_video_of_two_experts_equals_wan_pipeline(checkpoint, tmp_path, pictures):
-    """Wan 2.2, whose experts read the picture's latents and none of CLIP's tokens."""
-    plan = _plan("test-i2v-a14b", checkpoint, tmp_path, "model.boundary=0.8", image=pictures[0])
+@pytest.mark.parametrize("ends_on_one", [False, True])
+def test_image_to_video_of_two_experts_equals_wan_pipeline(
+    checkpoint, tmp_path, pictures, ends_on_one
+):
+    """Wan 2.2, whose experts read the pictures' latents and none of CLIP's tokens."""
+    last = [f"video.last_image={pictures[1]}"] if ends_on_one else []
+    plan = _plan(
+        "test-i2v-a14b", checkpoint, tmp_path, "model.boundary=0.8", *last, image=pictures[0]
+    )
     pipeline = WanImageToVideoPipeline(**_parts(checkpoint), boundary_ratio=0.8)
-    theirs = _their_frames(pipeline, checkpoint, plan, image=_opened(pictures[0]))
+    theirs = _their_frames(
+        pipeline,
+        checkpoint,
+        plan,
+        image=_opened(pictures[0]),
+        last_image=_opened(pictures[1]) if ends_on_one else None,
+    )
     _assert_same_pictures(_our_frames(plan), theirs)
 
 
