@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,13 +20,13 @@ from ..home.segments import Replaced
 from . import routes_media, routes_page, routes_renders, routes_socket, routes_videos
 from .context import Context
 from .edits import Editing
-from .errors import ApiError, envelope, without_paths
+from .errors import ApiError, envelope, is_short, without_paths
 from .files import AllFiles
 from .guard import Guard
 from .intake import Intake
 from .keeper import Keeper
 from .limits import Limits
-from .logs import say
+from .logs import complain, say
 from .metrics import Metrics
 from .queue import Queue
 from .tokens import Tokens
@@ -83,6 +84,9 @@ def make_app(
     app.add_exception_handler(Replaced, _replaced)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    for short in (OSError, sqlite3.Error):
+        app.add_exception_handler(short, _short)
+    app.add_exception_handler(Exception, _bug)
     app.add_middleware(Guard, tokens=tokens, limits=limits)
     return app
 
@@ -131,4 +135,19 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     said = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+    return await _api_error(request, said)
+
+
+async def _short(request: Request, error: Any) -> JSONResponse:
+    if not is_short(error):
+        raise error
+    complain("no room for a request", path=request.url.path, error=str(error))
+    message = "the server has no room for it at the moment, such as on its disk; try again later"
+    again = {"retry-after": "5"}
+    return await _api_error(request, ApiError(503, "no_room", message, headers=again))
+
+
+async def _bug(request: Request, error: Exception) -> JSONResponse:
+    """What it was is in the log: it is raised once more after this."""
+    said = ApiError(500, "internal_error", "this is an error of the server; its log has more")
     return await _api_error(request, said)

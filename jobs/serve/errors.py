@@ -1,7 +1,11 @@
 """What goes wrong with a request, as the server says it: one envelope for both APIs."""
 
+import errno
 import re
+import sqlite3
 from collections.abc import Mapping
+
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
 
 
 class ApiError(Exception):
@@ -31,6 +35,11 @@ def envelope(error: ApiError) -> dict[str, dict[str, str | None]]:
             "code": error.code,
         }
     }
+
+
+def is_short(error: BaseException) -> bool:
+    """Whether there was no room for a moment: a full disk, too many open files."""
+    return isinstance(error, sqlite3.Error) or getattr(error, "errno", None) in _SHORT
 
 
 def _sendable(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.load import load_config, to_override
-from .errors import ApiError, without_paths
+from .errors import ApiError, is_short, without_paths
 from .files import AllFiles
 from .limits import Limits
 from .logs import complain
@@ -219,6 +219,8 @@ def said() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if (cause := error.__cause__) is not None and is_short(cause):
+            raise cause from None  # no fault of the request
         message = without_paths(str(error))
         field = re.match(r"(?:parallel\.|model\.)?([\w.]+)[ =]", message)
         raise ApiError(

@@ -7,14 +7,13 @@ their folders.
 
 import asyncio
 import contextlib
-import errno
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from .errors import ApiError, without_paths
+from .errors import ApiError, is_short, without_paths
 from .files import AllFiles
 from .limits import Limits
 from .live import Live
@@ -30,7 +29,6 @@ _TICK_S = 0.2  # how soon a deadline is noticed
 _STOP_S = 60.0  # a step may take long; after it the worker's process is ended
 _RETRY_S = 0.5  # before another attempt
 _PASSING = (OSError, sqlite3.Error)  # a full disk, too many open files: what may go well later
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
 _LATE = "deadline", "it was not done by its deadline"
 _SHUTDOWN_S = 10.0  # for renders to reach the end of their step when the server ends
 
@@ -193,7 +191,7 @@ class Keeper:
             news = await self._work(live, live.worker)
         except (RuntimeError, TimeoutError, ValueError, *_PASSING) as error:
             complain("no worker", render=live.record.render, error=str(error))
-            if isinstance(error, sqlite3.Error) or getattr(error, "errno", None) in _SHORT:
+            if is_short(error):
                 news = {"how": "not begun"}  # nothing was lost over it
         finally:
             if live.worker is not None:

@@ -217,9 +217,9 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
         416: "No such range.",
         422: "The request cannot be met; the message says what to change.",
         429: "Too many changes, or too many renders in the queue.",
-        503: "The server is ending.",
+        503: "No room for it at the moment, as on a full disk: try again later.",
     }
-    every = (400, 401, 403, 408, 413, 422)
+    every = (400, 401, 403, 408, 413, 422, 503)
     return {
         status: {"model": ErrorView, "description": said[status]}
         for status in sorted({*every, *statuses})
