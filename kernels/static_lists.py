@@ -46,13 +46,6 @@ def local(window: Window, radius: int) -> Blocks:
 
 
 @lru_cache(maxsize=16)
-def near(window: Window, reach: tuple[int, int, int]) -> Blocks:
-    """Tiles whose boxes are no further apart than this in time, rows and columns."""
-    queries, keys = tiles_of(window)
-    return _blocks((gaps(queries, keys) <= torch.tensor(reach)).all(-1), queries, keys)
-
-
-@lru_cache(maxsize=16)
 def radial(window: Window, decay: float) -> Blocks:
     """Radial attention: the further apart in time, the narrower the diagonal between two latents.
 

@@ -9,10 +9,6 @@ _ROOT = Path(__file__).parent / "shipped"
 _DIGESTS = "digests.json"  # of every file: checkpoint, path in it, SHA-256
 
 
-def shipped_names() -> list[str]:
-    return sorted(_read_digests())
-
-
 def shipped_folder(reference: str, field: str, part: str = "") -> Path:
     """The folder of `shipped:NAME`, once every file of the part, or all, is as it was packed."""
     name, digests = reference.removeprefix(PREFIX), _read_digests()

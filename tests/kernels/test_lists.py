@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from longreel.kernels import order
 from longreel.kernels.attention import attend, attend_reference
+from longreel.kernels.blocks import Blocks
 from longreel.kernels.order import permutation
 from longreel.kernels.pooled import pooled
 from longreel.kernels.spatiotemporal import attend_spatiotemporal, bands, choose_temporal
-from longreel.kernels.static_lists import local, near, radial, tile_window
-from longreel.kernels.tiles import Window, has_exact_tiles, places, tiles_of
+from longreel.kernels.static_lists import local, radial, tile_window
+from longreel.kernels.tiles import Window, gaps, has_exact_tiles, places, tiles_of
 
 CPU = torch.device("cpu")
 P480, P720 = (30, 52), (45, 80)
@@ -64,6 +65,13 @@ def test_both_bands_are_as_sparse_as_their_rule(size):
         assert blocks.heads([head]).density() == pytest.approx(0.35, abs=0.02)
 
 
+def _density_near(window, reach):
+    """Of tiles whose boxes are no further apart than this in time, rows and columns."""
+    queries, keys = tiles_of(window)
+    mask_RC = (gaps(queries, keys) <= torch.tensor(reach)).all(-1)
+    return Blocks.from_mask(mask_RC[None, None], queries.starts, keys.starts).density()
+
+
 @pytest.mark.parametrize(
     ("size", "of_raster", "of_tiles", "of_hilbert"),
     [(P480, 0.267, 0.215, 0.212), (P720, 0.170, 0.125, 0.094)],
@@ -71,13 +79,13 @@ def test_both_bands_are_as_sparse_as_their_rule(size):
 )
 def test_compact_tiles_cover_a_box_with_less(size, of_raster, of_tiles, of_hilbert, monkeypatch):
     box = (4, 8, 12)
-    assert near(_window(21, size, "raster"), box).density() == pytest.approx(of_raster, abs=0.02)
-    assert near(_window(21, size), box).density() == pytest.approx(of_tiles, abs=0.02)
+    assert _density_near(_window(21, size, "raster"), box) == pytest.approx(of_raster, abs=0.02)
+    assert _density_near(_window(21, size), box) == pytest.approx(of_tiles, abs=0.02)
     monkeypatch.setattr(order, "find_tile", lambda grid: None)
-    for cached in (order.permutation, order.tile_starts, tiles_of, near):
+    for cached in (order.permutation, order.tile_starts, tiles_of):
         cached.cache_clear()
-    assert near(_window(21, size), box).density() == pytest.approx(of_hilbert, abs=0.02)
-    for cached in (order.permutation, order.tile_starts, order.inverse, tiles_of, near):
+    assert _density_near(_window(21, size), box) == pytest.approx(of_hilbert, abs=0.02)
+    for cached in (order.permutation, order.tile_starts, order.inverse, tiles_of):
         cached.cache_clear()
 
 
