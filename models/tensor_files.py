@@ -4,15 +4,21 @@ Everything that can be wrong with a file without reading its tensors is found wh
 """
 
 import json
+import math
+import mmap
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..configs.errors import first_line, is_memory
 
 SAFETENSORS = (".safetensors",)
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
@@ -20,6 +26,14 @@ TORCH = (".pth", ".pt", ".bin", ".ckpt")
 # wrappers round a state dict, in order of preference; generator*: CausVid, Self-Forcing, LongLive
 _NESTED = ("generator_ema", "generator", "generator_lora", "state_dict", "model")
 _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors format sets itself
+_DTYPES = {
+    "BOOL": torch.bool,
+    **{"U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64},
+    **{"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
+    **{"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+}
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0  # mmap.MAP_NORESERVE, from Python 3.13 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +76,8 @@ def _truncated(path: Path, expected: str, found: int) -> ValueError:
 
 
 def _open_safetensors(path: Path, size: int) -> TensorFile:
-    from safetensors import SafetensorError, safe_open
-
+    """By hand: safetensors' own reader asks the system for all of the file's bytes as memory, so
+    that a machine could open none that is larger than its own, though a slice of it would fit."""
     if size < 8:
         raise _truncated(path, "at least 8 bytes", size)
     with path.open("rb") as file:
@@ -79,17 +93,68 @@ def _open_safetensors(path: Path, size: int) -> TensorFile:
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        places = {name: _Place.of(entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is corrupt: unreadable header; download it again") from error
-    if size < 8 + header_bytes + end:
-        raise _truncated(path, f"{8 + header_bytes + end} bytes", size)
+        raise ValueError(
+            f"{path} is corrupt: unreadable header ({first_line(error)}); download it again"
+        ) from error
+    start = 8 + header_bytes
+    end = start + max((place.stop for place in places.values()), default=0)
+    if size < end:
+        raise _truncated(path, f"{end} bytes", size)
+    if size > end:
+        raise ValueError(f"{path} is corrupt: {size - end} bytes too long; download it again")
+    mapped = _map(path, size)
+    return TensorFile(
+        path=path,
+        shapes={name: place.shape for name, place in places.items()},
+        read=lambda name: places[name].read(mapped, start),
+        metadata=metadata,
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of one tensor behind the header of a safetensors file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    first: int
+    stop: int
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "_Place":
+        """From the header. KeyError: of a type that is not known; ValueError: of another length."""
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
+        first, stop = entry["data_offsets"]
+        if min((first, *shape)) < 0 or stop - first != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{entry} does not add up")
+        return cls(dtype, shape, first, stop)
+
+    def read(self, mapped: mmap.mmap, start: int) -> Tensor:
+        count = math.prod(self.shape)
+        if not count:
+            return torch.empty(self.shape, dtype=self.dtype)
+        at = start + self.first
+        return torch.frombuffer(mapped, dtype=self.dtype, count=count, offset=at).view(self.shape)
+
+
+def _map(path: Path, size: int) -> mmap.mmap:
+    """Its pages, private because torch takes none that are read-only, and without a reserve, as
+    nobody writes to them."""
+    flags, access = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
     try:
-        tensors = safe_open(path, "pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt: {error}; download it again") from error
-    return TensorFile(path=path, shapes=shapes, read=tensors.get_tensor, metadata=metadata)
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), size, flags=flags, prot=access)
+    except OSError as error:
+        raise _too_large(path, size, error) from error
+
+
+def _too_large(path: Path, size: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} of {size} bytes cannot be mapped ({first_line(error)}), so nothing of it can be "
+        f"read here; use it as safetensors, in smaller files, or on a machine with more memory"
+    )
 
 
 def _open_torch(path: Path, size: int, head: bytes) -> TensorFile:
@@ -114,6 +179,8 @@ def _open_torch(path: Path, size: int, head: bytes) -> TensorFile:
             f"save its state_dict alone"
         ) from error
     except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        if is_memory(error):
+            raise _too_large(path, size, error) from error
         raise ValueError(f"{path} is corrupt ({size} bytes); download it again") from error
     tensors = _state_dict(path, content)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,12 @@ def write(path: Path, state: dict[str, Tensor]) -> Path:
     else:
         torch.save(state, path)
     return path
+
+
+def safetensors(**header: dict[str, Any]) -> bytes:
+    """A file's beginning."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
 
 
 def build(layers: range, head: bool = False) -> Slice:
@@ -97,6 +104,42 @@ def test_a_big_tensor_and_a_transposed_one_are_copied_exactly(tmp_path: Path) ->
         weights.copy(name, into)
         assert torch.equal(into, tensor.double())
         assert torch.equal(weights.read(name), tensor)  # its pages come back after their release
+
+
+def test_a_file_larger_than_the_memory_gives_the_tensors_of_a_slice(tmp_path: Path) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    large = 2 * memory + 2**40  # a hole, which takes no room on the disk
+    path = tmp_path / "m.safetensors"
+    with path.open("wb") as file:
+        file.write(
+            safetensors(
+                small={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                large={"dtype": "BF16", "shape": [large // 2], "data_offsets": [8, 8 + large]},
+                none={"dtype": "I64", "shape": [0, 3], "data_offsets": [8 + large, 8 + large]},
+            )
+        )
+        start = file.tell()
+        file.write(torch.tensor([3.0, 9.0]).numpy().tobytes())
+        file.truncate(start + 8 + large)
+    weights = Weights(path)
+    assert weights.read("small").tolist() == [3.0, 9.0]
+    assert weights.read("large")[-3:].tolist() == [0.0, 0.0, 0.0]
+    assert weights.read("none").shape == (0, 3)
+
+
+def test_a_torch_file_that_cannot_be_mapped_is_not_called_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m.pth", whole())
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError(
+            f"unable to mmap 9 bytes from file <{path}>: Cannot allocate memory (12)"
+        )
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(ValueError, match=r"m\.pth of .* cannot be mapped.*use it as safetensors"):
+        Weights(path)
 
 
 @pytest.mark.parametrize("key", ["generator", "state_dict", "model"])
@@ -215,6 +258,15 @@ def test_what_is_no_file_of_tensors_is_refused_with_the_way_out(tmp_path: Path) 
     refused("lfs.safetensors", pointer, r"pointer of 72 bytes instead of 5676070424.*git lfs pull")
     refused("page.safetensors", b"<!DOCTYPE html>" * 9, r"not a safetensors file.*download it")
     refused("junk.safetensors", (20).to_bytes(8, "little") + b"x" * 20, r"corrupt: unreadable")
+    for entry, said in (
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "does not add up"),
+        ({"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}, "does not add up"),
+        ({"dtype": "F3", "shape": [2], "data_offsets": [0, 8]}, "F3"),
+        ({"dtype": "F32", "shape": [2]}, "data_offsets"),
+    ):
+        refused("odd.safetensors", safetensors(w=entry), rf"corrupt: unreadable.*{said}.*download")
+    intact = safetensors(w={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]})
+    refused("long.safetensors", intact + bytes(9), r"corrupt: 1 bytes too long; download it again")
     refused("page.pth", b"<!DOCTYPE html>" * 9, r"not a zip archive.*download it again")
     refused("note.txt", b"hello", r"not a file of weights: its name ends in none of \.safeten")
     with pytest.raises(ValueError, match=r"absent\.pth: no such file; set model\.checkpoint"):
