@@ -31,7 +31,7 @@ _ENDS = {
     ".alpha": ("alpha", "weight"),
     ".diff": ("whole", "weight"),
     ".diff_b": ("whole", "bias"),
-    ".lora_B.bias": ("whole", "bias"),
+    ".lora_B.bias": ("offset", "bias"),
     ".diff_m": ("whole", "modulation"),
 }
 _PREFIXES = ("base_model.model.", "transformer.")  # besides those of whole transformers
@@ -83,7 +83,8 @@ def find_adapters(setting: str, field: str) -> list[Adapter]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sum:
-    """What one adapter adds to one parameter: `up` times `down`, a whole tensor, or both."""
+    """What one adapter adds to one parameter: `up` times `down` or, of a bias, the `offset` behind
+    them, a whole tensor, or both."""
 
     file: TensorFile
     parts: Mapping[str, str]  # names in the file, by part
@@ -95,11 +96,12 @@ class _Sum:
             return self.file.read(self.parts[part]).to(device, torch.float32)
 
         total = torch.zeros(*shape, device=device)
-        if "up" in self.parts:
-            down, up = read("down").flatten(1), read("up").flatten(1)
+        if "down" in self.parts:
+            down = read("down").flatten(1)
             alpha = float(read("alpha")) if "alpha" in self.parts else self.alpha
-            weight = 1.0 if alpha is None else alpha / len(down)
-            total += (self.scale * weight) * (up @ down).view(*shape)
+            weight = self.scale * (1.0 if alpha is None else alpha / len(down))
+            low = read("offset") if "offset" in self.parts else read("up").flatten(1) @ down
+            total += weight * low.view(*shape)
         if "whole" in self.parts:
             total += self.scale * read("whole").view(*shape)
         return total
@@ -133,6 +135,11 @@ def _open(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
         for names in parts.values()
         if ("down" in names) != ("up" in names) or set(names) == {"alpha"}
     ]
+    for name, names in list(parts.items()):
+        if "offset" in names:  # is weighed as the rest of its sum
+            of = parts.get(f"{name.removesuffix('bias')}weight", {})
+            names |= {part: of[part] for part in ("down", "alpha") if part in of}
+            halves += [names["offset"]] * ("down" not in names)
     _refuse(path, "without the other half of their sum: the file is incomplete", halves)
     misfits = [
         f"{name} of {_shape(file, names)} for {tuple(shapes[name])}"
@@ -166,8 +173,9 @@ def _fits(file: TensorFile, names: Mapping[str, str], shape: tuple[int, ...]) ->
         rows, *rest = file.shapes[names[part]]
         return rows, math.prod(rest)
 
-    if "whole" in names and math.prod(file.shapes[names["whole"]]) != math.prod(shape):
-        return False
+    for part in ("whole", "offset"):
+        if part in names and math.prod(file.shapes[names[part]]) != math.prod(shape):
+            return False
     if "up" not in names:
         return True
     (out, rank), (rows, inside) = flat("up"), flat("down")

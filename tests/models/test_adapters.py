@@ -152,6 +152,26 @@ def test_the_alpha_that_is_stated_counts(transformer, tmp_path, beside):
     torch.testing.assert_close(made, state[f"{module}.weight"] + 4 * (up @ down))
 
 
+def test_a_bias_behind_a_sum_is_weighed_as_the_sum(transformer, tmp_path):
+    """peft's lora_bias: (up @ down @ x + offset) * alpha / rank."""
+    folder, state = transformer
+    ((module, down, up),) = halves(state, OF_ALL[:1])
+    name = f"base_model.model.{module}"
+    tensors = {
+        f"{name}.lora_A.weight": down,
+        f"{name}.lora_B.weight": up,
+        f"{name}.lora_B.bias": torch.arange(len(up), dtype=torch.float32),
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 12}))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    adapters = find_adapters(f"{tmp_path}@0.5", "model.lora")
+    made = torch.empty(len(up))
+    Adapted(Weights(folder, rename_transformer), adapters).copy(f"{module}.bias", made)
+    torch.testing.assert_close(
+        made, state[f"{module}.bias"] + 0.5 * 12 / RANK * torch.arange(len(up))
+    )
+
+
 def test_longlive_is_a_base_and_an_adapter_as_its_files_hold_them(transformer, tmp_path):
     _, state = transformer
     wan = {}
@@ -188,6 +208,7 @@ def wrong(kind, state):
             f"transformer.{module}.lora_B.weight": up,
             f"transformer.{other}.lora_A.weight": other_down,
         },
+        "bias of no sum": {f"transformer.{module}.lora_B.bias": up[:, 0].contiguous()},
         "another shape": {
             f"transformer.{module}.lora_A.weight": down[:, 1:].contiguous(),
             f"transformer.{module}.lora_B.weight": up,
@@ -201,6 +222,7 @@ def wrong(kind, state):
         ("another kind", r"1 of its tensors are no low-rank sum.*lokr_w1"),
         ("another model", r"2 of its tensors are for modules that this transformer has not"),
         ("half", r"1 of its tensors are without the other half.*attn1\.to_k\.lora_A"),
+        ("bias of no sum", r"1 of its tensors are without the other half.*to_q\.lora_B\.bias"),
         ("another shape", r"1 of its tensors are of another shape.*attn1\.to_q\.weight of \(3, "),
     ],
 )
