@@ -70,15 +70,21 @@ class Adapted:
         into.copy_(total)
 
 
-def find_adapters(setting: str, field: str) -> list[Adapter]:
-    """Of a field's value: `REFERENCE` or `REFERENCE@SCALE`, several with commas between them."""
+def split_adapters(setting: str) -> list[tuple[str, str]]:
+    """Of a field's value, `REFERENCE` or `REFERENCE@SCALE`, several with commas between them: the
+    references, each with its `@SCALE`, if it has one."""
     found = []
     for entry in filter(None, map(str.strip, setting.split(","))):
-        reference, at, scale = entry.rpartition("@")
-        if not at or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", scale):
-            reference, scale = entry, "1"
-        found.append(Adapter(path=locate(reference, "lora", field), scale=float(scale)))
+        scale = re.search(r"@[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", entry)
+        found.append((entry[: scale.start()], scale[0]) if scale else (entry, ""))
     return found
+
+
+def find_adapters(setting: str, field: str) -> list[Adapter]:
+    return [
+        Adapter(path=locate(reference, "lora", field), scale=float(scale[1:] or 1))
+        for reference, scale in split_adapters(setting)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

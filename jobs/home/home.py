@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...configs.files import expand
+from ...models.lora import split_adapters
 from ...pipeline.parts import check_parts, fingerprints
 from ...pipeline.plan import Plan
 from .durable import sync, write_whole
@@ -164,6 +165,8 @@ class Home:
             config.model,
             checkpoint=_absolute(config.model.checkpoint),
             transformer=_absolute(config.model.transformer),
+            lora=_absolute_adapters(config.model.lora),
+            lora_low=_absolute_adapters(config.model.lora_low),
         )
         manifest = Manifest(
             render=name,
@@ -210,3 +213,10 @@ def _absolute(reference: str) -> str:
     """A local path as it is found from any working directory."""
     path = expand(reference) if reference else Path()
     return os.fspath(path.absolute()) if reference and path.exists() else reference
+
+
+def _absolute_adapters(setting: str) -> str:
+    """As `_absolute`, of each; as it stands in a folder whose name would be read as several."""
+    adapters = [(_absolute(reference), scale) for reference, scale in split_adapters(setting)]
+    absolute = ",".join(reference + scale for reference, scale in adapters)
+    return absolute if split_adapters(absolute) == adapters else setting

@@ -7,13 +7,17 @@ import time
 import av
 import numpy as np
 import pytest
+import torch
 from command import SMALL
+from safetensors.torch import save_file
 
 from longreel.jobs.home.home import Home, new_name
 from longreel.jobs.home.lock import Taken
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render, stream_chunks
+from longreel.models.lora import find_adapters
+from longreel.pipeline.parts import check_parts
 
 _SIZES = [setting for setting in SMALL if not setting.startswith("video.frames")]
 BLOCKS = [*_SIZES, "blocks.policy=dualparal-grouped", "blocks.size=2", "blocks.left=2"]
@@ -121,6 +125,28 @@ def test_a_render_is_opened_by_the_beginning_of_its_id(home):
         home.open("2")
     with pytest.raises(ValueError, match="there is no such render"):
         home.open("nothing")
+
+
+@pytest.mark.parametrize("where", ["here", "a, b", "c@2"])
+def test_adapters_are_found_from_any_working_directory(home, tmp_path, monkeypatch, where):
+    (tmp_path / where).mkdir()
+    monkeypatch.chdir(tmp_path / where)
+    module = "transformer.blocks.0.attn1.to_q"
+    halves = {f"{module}.lora_A.weight": torch.ones(2, 192)}
+    halves[f"{module}.lora_B.weight"] = torch.ones(192, 2)
+    save_file(halves, "a.safetensors")
+    save_file(halves, "b.safetensors")
+    adapters = "model.lora=a.safetensors@0.5, ./b.safetensors"
+    asked = plan_render("a red circle", preset="shapes", overrides=[adapters])
+    render = home.create(asked)
+    if "," not in where:  # there the name of the folder cannot be said
+        monkeypatch.chdir(tmp_path)
+    check_parts(render.plan)
+    files = find_adapters(render.plan.config.model.lora, "model.lora")
+    assert [(file.path.name, file.scale) for file in files] == [
+        ("a.safetensors", 0.5),
+        ("b.safetensors", 1.0),
+    ]
 
 
 def test_ids_sort_by_time_within_a_second_too(monkeypatch):
