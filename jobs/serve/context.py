@@ -1,5 +1,6 @@
 """What the routes of one server share."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -47,10 +48,18 @@ class Context:
         """As it is now."""
         return self.queue.get(record.render) or record
 
-    def remove(self, record: Record) -> None:
-        """Of a render that does not run: its place in the queue and its files."""
-        self.files.remove(record.render)
-        self.queue.remove(record.render)
+    async def remove(self, own: Record) -> None:
+        """Its place in the queue and its files, while nobody copies or edits them. ApiError while
+        it runs."""
+        async with self.intake.turn:
+            if (record := self.queue.get(own.render)) is None:
+                return  # another has done it
+            if record.state == "running":
+                raise ApiError(409, "running", "it is being made; cancel it first")
+            if record.state == "queued":
+                self.queue.pause(record.render)  # or it would begin meanwhile
+            await asyncio.to_thread(self.files.remove, record.render)
+            self.queue.remove(record.render)
 
 
 # dependencies of routes are coroutines, as FastAPI would send plain functions to other threads

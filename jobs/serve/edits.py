@@ -74,6 +74,7 @@ class Editing:
         async with self._intake.turn:
             if (known := self._intake.known(sender, digest)) is not None:
                 return known, False
+            source = self._queue.get(source.render) or source  # as it is by now
             if source.state != "done":
                 raise ApiError(
                     409, "not_done", f"it is {source.state}, and only what is done can be extended"

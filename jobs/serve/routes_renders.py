@@ -110,9 +110,7 @@ async def get(
 @router.delete("/{id}", responses=failures(404, 409))
 async def delete(own: Own, here: Here) -> Removed:
     """With all its files. 409 while it runs: cancel it first."""
-    if own.state == "running":
-        raise ApiError(409, "running", "it is being made; cancel it first")
-    here.remove(own)
+    await here.remove(own)
     return Removed(id=own.render)
 
 

@@ -1,6 +1,7 @@
 """/v1/videos, in the shape that the `openai` Python client speaks: a thin layer over the queue."""
 
 import asyncio
+import contextlib
 import hashlib
 from typing import Annotated, Literal
 
@@ -110,7 +111,7 @@ async def delete(own: Own, here: Here) -> VideoDeleted:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise ApiError(409, "running", "it is being cancelled; try again later") from None
-    here.remove(own)
+    await here.remove(own)
     return VideoDeleted(id=own.render)
 
 
@@ -190,11 +191,15 @@ async def _source(here: Context, client: str, id: str, upload: bytes | None) -> 
     """The render that is named, or whose video was sent: of any other we have no latents."""
     if upload is None:
         return here.record(id, client)
-    wanted = hashlib.sha256(upload).digest()
-    records, _ = here.queue.page(client, states=("done",), limit=1000)
-    for record in records:
-        if await asyncio.to_thread(_has, here.files.of(record.render), len(upload), wanted):
-            return record
+    wanted, more, last = hashlib.sha256(upload).digest(), True, None
+    while more:
+        records, more = here.queue.page(client, states=("done",), after=last, limit=100)
+        for record in records:
+            with contextlib.suppress(ApiError, OSError):  # whose files are gone
+                files = here.files.of(record.render)
+                if await asyncio.to_thread(_has, files, len(upload), wanted):
+                    return record
+            last = record.render
     raise ApiError(
         422,
         "unknown_video",

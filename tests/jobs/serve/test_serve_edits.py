@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from app import call, made, on_a_port, open_app
-from server import SMALL
+from server import SMALL, asked
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -81,8 +81,8 @@ def test_a_render_is_extended_and_redone_in_place(opened):
     longer, more = video(app, render)
     assert longer.startswith(old)
     assert len(more) == 41
-    asked = {"first": 16, "stop": 18, "prompt": "a blue square"}
-    answer = call(app, "POST", f"/api/v1/renders/{render}/redo", json=asked).json()
+    section = {"first": 16, "stop": 18, "prompt": "a blue square"}
+    answer = call(app, "POST", f"/api/v1/renders/{render}/redo", json=section).json()
     assert 0.1 < answer["progress"]["fraction"] < 0.9
     files = app.state.context.files.of(render)
     assert video(app, render)[0] == longer  # until it is done
@@ -261,6 +261,38 @@ def test_an_extension_is_another_video_that_begins_with_the_first(opened, named)
     assert video(app, render)[0] == old
     call(app, "DELETE", f"/v1/videos/{render}")
     assert len(video(app, answer["id"])[1]) == 25  # its files are its own
+
+
+def test_a_video_that_was_sent_is_found_beside_others_whose_files_are_gone(opened):
+    app, render = opened(frames=17)
+    here = app.state.context
+    other = call(app, "POST", "/api/v1/renders", json=asked(frames=1)).json()["id"]
+    here.queue.end(other, "done", time.time())
+    shutil.rmtree(here.files.of(other).folder.path)
+    form = {"prompt": (None, "x"), "seconds": (None, "1"), "video": ("v", video(app, render)[0])}
+    answer = call(app, "POST", "/v1/videos/extensions", files=form)
+    assert answer.json()["remixed_from_video_id"] == render
+    form["video"] = ("v", b"another")
+    assert call(app, "POST", "/v1/videos/extensions", files=form).status_code == 422
+
+
+def test_a_render_is_not_copied_or_removed_while_it_is_edited(opened):
+    app, render = opened(frames=17)
+    path, body = f"/api/v1/renders/{render}", {"prompt": "x", "seconds": "1"}
+
+    async def at_once():
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            return await asyncio.gather(
+                http.post(f"{path}/extend", json={"frames": 8}),
+                http.post("/v1/videos/extensions", json={**body, "video": {"id": render}}),
+                http.delete(path),
+            )
+
+    edited, copied, removed = asyncio.run(at_once())
+    assert (edited.status_code, removed.status_code) == (200, 200)
+    assert (copied.status_code, copied.json()["error"]["code"]) == (409, "not_done")
+    assert app.state.context.files.home.names() == []
 
 
 def test_an_edit_that_was_lost_on_its_way_to_the_queue_is_made_first(opened):
