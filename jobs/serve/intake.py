@@ -76,7 +76,7 @@ class Intake:
             new = NewRender(
                 render=render,
                 client=sender.client,
-                request=_kept(asked, plan),
+                request=_kept(asked, plan, self._preset(asked.preset)),
                 digest=digest,
                 priority=asked.priority,
                 deadline_at=deadline,
@@ -228,14 +228,15 @@ def said() -> Iterator[None]:
         ) from error
 
 
-def _kept(asked: CreateRender, plan: "Plan") -> dict[str, Any]:
+def _kept(asked: CreateRender, plan: "Plan", preset: str | None) -> dict[str, Any]:
     """The request with its defaults, and the measures that a view of it needs."""
     from .pace import longest_segment
 
     config, layout, schedule = plan.config, plan.layout, plan.schedule
     request = asked.model_dump(exclude={"image", "deadline_s", "priority"})
     return request | {
-        "preset": config.preset,
+        # empty: a file of the server's own, which a request that names none gets again
+        "preset": "" if preset and preset.endswith(".yaml") else config.preset,
         "image": asked.image is not None,
         "width": config.video.width,
         "height": config.video.height,

@@ -1,5 +1,6 @@
 """/v1/videos with the `openai` client itself: every method that it has for videos."""
 
+import contextlib
 import io
 import time
 import warnings
@@ -14,6 +15,8 @@ from openai import OpenAI
 from openai.types import Video
 from PIL import Image
 from server import until
+
+from longreel.jobs.serve.app import make_app
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the service it was for
 
@@ -216,3 +219,15 @@ def test_a_video_that_two_delete_at_once_is_gone_for_both(tmp_path):
             here.queue.end(video, "cancelled", time.time())
             answers = sorted(one.result().status_code for one in both)
     assert answers in ([200, 200], [200, 404])
+
+
+def test_a_remix_is_of_the_server_s_own_preset_where_that_is_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("preset: tiny\nvideo: {height: 32, width: 48, frames: 1}\n")
+    app = make_app(tmp_path / "home", preset=str(tmp_path / "mine.yaml"))
+    with contextlib.closing(app.state.context.queue):
+        first = call(app, "POST", "/v1/videos", json={"prompt": "a red circle"}).json()
+        again = {"prompt": "a blue square"}
+        remix = call(app, "POST", f"/v1/videos/{first['id']}/remix", json=again).json()
+        named = call(app, "POST", "/v1/videos", json={"prompt": "x", "model": "tiny"}).json()
+    assert (first["model"], first["size"]) == (remix["model"], remix["size"]) == ("", "48x32")
+    assert (named["model"], named["size"]) == ("tiny", "96x64")
