@@ -51,8 +51,9 @@ class ChainParts:
     stage: Callable[[range, str, Shelf], Stage]
     windows: Callable[[str], Windows]
     stepper: Callable[[str], Stepper]
-    # told of the text that blocks from one on read, for the windows of later epochs
-    remember: Callable[[int, object], None] = lambda block, text: None
+    # told of the text that blocks from one on read, for the windows of later epochs, and of the
+    # oldest block that these read for
+    remember: Callable[[int, object, int], None] = lambda block, text, oldest: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class RayChain:
 
     def change_text(self, text: object) -> int:
         block = self._ask_first("change_text", text)
-        self._parts.remember(block, text)
+        self._parts.remember(block, text, (self._start or EMPTY).walk.oldest)
         self._seen = max(self._seen, block)  # those before it have begun
         return block
 

@@ -56,6 +56,12 @@ class WalkState:
     entries: tuple[Entry, ...] = ()  # of clean blocks
     take: int = 0  # new prompts that entries were made again for
 
+    @property
+    def oldest(self) -> int:
+        """Blocks before this one are read by nobody any more."""
+        # of a section at the beginning, all that is kept may be what comes after it
+        return min((*self.kept, self.next_block))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

@@ -84,7 +84,7 @@ class LocalBackend:
         return LocalChain(
             conditional,
             make_windows(sampling, device),
-            make_stepper(plan, sampling, device),
+            make_stepper(plan, sampling.without_texts(), device),
             *others,
         )
 

@@ -21,7 +21,7 @@ from .levels import make_levels
 from .schedule import BlockSchedule
 from .solver import make_solver
 from .stepper import Stepper
-from .windows import Sampling, Text, Windows
+from .windows import Sampling, Windows
 
 _TASKS = 40
 _MESSAGES = 4
@@ -87,7 +87,8 @@ def _sampling(
         guidance=GuidancePlan((None,) * levels.steps, "none"),
         boundary=0.0,
         pool=None,
-        texts={0: Text(prompt_BSD=text_BSD, negative_BSD=None)},
+        texts={0: text_BSD},
+        negative_BSD=None,
         condition=Condition(),
         causal_latents=0,
         fps=16,

@@ -34,7 +34,7 @@ from .overlap import run_ahead
 from .parts import check_parts
 from .plan import Plan, check_prompt
 from .surroundings import Surroundings
-from .windows import Sampling, Text
+from .windows import Sampling
 
 _NONE: Mapping[int, str] = MappingProxyType({})
 _LOOK_S = 0.1  # how soon a wait notices that the render was given up
@@ -278,6 +278,11 @@ class Generator:
     def sampling(self, backend: Backend) -> Sampling:
         plan, levels = self._plan, self._plan.levels
         channels, _, height, width = plan.latents_shape
+        guided = self._guidance.guided
+        texts_BSD = self._texts(
+            backend, [*self._prompts.values(), *[plan.config.sampling.negative_prompt] * guided]
+        )
+        negative_BSD = texts_BSD.pop() if guided else None
         return Sampling(
             seed=plan.seed,
             frame_shape=(channels, height, width),
@@ -286,9 +291,8 @@ class Generator:
             guidance=self._guidance,
             boundary=plan.config.model.boundary,
             pool=NoisePool(plan.seed, plan.schedule) if plan.shares_noise else None,
-            texts=dict(
-                zip(self._prompts, self._texts(backend, [*self._prompts.values()]), strict=True)
-            ),
+            texts=dict(zip(self._prompts, texts_BSD, strict=True)),
+            negative_BSD=negative_BSD,
             condition=backend.condition() if plan.pictures else Condition(),
             causal_latents=plan.causal_latents,
             fps=plan.config.video.fps,
@@ -296,18 +300,12 @@ class Generator:
             device=torch.device("cpu"),  # until an end of the chain takes it to its own
         )
 
-    def _texts(self, backend: Backend, prompts: Sequence[str]) -> list[Text]:
-        plan = self._plan
-        guided = self._guidance.guided
-        words = [*prompts, plan.config.sampling.negative_prompt] if guided else prompts
+    def _texts(self, backend: Backend, words: Sequence[str]) -> list[Tensor]:
+        """Embedded; each in memory of its own, as views travel with all that they are views of."""
         self._report("prompt", 0, 1)
-        embedded = torch.split(backend.texts(words), 1)
+        texts_NSD = backend.texts(words)
         self._report("prompt", 1, 1)
-        negative_BSD = embedded[-1] if guided else None
-        return [
-            Text(prompt_BSD=prompt_BSD, negative_BSD=negative_BSD)
-            for prompt_BSD in embedded[: len(prompts)]
-        ]
+        return [text_BSD.clone() for text_BSD in torch.split(texts_NSD, 1)]
 
     @cached_property
     def _guidance(self) -> GuidancePlan:

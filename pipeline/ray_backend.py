@@ -110,7 +110,7 @@ class RayBackend:
             ChainParts(
                 stage=partial(make_stage, self._plan),
                 windows=partial(make_windows, sampling),
-                stepper=partial(make_stepper, self._plan, sampling),
+                stepper=partial(make_stepper, self._plan, sampling.without_texts()),
                 remember=sampling.remember,
             ),
             timeout_s=parallel.transfer_timeout_s,

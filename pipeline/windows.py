@@ -23,21 +23,6 @@ _PREFIX_STREAM = 1_000_000  # a step no solver reaches: the noise on clean prefi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
-    """One prompt and what it is guided away from, embedded."""
-
-    prompt_BSD: Tensor
-    negative_BSD: Tensor | None
-
-    def to(self, device: torch.device) -> "Text":
-        negative_BSD = self.negative_BSD
-        return Text(
-            prompt_BSD=self.prompt_BSD.to(device),
-            negative_BSD=None if negative_BSD is None else negative_BSD.to(device),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """What both ends of the ring know of a render; nothing in it changes while it runs."""
 
@@ -48,7 +33,8 @@ class Sampling:
     guidance: GuidancePlan
     boundary: float
     pool: NoisePool | None  # none: every latent has noise of its own
-    texts: dict[int, Text]  # by the first block that reads them
+    texts: dict[int, Tensor]  # prompts, embedded, by the first block that reads them
+    negative_BSD: Tensor | None  # what all of them are guided away from
     condition: Condition
     causal_latents: int
     fps: int
@@ -56,8 +42,18 @@ class Sampling:
     device: torch.device
 
     def to(self, device: torch.device) -> "Sampling":
-        texts = {block: text.to(device) for block, text in self.texts.items()}
-        return replace(self, texts=texts, condition=self.condition.to(device), device=device)
+        negative_BSD = self.negative_BSD
+        return replace(
+            self,
+            texts={block: text_BSD.to(device) for block, text_BSD in self.texts.items()},
+            negative_BSD=None if negative_BSD is None else negative_BSD.to(device),
+            condition=self.condition.to(device),
+            device=device,
+        )
+
+    def without_texts(self) -> "Sampling":
+        """For the last stage's end, which reads none."""
+        return replace(self, texts={}, negative_BSD=None)
 
     def noise(self, block: int, step: int | None = None) -> Tensor:
         """What a block starts from, or the fresh noise a few-step solver adds to it at a step."""
@@ -71,12 +67,14 @@ class Sampling:
         noise_BCTHW = window_noise(self.seed, start, count, self.frame_shape, step)
         return noise_BCTHW.to(self.device)
 
-    def remember(self, block: int, text: object) -> None:
-        """Blocks from this one on read another prompt."""
-        assert isinstance(text, Text)
-        self.texts[block] = text.to(self.device)
+    def remember(self, block: int, text_BSD: object, oldest: int) -> None:
+        """Blocks from this one on read another prompt; none before `oldest` reads any more."""
+        assert isinstance(text_BSD, Tensor)
+        self.texts[block] = text_BSD.to(self.device)
+        for past in sorted(first for first in self.texts if first <= oldest)[:-1]:
+            del self.texts[past]
 
-    def text(self, block: int) -> Text:
+    def text(self, block: int) -> Tensor:
         return self.texts[max(first for first in self.texts if first <= block)]
 
     @property
@@ -99,7 +97,7 @@ class Windows:
     _held: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # block: version, latents
     _dropped: int = 0  # blocks before this one are read by nobody any more
     _admitted: int = 0  # blocks before this one have begun
-    _lock: threading.Lock = field(default_factory=threading.Lock)  # between admission and change
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # held while prompts change
 
     def put(self, moved: Moved) -> None:
         """A new version of a block; one that is repeated, or read by nobody, is ignored."""
@@ -119,6 +117,7 @@ class Windows:
         """The task's window; latents that no later one reads are let go."""
         s = self.sampling
         self.admit(max((block + 1 for block in task.admits), default=0))
+        texts_BSD = self._texts(task)  # before blocks are dropped, and their prompts with them
         latents_BCTHW = torch.cat([self._latents(part) for part in task.parts], dim=2)
         spans = [(part.start, part.stop) for part in task.parts]
         step = min((part.step for part in task.written), default=s.levels.steps - 1)
@@ -128,7 +127,7 @@ class Windows:
         return Inputs(
             latents_BCTHW=s.condition.add_channels(latents_BCTHW, spans),
             timesteps_BT=self._timesteps(task),
-            texts_BSD=self._texts(task),
+            texts_BSD=texts_BSD,
             image_BND=s.condition.tokens_BND,
             expert=int(s.levels.low_noise(step, s.boundary)),
             causal_latents=s.causal_latents,
@@ -143,7 +142,7 @@ class Windows:
     def change_text(self, text: object) -> int:
         """Blocks that are yet to be admitted, from the returned one on, read this prompt."""
         with self._lock:
-            self.sampling.remember(self._admitted, text)
+            self.sampling.remember(self._admitted, text, self._dropped)
             return self._admitted
 
     def begins_prompt(self, block: int) -> bool:
@@ -160,8 +159,7 @@ class Windows:
         device = self.sampling.device
         self._held = {block: (step, kept.to(device)) for block, (step, kept) in held.items()}
         self._admitted = walk.next_block
-        # of a section at the beginning, all that is kept may be what comes after it
-        self._dropped = min((*walk.kept, walk.next_block))
+        self._dropped = walk.oldest
 
     def _latents(self, part: Part) -> Tensor:
         s = self.sampling
@@ -199,9 +197,10 @@ class Windows:
 
     def _texts(self, task: Task) -> tuple[Tensor, ...]:
         block = (task.written or task.parts)[-1].block if task.text_of is None else task.text_of
-        text = self.sampling.text(block)
+        with self._lock:
+            text_BSD = self.sampling.text(block)
         if not self.sampling.guided(task):
-            return (text.prompt_BSD,)
-        assert text.negative_BSD is not None
-        both = (text.prompt_BSD, text.negative_BSD)
+            return (text_BSD,)
+        assert self.sampling.negative_BSD is not None
+        both = (text_BSD, self.sampling.negative_BSD)
         return (torch.cat(both),) if self.sampling.guidance.mode == "batched" else both

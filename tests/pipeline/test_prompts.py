@@ -1,5 +1,6 @@
 """Prompts that change within a video, by plan and live, and videos without an end."""
 
+import pickle
 import time
 from contextlib import closing
 from functools import partial
@@ -94,6 +95,44 @@ def test_a_change_is_never_for_a_block_that_has_begun(policy):
         for one in done:
             begun = max(begun, *(part.block + 1 for part in one.task.written), 0)
             assert chain.change_text(sampling.text(0)) >= begun
+
+
+@pytest.mark.parametrize("policy", ["causal-recache", "dualparal", "forcing"])
+def test_prompts_that_no_block_reads_any_more_are_let_go(policy):
+    """A video without an end may have any number of them; those that are read stay as they are."""
+    ours = plan(policy, frames=0)
+    backend = LocalBackend(ours)
+    told, held = Generator(ours).sampling(backend), []
+    planned = Generator(ours).sampling(backend)
+    text_BSD = planned.text(0)
+
+    def latents(sampling, hear):
+        chain = backend.chain(sampling)
+        with closing(chain.run(ours.schedule, limit=24)) as done:
+            for one in done:
+                yield from (moved.latents_BCTHW for moved in one.finished)
+                if one.finished:
+                    hear(chain)
+
+    def change(chain):
+        nonlocal text_BSD
+        text_BSD = text_BSD + 0.125
+        planned.texts[chain.change_text(text_BSD)] = text_BSD
+        held.append(len(chain._windows.sampling.texts))
+
+    live = list(latents(told, change))
+    assert max(held) < 10 < len(planned.texts)
+    again = latents(planned, lambda chain: None)
+    assert all(torch.equal(*pair) for pair in zip(live, again, strict=True))
+
+
+def test_what_goes_to_actors_holds_every_prompt_once():
+    """A view of many embedded prompts would take all of them along."""
+    ours = plan("causal", frames=33, prompt_at=[(0.6, "a dog"), (1.4, "a bird")])
+    sampling = Generator(ours).sampling(LocalBackend(ours))
+    text_BSD = torch.stack([*sampling.texts.values()])
+    sent = len(pickle.dumps(sampling)) - len(pickle.dumps(sampling.without_texts()))
+    assert text_BSD.nbytes <= sent < text_BSD.nbytes + 3000
 
 
 @pytest.mark.parametrize("backend", [LocalBackend, ThreadBackend])

@@ -15,7 +15,7 @@ from longreel.pipeline.levels import make_levels
 from longreel.pipeline.schedule import BlockSchedule
 from longreel.pipeline.solver import make_solver
 from longreel.pipeline.stepper import Stepper
-from longreel.pipeline.windows import Sampling, Text, Windows
+from longreel.pipeline.windows import Sampling, Windows
 
 STEPS = 5
 
@@ -58,7 +58,8 @@ def window(
         guidance=GuidancePlan(mode=mode, scales=scales),
         boundary=0.0,
         pool=None,
-        texts={0: Text(prompt_BSD=text, negative_BSD=-text if negative else None)},
+        texts={0: text},
+        negative_BSD=-text if negative else None,
         condition=condition or Condition(),
         causal_latents=3,
         fps=24,
