@@ -52,6 +52,21 @@ class Attempt:
         (self._folder / "segments").mkdir(exist_ok=True)
         self._journal.append(event="started", host=socket.gethostname(), pid=os.getpid())
 
+    def check(self, made: Sequence[Segment]) -> None:
+        """From the first of these that is damaged on, they are made again."""
+        for segment in made:
+            try:
+                segment.read()
+            except ValueError:  # Replaced is one
+                reason = f"segment {segment.path} is damaged or gone"
+                _log.warning(
+                    "%s; going on from frame %d, which takes longer and makes the same frames",
+                    reason,
+                    segment.first,
+                )
+                self.note("damaged", file=segment.path.name, reason=reason)
+                return
+
     def resume(self, ledger: Ledger) -> None:
         self.frames_done, self._next_number = ledger.position, ledger.next_number
         self.edit, self.segments = ledger.edit, list(ledger.segments)

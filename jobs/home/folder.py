@@ -233,7 +233,8 @@ class RenderFolder:
             try:
                 attempt = Attempt(self.path, writer, held, self.manifest.config)
                 attempt.start()
-                attempt.resume(self._read())  # again: a stopped writer may have come before us
+                attempt.check(self._read().made)  # again: a stopped writer may have come before us
+                attempt.resume(self._read())
                 yield attempt
             finally:
                 writer.close()

@@ -78,7 +78,7 @@ class Ledger:
         elif kind == "segment":
             self._add(event)
         elif kind == "damaged":
-            self.checkpoints = [old for old in self.checkpoints if old.file != event["file"]]
+            self._lose(event["file"])
         elif kind == "checkpoint":
             self._save(event)
         elif kind == "prompt":
@@ -142,6 +142,21 @@ class Ledger:
         if self.renewed is None:
             return len(self.segments)
         return len(self._stay()) + len(self.renewed)
+
+    @property
+    def made(self) -> list[Segment]:
+        """Of what is being made."""
+        if self.renewed is not None:
+            return self.renewed
+        first = self.edit.first if self.edit else 0
+        return [segment for segment in self.segments if segment.first >= first]
+
+    def _lose(self, file: str) -> None:
+        """A checkpoint; or a segment, and with it those after it."""
+        self.checkpoints = [old for old in self.checkpoints if old.file != file]
+        made = self.segments if self.renewed is None else self.renewed
+        if number := [n for n, segment in enumerate(made) if segment.path.name == file]:
+            del made[number[0] :]
 
     def _begin(self, edit: Edit) -> None:
         self.state, self.reason = "queued", ""

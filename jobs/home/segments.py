@@ -49,14 +49,24 @@ class Segment:
         return self.first + self.frames
 
     def read(self) -> _Bytes:
-        """Its fragments. Replaced: they are gone."""
+        """Its fragments. Replaced: they are gone. ValueError: they are not those it had."""
+        way_out = (
+            f"put it back from a copy, or have its frames made anew with `longreel resume "
+            f"{self.path.parents[1].name} --redo {self.first}..{self.stop}`"
+        )
         try:
-            return self.path.read_bytes()
+            data = self.path.read_bytes()
         except FileNotFoundError:
             raise Replaced(
-                f"{self.path} is gone: edits have replaced it while the video was read; read it "
-                "anew from its beginning"
+                f"{self.path} is gone: where edits have replaced it while the video was read, read "
+                f"it anew from its beginning; else {way_out}"
             ) from None
+        if digest(data) != self.digest:
+            raise ValueError(
+                f"{self.path} is damaged (its digest is not the one in the journal), so frames "
+                f"{self.first}..{self.stop} would be lost or wrong; {way_out}"
+            )
+        return data
 
     @property
     def files(self) -> tuple[Path, ...]:

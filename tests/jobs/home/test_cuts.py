@@ -53,7 +53,7 @@ def test_a_reader_of_what_a_later_edit_removes_is_told(render, tmp_path):
     extend(render, 8)
     with pytest.raises(Replaced, match=r"cut 0 of render .* was replaced by cut 1.*read the video"):
         next(following)
-    with pytest.raises(Replaced, match=r"is gone: edits have replaced it while the video was read"):
+    with pytest.raises(Replaced, match=r"is gone: where edits have replaced it while the video"):
         frames_of(render, segments)
 
 
