@@ -195,7 +195,8 @@ class Keeper:
                 news = {"how": "not begun"}  # nothing was lost over it
         finally:
             if live.worker is not None:
-                if news is None or self._ending:
+                # one that has met a bug may have a device that fails whatever comes next
+                if news is None or self._ending or news.get("code") == "internal_error":
                     await live.worker.end()
                 else:
                     self._workers.take_back(live.worker)
@@ -258,7 +259,7 @@ class Keeper:
             self._fail(record, news["code"], news["message"])
         elif self._stopped_as_wished(record):
             return
-        elif how == "lost" and record.attempts >= MAX_ATTEMPTS:
+        elif how == "lost" and record.attempts >= MAX_ATTEMPTS and not self._ending:
             self._fail(
                 record,
                 "worker_lost",

@@ -134,11 +134,13 @@ async def pause(own: Own, here: Here) -> RenderView:
     return view(here, here.again(own))
 
 
-@router.post("/{id}/resume", responses=failures(404, 409))
+@router.post("/{id}/resume", responses=failures(404, 409, 429))
 async def resume(own: Own, here: Here) -> RenderView:
     """It waits for its turn again, with all that is final. Also one that has failed."""
     if own.state not in ("paused", "failed", "cancelled"):
         raise ApiError(409, "not_paused", f"it is {own.state}, so there is nothing to resume")
+    if own.over:
+        here.intake.check_room(own.client)
     here.keeper.resume(own)
     return view(here, here.again(own))
 

@@ -192,9 +192,14 @@ def test_the_largest_picture_that_a_body_holds_is_looked_at(tmp_path):
 def test_a_client_fills_its_own_queue_and_no_more(tmp_path):
     with open_app(tmp_path / "home", limits=LIMITS) as app:
         for _ in range(3):
-            assert call(app, "POST", "/api/v1/renders", json=asked(frames=1)).status_code == 201
+            made = call(app, "POST", "/api/v1/renders", json=asked(frames=1))
+            assert made.status_code == 201
         status, error = refused(app, "POST", "/api/v1/renders", json=asked(frames=1))
         assert (status, error["code"]) == (429, "queue_full")
+        path = f"/api/v1/renders/{made.json()['id']}"
+        assert call(app, "POST", f"{path}/cancel").status_code == 200
+        assert call(app, "POST", "/api/v1/renders", json=asked(frames=1)).status_code == 201
+        assert refused(app, "POST", f"{path}/resume")[0] == 429
 
 
 def test_a_render_whose_files_somebody_removed_is_listed_and_can_be_deleted(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from app import call, open_app
 from server import asked
 
-from longreel.jobs.serve import streams, workers
+from longreel.jobs.serve import keeper, streams, workers
 from longreel.jobs.serve.live import Live, Stage
 from longreel.jobs.serve.routes_socket import _obey
 from longreel.jobs.serve.streams import Reader, events
@@ -164,6 +164,43 @@ def test_what_never_passes_ends_the_render_and_not_the_server(tmp_path, started,
 
     monkeypatch.setattr("longreel.jobs.serve.keeper._RETRY_S", 0.01)
     play(tmp_path, part)
+
+
+def test_a_process_that_has_met_a_bug_makes_no_other_render(tmp_path, started):
+    """On a GPU an error may stay: every render after it would fail as well."""
+
+    async def part(http, here):
+        render, worker = await begun(http, started)
+        over = {"event": "over", "how": "failed", "code": "internal_error", "message": "a bug"}
+        worker.news.put_nowait(over)
+        await until(lambda: here.queue.get(render).state == "failed")
+        another = await ask_for(http)
+        await until(lambda: len(started) == 2 and started[1].told)
+        assert started[1].told[0][1]["render"] == another
+        assert worker.ended
+
+    play(tmp_path, part)
+
+
+def test_a_server_that_ends_in_the_last_attempt_at_a_render_fails_it_not(
+    tmp_path, started, monkeypatch
+):
+    monkeypatch.setattr(keeper, "_SHUTDOWN_S", 0.1)
+    monkeypatch.setattr(PlayedWorker, "tell", lambda self, do, **facts: self.told.append(do))
+    with open_app(tmp_path) as app:
+        here = app.state.context
+        render = call(app, "POST", "/api/v1/renders", json=asked(frames=1)).json()["id"]
+        here.queue.take_next(1, time.time())
+        here.queue.put_back(render, keeper.MAX_ATTEMPTS - 1)  # processes that were lost
+
+        async def main():
+            keeping = asyncio.create_task(here.keeper.run())
+            await until(lambda: started and "run" in started[0].told)
+            keeping.cancel()  # while it is in a long step
+            await asyncio.gather(keeping, return_exceptions=True)
+
+        asyncio.run(asyncio.wait_for(main(), WAIT_S))
+        assert here.queue.get(render).state in ("queued", "running")
 
 
 def test_a_folder_that_cannot_be_read_stops_nothing(tmp_path, started):
