@@ -126,15 +126,14 @@ def render(
         ],
         overrides=overrides or (),
     )
+    target = expand(output or _default_name(prompt, seed, plan.config.output.suffix))
+    if output or not dry_run:
+        check_file(plan, target, Home(home).path)
     if dry_run:
-        if output:
-            check_file(plan, expand(output))
         facts = re.sub("^", "# ", describe(plan), flags=re.MULTILINE)
         typer.echo(f"{to_yaml(plan.config)}\n{facts}")  # all of it a preset's file
         return
-    output = expand(output or _default_name(prompt, seed, plan.config.output.suffix))
-    check_file(plan, output)
-    run_and_export(Home(home).create(plan, output), output, {}, progress())
+    run_and_export(Home(home).create(plan, target), target, {}, progress())
 
 
 def doctor() -> None:

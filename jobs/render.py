@@ -12,7 +12,7 @@ from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.plan import Plan, Request, make_plan
 from .cluster import open_backend
 from .stream import FrameStream
-from .target import check_output
+from .target import Written, check_output, estimate_bytes
 from .video import Video
 
 
@@ -37,12 +37,18 @@ def plan_render(
     )
 
 
-def check_file(plan: Plan, path: Path) -> None:
-    """ValueError unless the video of this plan can be written there."""
+def check_file(plan: Plan, path: Path, home: Path | None = None, made: int = 0) -> None:
+    """ValueError unless the video of this plan can be written there, and to `home` (none: beside
+    it) the segments and latents that it is made of, but for those of frames that are made."""
     config, video = plan.config, plan.config.video
     _check_end(plan)
     size = {"height": video.height, "width": video.width}
-    check_output(path, config.output, num_frames=video.frames, **size)
+    rest = max(0, video.frames - made)
+    segments = estimate_bytes(config.output, num_frames=rest, **size)
+    latents = plan.latents_bytes * rest // video.frames
+    what, folder = (f"--home={home}", home) if home else ("its segments", path.parent)
+    beside = [Written(what, folder, segments + latents)]
+    check_output(path, config.output, num_frames=video.frames, **size, beside=beside)
 
 
 def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video:

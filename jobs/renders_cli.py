@@ -199,11 +199,13 @@ def run_and_export(
     from .home.record import RenderRun
     from .render import check_file
 
-    output, is_done = expand(output), folder.status().state == "done"
+    output, status = expand(output), folder.status()
+    is_done = status.state == "done"
     if is_done:
         _check_made(folder, output)
     else:
-        check_file(folder.plan_with(changes), output)
+        plan, home = folder.plan_with(changes), folder.path.parents[1]
+        check_file(plan, output, home, status.frames_done)
     try:
         with read_by_us(folder.path):  # from before it is done, or it might be pruned then
             if not is_done:

@@ -4,6 +4,9 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from ..configs.schema import OutputConfig
@@ -16,10 +19,32 @@ CRF_THAT_HALVES = 12
 PNG_BYTES_PER_SAMPLE = 1.02  # measured on white noise, which deflate makes larger
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a render writes to a disk."""
+
+    what: str  # as users call it
+    folder: Path  # where it goes; it need not exist
+    num_bytes: int  # at most
+
+    @property
+    def disk(self) -> Path:
+        """A folder that is there, on the same disk."""
+        whole = self.folder.absolute()
+        return next(place for place in (whole, *whole.parents) if os.path.isdir(place))
+
+
 def check_output(
-    path: Path, output: OutputConfig, *, num_frames: int, height: int, width: int
+    path: Path,
+    output: OutputConfig,
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    beside: Sequence[Written] = (),
 ) -> None:
-    """ValueError if `path` cannot take such a video; nothing is left behind either way."""
+    """ValueError if `path` cannot take such a video, or a disk not that and what is written beside
+    it; nothing is left behind either way."""
     check_target(path, output)
     _check_size(output, height=height, width=width)
     folder = path.absolute().parent
@@ -32,13 +57,23 @@ def check_output(
             "choose a folder that you may write to"
         ) from error
     needed = estimate_bytes(output, num_frames=num_frames, height=height, width=width)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"output={path} may take {_megabytes(needed)} and {_megabytes(free)} are free, so the "
-            f"disk could fill before the last frame; free some space, choose another disk, or "
-            f"{_smaller(output)}"
-        )
+    _check_room([Written(f"output={path}", folder, needed), *beside], output)
+
+
+def _check_room(written: Sequence[Written], output: OutputConfig) -> None:
+    def device(one: Written) -> int:
+        return one.disk.stat().st_dev
+
+    for _, group in groupby(sorted(written, key=device), key=device):
+        sharing = list(group)
+        needed = sum(one.num_bytes for one in sharing)
+        free = shutil.disk_usage(sharing[0].disk).free
+        if needed > free:
+            raise ValueError(
+                f"{' and '.join(one.what for one in sharing)} may take {_megabytes(needed)} and "
+                f"{_megabytes(free)} are free, so the disk could fill before the last frame; free "
+                f"some space, choose another disk, or {_smaller(output)}"
+            )
 
 
 def check_target(path: Path, output: OutputConfig) -> None:

@@ -170,7 +170,8 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_loaded(folder, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     done = longreel("render", "a cat", *SMALL)
     assert done.code == 2
-    assert re.search(r"output=a-cat-0\.mp4 may take .* MB and .* are free.*crf=18", done.message)
+    said = r"output=a-cat-0\.mp4 and --home=.* may take .* MB and .* are free.*crf=18"
+    assert re.search(said, done.message)
 
 
 @pytest.mark.parametrize("arguments", [["render", "a cat", "--frames", "many"], ["rendr"]])

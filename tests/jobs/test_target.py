@@ -10,7 +10,7 @@ import pytest
 from video_file import save
 
 from longreel.configs.schema import OutputConfig
-from longreel.jobs.target import check_output, estimate_bytes
+from longreel.jobs.target import Written, check_output, estimate_bytes
 
 MP4 = OutputConfig()
 PNG = OutputConfig(format="png")
@@ -104,6 +104,38 @@ def test_a_disk_that_is_too_small_is_an_error(tmp_path, monkeypatch, output, way
 
     free.free = needed
     check(path, output, num_frames=100, height=480, width=832)
+
+
+def test_what_is_written_beside_the_video_needs_room_too(tmp_path, monkeypatch):
+    """On a disk of its own, or on that of the video, which then holds both."""
+    needed = estimate_bytes(MP4, num_frames=17, height=64, width=96)
+    kept = Written("--home=/h", tmp_path / "not" / "there", 10**9)
+    (tmp_path / "out").mkdir()
+    devices, stat = {tmp_path: 1, tmp_path / "out": 1}, Path.stat
+    free = {1: needed + 10**9, 2: 10**9}
+
+    def of_two_disks(path: Path, **options: bool) -> object:
+        at = devices.get(path)
+        return SimpleNamespace(st_dev=at) if at else stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", of_two_disks)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=free[devices[path]])
+    )
+
+    def check() -> None:
+        path = tmp_path / "out" / "video.mp4"
+        check_output(path, MP4, num_frames=17, height=64, width=96, beside=[kept])
+
+    check()
+    free[1] -= 1
+    with pytest.raises(ValueError, match=r"output=.*mp4 and --home=/h may take 1000\.\d MB and "):
+        check()
+    devices[tmp_path] = 2
+    check()
+    free[2] -= 1
+    with pytest.raises(ValueError, match=r"^--home=/h may take 1000\.0 MB and 1000\.0 MB are free"):
+        check()
 
 
 @pytest.mark.parametrize(
