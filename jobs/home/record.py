@@ -222,13 +222,20 @@ class RenderRun:
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """A full disk is waited for: somebody may clear it."""
-        deadline = time.monotonic() + self._full_s
+        deadline, is_told = time.monotonic() + self._full_s, False
         while True:
             try:
                 return write()
             except OSError as error:
                 if error.errno not in _FULL or time.monotonic() > deadline:
                     raise
+                if not is_told:
+                    _log.warning(
+                        "the disk of %s is full, so the render waits, for up to %.0f s; make room",
+                        self._folder.path,
+                        self._full_s,
+                    )
+                    is_told = True
                 if self._asked.wait(_FULL_POLL_S):
                     raise
 

@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
 
-from longreel.jobs.home import checkpoints
+from longreel.jobs.home import checkpoints, record
 
 SCRIPT = Path(__file__).parents[2] / "support" / "full_disk.py"
 # a disk of a megabyte, which nobody else sees, and which is gone with the process
@@ -43,6 +44,19 @@ def test_a_render_that_finds_no_room_ends_with_the_reason_and_is_resumed(results
     assert left["parts"] == []
     assert left["digests"] == results["truth"]["digests"][: len(left["digests"])]
     assert results["resumed"] == results["truth"]
+
+
+def test_that_it_waits_for_room_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(record, "_FULL_POLL_S", 0.0)
+    full = [OSError(errno.ENOSPC, "No space left on device")] * 3
+
+    def write():
+        if full:
+            raise full.pop()
+
+    record.RenderRun(SimpleNamespace(path=Path("/renders/one")))._patiently(write)
+    (said,) = caplog.messages
+    assert said.startswith("the disk of /renders/one is full, so the render waits, for up to 600 s")
 
 
 def test_what_the_system_says_of_tensors_is_said_so(tmp_path, monkeypatch):
