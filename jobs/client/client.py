@@ -53,12 +53,8 @@ class Client:
         self, url: str | None = None, token: str | None = None, *, patience_s: float = 120.0
     ) -> None:
         """As `AsyncClient` takes them."""
+        self._client = AsyncClient(url, token, patience_s=patience_s)
         self._loop = Loop()
-
-        async def make() -> AsyncClient:
-            return AsyncClient(url, token, patience_s=patience_s)
-
-        self._client = self._loop.call(make())
 
     render = _made(AsyncClient.render)
     get = _made(AsyncClient.get)

@@ -22,6 +22,8 @@ class Http:
     """Of one client."""
 
     def __init__(self, url: str, token: str | None, patience_s: float) -> None:
+        """ValueError: there is no such address, or the token cannot be sent."""
+        _check(url, token)
         headers = {"authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(30.0, read=_SILENCE_S)
         self._client = httpx.AsyncClient(
@@ -123,6 +125,23 @@ def read_token(path: Path) -> str:
             f"token-file={path} holds {len(tokens)} tokens, and one is sent; give a file with it"
         )
     return tokens[0].rpartition(":")[2].strip()
+
+
+def _check(url: str, token: str | None) -> None:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError(
+            f"url={url} is no address of a server, so nothing could be asked of it; write it like "
+            "http://127.0.0.1:8500"
+        )
+    if token and not (token.isascii() and token.isprintable()):
+        raise ValueError(
+            "token holds a line break or another character that cannot be sent; give what stands "
+            "in the server's token file, without the end of its line"
+        )
 
 
 def _error(answer: httpx.Response) -> ServerError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import httpx
@@ -173,3 +174,22 @@ def test_silence_counts_as_an_answer_and_a_server_that_is_away_does_not():
             await patience.wait(httpx.ConnectError("away"))
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "word"),
+    [
+        ("localhost:8500", None, "url=localhost:8500 is no address"),
+        ("127.0.0.1:8500", None, "write it like http://"),
+        ("http://localhost:port", None, "no address"),
+        ("http:///renders", None, "no address"),
+        ("http://127.0.0.1:9", "a-token-of-a-file\n", "line break"),
+        ("http://127.0.0.1:9", "a-tok\u00e9n", "cannot be sent"),
+    ],
+)
+def test_what_no_request_can_be_sent_with_is_said_at_once(url, token, word):
+    """And not tried again and again, as if a server were away."""
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match=word):
+        longreel.Client(url, token)
+    assert threading.active_count() == threads
