@@ -1,5 +1,6 @@
 """Where each part of a checkpoint is: a local folder or file, or the hub, in either layout."""
 
+import os
 import re
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
     if reference.startswith(PREFIX):
         reference = str(shipped_folder(reference, field, part))
     path = expand(reference)
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for names that are too long
         hub = _HUB_ID.fullmatch(reference)
         if hub is None:
             raise ValueError(

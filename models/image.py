@@ -1,5 +1,6 @@
 """Pictures that a video starts or ends with: opened, and fitted to its frames."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -22,8 +23,8 @@ _TURNS = {  # by the tag of a camera
 
 def open_image(path: Path, field: str = "image") -> Image.Image:
     """RGB, upright. ValueError names `field` when the file is no picture that can be used."""
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+        what = "is not a file" if os.path.exists(path) else "does not exist"
         raise ValueError(
             f"{field}={path} {what}, so there is no picture to start from; give the path of a PNG, "
             f"JPEG or WebP file"

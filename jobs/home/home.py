@@ -212,7 +212,7 @@ def _keep_picture(folder: Path, path: Path | None, which: str) -> str:
 def _absolute(reference: str) -> str:
     """A local path as it is found from any working directory."""
     path = expand(reference) if reference else Path()
-    return os.fspath(path.absolute()) if reference and path.exists() else reference
+    return os.fspath(path.absolute()) if reference and os.path.exists(path) else reference
 
 
 def _absolute_adapters(setting: str) -> str:

@@ -110,6 +110,7 @@ def folder(tmp_path, monkeypatch):
         (["model.device=cuda:99"], ["model.device=cuda:99 is not there", "model.device=cpu"]),
         (["model.device=gpu"], ["model.device=gpu is no device", "auto, cpu, cuda"]),
         (["model.checkpoint=nowhere"], ["model.checkpoint=nowhere is no file", "correct it"]),
+        (["model.checkpoint=" + "n" * 300], ["model.checkpoint=nnn", "is no file", "correct it"]),
         (
             ["model.checkpoint=~nobody-here/x"],
             ["model.checkpoint=~nobody-here/x is no file", "correct"],
@@ -119,6 +120,7 @@ def folder(tmp_path, monkeypatch):
         (["--image", "grey.png"], ["image=grey.png would be ignored", "leave it out"]),
         (["video.last_image=grey.png"], ["video.last_image=grey.png would", "leave it out"]),
         ([*I2V, "--image", "no.png"], ["image=no.png does not exist", "give the path"]),
+        ([*I2V, "--image", "n" * 300], ["image=nnn", "does not exist", "give the path"]),
         ([*I2V, "--image", "folder"], ["image=folder is not a file", "give the path"]),
         ([*I2V, "--image", "notes.png"], ["image=notes.png is not an image", "PNG or JPEG"]),
         ([*I2V, "--image", "cut.png"], ["image=cut.png cannot be read", "save it again"]),
