@@ -1,6 +1,8 @@
 """Who may take a render, remove it, or have its file; and what is told before or after its time."""
 
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,31 @@ def test_a_lock_of_another_container_is_left_to_its_heart(tmp_path, monkeypatch)
             pass
         spaces.append("pid:[1]")
         assert Lock(tmp_path).owner() is None
+
+
+@pytest.mark.parametrize("text", [b"", b'{"host', b"{}", b"[]", b"7", b"\xff\xfe"])
+def test_a_damaged_lock_is_left_to_its_heart(text, tmp_path):
+    path = tmp_path / "lock"
+    path.write_bytes(text)
+    with pytest.raises(Taken, match="an unknown machine"), Lock(tmp_path).held("r"):
+        pass
+    os.utime(path, (time.time() - lock.STALE_S - 1,) * 2)
+    assert Lock(tmp_path).owner() is None
+    with Lock(tmp_path).held("r") as held:
+        held.check()
+        path.write_bytes(text)
+        with pytest.raises(Taken, match="was taken over"):
+            held.check()
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
+def test_a_lock_whose_heart_has_not_beaten_is_taken_over_whatever_the_clock_did(ahead_s, tmp_path):
+    """Of a machine that is lost: its last beat may lie ahead of a clock that was set back."""
+    path = tmp_path / "lock"
+    path.write_text('{"host": "lost", "pid": 7, "born": "", "token": ""}')
+    os.utime(path, (time.time() + ahead_s,) * 2)
+    with Lock(tmp_path).held("r") as held:
+        held.check()
 
 
 def test_a_render_that_is_being_written_to_a_file_is_not_removed(home, tmp_path, monkeypatch):
