@@ -47,6 +47,7 @@ class CheckpointFolder:
         self._folder = folder
         self._may = may
         self._pages: dict[Key, tuple[str, str]] = {}  # that are on the disk: file, digest
+        self._named: dict[str, set[str]] = {}  # files of pages, by checkpoint
 
     def save(self, number: int, checkpoint: Checkpoint) -> Saved:
         """On the disk when this returns. OSError: it is not there, and those before it are."""
@@ -62,6 +63,7 @@ class CheckpointFolder:
             "pages": json.dumps(list(pages.values())),
         }
         digest = save_tensors(path, _tensors(checkpoint), metadata, self._may)
+        self._named[path.name] = {file for file, _ in pages.values()}
         sizes = [path.stat().st_size, *(self._size(file) for file, _ in pages.values())]
         return Saved(file=path.name, digest=digest, frames=checkpoint.frames, bytes=sum(sizes))
 
@@ -76,20 +78,20 @@ class CheckpointFolder:
         for file, digest in pages:
             _, page = load_tensors(self._folder / file, digest)
             caches |= _unpack_page(page)
+        self._named[saved.file] = {file for file, _ in pages}
         checkpoint = _checkpoint(metadata, tensors, caches)
         for entry, (file, digest) in zip(checkpoint.chain.walk.entries, pages, strict=True):
             self._pages[entry.key] = file, digest
         return checkpoint
 
     def prune(self, kept: list[Saved]) -> None:
-        """Remove those before these, and the keys and values that were theirs alone.
+        """Remove those before these, which were saved or loaded here, and the keys and values that
+        were theirs alone.
 
         What this process does not know of may be another's, which has taken over.
         """
-        named: set[str] = set()
-        for saved in kept:
-            with safe_open(self._folder / saved.file, "pt") as opened:
-                named |= {file for file, _ in json.loads(opened.metadata()["pages"])}
+        self._named = {saved.file: self._named[saved.file] for saved in kept}
+        named = set[str]().union(*self._named.values())
         old = [path for path in self._folder.glob("[0-9]*") if path.name < kept[0].file]
         old += [self._folder / file for file, _ in self._pages.values() if file not in named]
         self._may()
