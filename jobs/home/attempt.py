@@ -91,7 +91,7 @@ class Attempt:
                     error,
                     before,
                 )
-                self.note("damaged", file=saved.file, reason=str(error))
+                self.tell("damaged", file=saved.file, reason=str(error))
         return None
 
     def change(self, changes: Changes, reason: str) -> None:
@@ -145,17 +145,20 @@ class Attempt:
 
     def finish(self) -> None:
         """It is whole: nobody goes on from a checkpoint any more."""
+        self._held.check()
+        self._checkpoints.clear()  # before the word: nobody who finds it done looks for them
         self.note("done", reason="")
-        self._held.check()  # it may have stood still since
-        self._checkpoints.clear()
 
     def end(self, state: str, reason: str = "") -> None:
-        """It is not. Without this word, which a full disk may not take, it is paused all the same,
-        as its process is gone."""
+        """It is not. Without this word it is paused all the same, as its process is gone."""
+        self.tell(state, reason=reason)
+
+    def tell(self, event: str, **facts: object) -> None:
+        """As `note`, of what a render can do without where a full disk does not take it."""
         try:
-            self.note(state, reason=reason)
+            self.note(event, **facts)
         except OSError as error:
-            _log.warning("that render %s is %s cannot be written (%s)", self.id, state, error)
+            _log.warning("'%s' of render %s cannot be written (%s)", event, self.id, error)
 
     def note(self, event: str, **facts: object) -> None:
         """Into the journal."""

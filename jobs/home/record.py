@@ -36,6 +36,10 @@ _FULL_POLL_S = 0.5
 FULL_S = 600.0  # how long a full disk is waited for
 
 
+class _Stopped(Exception):  # noqa: N818 -- nobody's error: it was asked for
+    """While a full disk was waited for."""
+
+
 class RenderRun:
     """One go at a render, in this process and the actors it starts."""
 
@@ -73,6 +77,8 @@ class RenderRun:
                     attempt.end(self._ending)
             except Taken:
                 raise
+            except _Stopped:
+                attempt.end(self._ending)
             except Exception as error:
                 reason = str(error) or type(error).__name__
                 attempt.end("failed", f"{reason}; {way_on(self._folder)}")
@@ -139,7 +145,7 @@ class RenderRun:
                 changes = next_measure(plan, decoding=decoding)
                 if changes is None:
                     raise
-                attempt.change(changes, reason=first_line(error))
+                self._patiently(partial(attempt.change, changes, first_line(error)))
                 _log.warning(
                     "memory was not enough (%s); going on with %s",
                     first_line(error),
@@ -210,7 +216,7 @@ class RenderRun:
         """Of a failure that the render survives."""
         _log.warning("%s", what)
         if self._attempt is not None:
-            self._attempt.note("repair", reason=what)
+            self._attempt.tell("repair", reason=what)
 
     def _commit(self, attempt: Attempt, gathered: "_Gathered") -> None:
         with self._telling:  # what was told before these frames were made is in the journal
@@ -237,12 +243,16 @@ class RenderRun:
                     )
                     is_told = True
                 if self._asked.wait(_FULL_POLL_S):
-                    raise
+                    raise _Stopped from error
 
 
 def _end(plan: Plan, attempt: Attempt) -> int:
     """The frame after the last one to be made; 0: there is none."""
-    return attempt.edit.stop if attempt.edit else plan.config.video.frames
+    end = attempt.edit.stop if attempt.edit else plan.config.video.frames
+    if attempt.limit is None:
+        return end
+    told = plan.cuts.stop_frame(attempt.limit - 1)
+    return min(end, told) if end else told
 
 
 class _Gathered:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
+from tiny_blocks import overrides
 
 from longreel.jobs.home import checkpoints, record
+from longreel.jobs.home.attempt import Attempt
+from longreel.jobs.home.home import Home
+from longreel.jobs.home.journal import JournalReader, JournalWriter
+from longreel.jobs.home.record import RenderRun
+from longreel.jobs.render import plan_render
 
 SCRIPT = Path(__file__).parents[2] / "support" / "full_disk.py"
 # a disk of a megabyte, which nobody else sees, and which is gone with the process
@@ -44,6 +51,40 @@ def test_a_render_that_finds_no_room_ends_with_the_reason_and_is_resumed(results
     assert left["parts"] == []
     assert left["digests"] == results["truth"]["digests"][: len(left["digests"])]
     assert results["resumed"] == results["truth"]
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def queued(tiny_archs, tmp_path):
+    settings = overrides("causal", "model.device=cpu")
+    return Home(tmp_path).create(plan_render("a cat", frames=9, overrides=settings))
+
+
+@pytest.mark.parametrize("state", ["paused", "cancelled"])
+def test_a_render_that_waits_for_room_is_stopped_as_it_was_asked_to(state, queued, monkeypatch):
+    run = RenderRun(queued)
+
+    def full_and_stopped(*_, **__):
+        run.stop(state)
+        full()
+
+    monkeypatch.setattr(Attempt, "commit", full_and_stopped)
+    assert run.run().state == state
+
+
+def test_a_failure_that_is_survived_is_survived_on_a_full_disk_too(queued, monkeypatch, caplog):
+    run = RenderRun(queued)
+    with queued.attempt() as run._attempt:
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalWriter, "append", full)
+            run._hear("stage 2 was lost")
+        run._hear("stage 3 was lost")
+    assert "'repair' of render" in caplog.text
+    (event,) = (e for e in JournalReader(queued.path / "journal").poll() if "reason" in e)
+    assert event["reason"] == "stage 3 was lost"
 
 
 def test_that_it_waits_for_room_is_said_once(monkeypatch, caplog):

@@ -13,6 +13,7 @@ import torch
 from command import longreel
 from tiny_blocks import ARCHS, overrides
 
+from longreel.jobs.home.attempt import Attempt
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.journal import JournalReader
@@ -115,6 +116,48 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(home, undist
     assert f"{newest.name} is damaged" in caplog.text
     assert f"going on from checkpoint {before.name}" in caplog.text
     assert digests(render) == digests(undisturbed)
+
+
+def test_checkpoints_go_on_where_those_before_them_are_damaged_meanwhile(home, undisturbed):
+    render = home.create(plan())
+
+    def report(what, done, total, note=""):
+        if (what, done) == ("denoise", 10):
+            for path in (render.path / "checkpoints").glob("0*"):
+                path.write_bytes(b"\xff" * 100)
+        if (what, done) == ("denoise", 17):
+            raise Killed
+
+    with pytest.raises(Killed):
+        RenderRun(render, report).run()
+    assert first_task(home.open(render.id)) > 10
+    assert digests(render) == digests(undisturbed)
+
+
+@pytest.mark.parametrize("frames", [0, 41])
+def test_what_is_whole_but_for_the_word_keeps_no_checkpoint_and_is_not_made_again(
+    frames, home, monkeypatch
+):
+    render, note = home.create(plan(frames=frames)), Attempt.note
+
+    def report(what, done, total, note=""):
+        if what == "denoise" and done == 12 and not frames:
+            run.finish()
+
+    def killed_at_its_end(attempt, event, **facts):
+        if event == "done":
+            raise Killed
+        note(attempt, event, **facts)
+
+    run = RenderRun(render, report)
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "note", killed_at_its_end)
+        with pytest.raises(Killed):
+            run.run()
+    assert not (render.path / "checkpoints").exists()
+    heard = []
+    status = RenderRun(home.open(render.id), lambda *said: heard.append(said)).run()
+    assert (status.state, heard) == ("done", [])
 
 
 def hurt(path, how):
