@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from ...configs.files import expand
 
 _NUMBERS: dict[str, Any] = {"frames": int, "seed": int, "priority": int, "deadline_s": float}
-_TEXTS = ("prompt", "preset", "image", "name")
+_TEXTS = {"prompt": str, "preset": str, "image": str | Path, "name": str | int}
 _NAME_BYTES = 250  # with its suffix as long as file systems take
 _ANY = ("settings", "prompt_at")  # not in a CSV
 
@@ -35,8 +36,8 @@ def read_items(items: str | Path | Sequence[str | Mapping[str, object]]) -> list
             asked.append(_item(number, values))
         except ValueError as error:
             raise ValueError(f"item {number} of the batch: {error}") from error
-    names = [item.name for item in asked]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(item.name for item in asked)
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(
             f"name={twice[0]} is given to several items of the batch, which would write over each "
             "other; give each its own, or none"
@@ -80,18 +81,33 @@ def _item(number: int, values: dict[str, Any]) -> Asked:
             continue
         elif key in _NUMBERS:
             more[key] = _number(key, value)
+        elif key in _TEXTS and not isinstance(value, _TEXTS[key]):
+            raise ValueError(f"{key}={value} is no text; write it in quotes")
         else:
             more[key] = value
-    prompt = str(more.pop("prompt", "")).strip()
+    prompt = more.pop("prompt", "").strip()
     if not prompt:
         raise ValueError("prompt is empty, so there is nothing to show; write one")
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
     name = str(more.pop("name", "")) or f"{number:04d}-{words or 'video'}"
     if not re.fullmatch(r"[\w][\w .-]{0,99}", name) or len(name.encode()) > _NAME_BYTES:
         raise ValueError(f"name={name!r} is no file name; use some letters, digits, dashes")
+    if "prompt_at" in more:
+        _check_times(more["prompt_at"])
     if settings:
         more["settings"] = settings
     return Asked(name=name, prompt=prompt, more=more)
+
+
+def _check_times(value: object) -> None:
+    for pair in value if isinstance(value, list | tuple) else [value]:
+        match pair:
+            case [int() | float(), str()]:
+                continue
+        raise ValueError(
+            f"prompt_at={value} is no list of seconds and prompts; write it like "
+            '[[2.5, "a blue square"]]'
+        )
 
 
 def _fields(what: str, value: object) -> dict[str, Any]:

@@ -232,6 +232,11 @@ def test_a_batch_that_was_killed_finds_its_renders_again(client, tmp_path):
         ([{"prompt": "x", "frames": 9.7}], "number"),
         ([{"prompt": "x", "settings": [1]}], "settings is"),
         ([5], "item 1 of the batch: the item is 5"),
+        (["y", {"prompt": ["x"]}], "item 2 of the batch: prompt="),
+        ([{"prompt": "x", "image": 5}], "image=5 is no text"),
+        ([{"prompt": "x", "prompt_at": 5}], "prompt_at=5 is no list"),
+        ([{"prompt": "x", "prompt_at": {"2.5": "y"}}], "write it like"),
+        ([{"prompt": "x", "prompt_at": [[2.5, None]]}], "is no list of seconds"),
     ],
 )
 def test_a_batch_that_is_wrong_is_refused_before_anything_is_asked(items, word):
@@ -248,6 +253,9 @@ def test_files_of_a_batch_are_read_by_their_suffix(tmp_path):
         ("y", {}),
     ]
     assert [dict(item.more) for item in read_items(tmp_path / "b.csv")] == [{"seed": 4}, {}]
+    more = {"image": tmp_path / "a.png", "prompt_at": [(1, "y")]}
+    (item,) = read_items([{"prompt": "x", "name": 7, **more}])
+    assert (item.name, item.more) == ("7", more)
     (item,) = read_items([{"prompt": "x", "name": None, "frames": "9", "seed": 2**53 + 1}])
     assert (item.name, dict(item.more)) == ("0001-x", {"frames": 9, "seed": 2**53 + 1})
     null = {"sampling.guidance_low": None}  # of a setting it is a value
