@@ -42,14 +42,11 @@ def apart(checkpoint: Checkpoint) -> Checkpoint:
 Keep = Callable[[Checkpoint], None]
 
 
-def forget(checkpoint: Checkpoint) -> None:
-    pass
-
-
 class Keeper:
     """Puts checkpoints together, out of what the threads of a render come by."""
 
-    def __init__(self, every_s: float, keep: Keep, start: Checkpoint | None) -> None:
+    def __init__(self, every_s: float, keep: Keep | None, start: Checkpoint | None) -> None:
+        """Without `keep` it only tells when: a chain and a decoder over Ray repair themselves."""
         self._every_s = every_s
         self._keep = keep
         self._lock = threading.Lock()
@@ -73,7 +70,7 @@ class Keeper:
 
     def add_clean(self, block: int, latents_BCTHW: Tensor) -> None:
         with self._lock:
-            if block >= self._decoded:
+            if self._keep and block >= self._decoded:
                 self._clean[block] = latents_BCTHW
 
     def add_decoder(self, block: int, frames: int, state: DecoderState) -> None:
@@ -86,6 +83,8 @@ class Keeper:
     def add_chain(self, snapshot: Snapshot) -> None:
         """Blocks that it counts as finished have been added before."""
         self._chain_s = time.monotonic()
+        if self._keep is None:
+            return
         with self._lock:
             checkpoint = Checkpoint(
                 chain=snapshot,

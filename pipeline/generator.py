@@ -23,7 +23,7 @@ from ..parallel.errors import ChainBroken
 from ..parallel.snapshot import Snapshot
 from ..parallel.stage import Moved
 from .backend import Backend, GivenUp, open_backend
-from .checkpoint import Checkpoint, Keep, Keeper, forget
+from .checkpoint import Checkpoint, Keep, Keeper
 from .codec import Decoded
 from .condition import Condition
 from .errors import RenderError
@@ -70,7 +70,7 @@ class Generator:
         open_backend: Callable[[Plan], Backend] = open_backend,
         *,
         start: Checkpoint | None = None,
-        keep: Keep = forget,
+        keep: Keep | None = None,
         prompts: Mapping[int, str] = _NONE,
         limit: int | None = None,
         seen: int = 0,

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import weakref
 from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
@@ -14,6 +15,7 @@ from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.cluster import connect
 from longreel.jobs.render import plan_render
 from longreel.jobs.serve.warm import WarmBackends
+from longreel.pipeline.backend import open_backend as open_local
 from longreel.pipeline.generator import Generator
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
@@ -124,6 +126,15 @@ def test_denoising_for_ever_takes_no_more_memory(policy, backend, open_backend, 
     generator = endless(policy, backend, open_backend, "video.height=128", "video.width=192")
     with closing(generator.blocks()) as blocks:
         check_growth(generator, blocks, early, late, 1 if backend == "local" else 4)
+
+
+@pytest.mark.parametrize("read", ["blocks", "chunks"])
+def test_what_was_read_is_let_go(read):
+    """Also by what would put checkpoints together, if somebody kept them."""
+    generator = endless("causal", "local", open_local)
+    with closing(getattr(generator, read)()) as stream:
+        latents = [weakref.ref(one.latents_BCTHW) for one in islice(stream, 12)]
+        assert [one() is None for one in latents[:6]] == [True] * 6
 
 
 @LENGTHS
