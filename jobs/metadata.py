@@ -11,7 +11,9 @@ def metadata(request: Request) -> dict[str, str]:
     image = request.image
     return {
         "prompt": request.prompt,
-        "prompt_at": "\n".join(f"{second:g} {text}" for second, text in request.prompt_at),
+        "prompt_at": "\n".join(
+            f"{second:.15g} {' '.join(text.split())}" for second, text in request.prompt_at
+        ),
         "seed": str(request.seed),
         "revision": str(request.section.revision if request.section else 0),  # edits of it
         # a file's name may be any bytes; metadata is UTF-8

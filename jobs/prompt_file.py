@@ -23,7 +23,8 @@ def read_prompts(path: Path) -> list[tuple[float, str]]:
     import yaml
 
     try:
-        content = yaml.safe_load(expand(path).read_text())
+        lines = expand(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(lines)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"prompts={path} cannot be read ({first_line(error)}); give a YAML file with "
@@ -36,5 +37,9 @@ def read_prompts(path: Path) -> list[tuple[float, str]]:
         raise ValueError(
             f"prompts={path} is no list of seconds and prompts; write lines such as "
             "`12.5: a dog runs`"
+        )
+    if len(content) < len(yaml.compose(lines, Loader=yaml.SafeLoader).value):
+        raise ValueError(
+            f"prompts={path} has two prompts for one second, and one would be lost; leave one out"
         )
     return sorted((float(second), text) for second, text in content.items())

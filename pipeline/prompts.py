@@ -21,10 +21,10 @@ def prompts_by_block(
     A change at a second is for the block that holds its first frame; blocks before it are not
     touched, unless they share a window with it.
     """
-    prompts = {0: prompt}
+    prompts, changed = {0: prompt}, set()
     for second, text in changes:
         block = _block_at(second, text, schedule, fps, frames_per_latent)
-        if block in prompts and block > 0:
+        if block in changed:
             raise ValueError(
                 f"prompt_at={second:g} falls into block {block}, as another prompt does, and a "
                 "block has one prompt; leave one out, or make blocks.size smaller"
@@ -36,6 +36,7 @@ def prompts_by_block(
                 "later, or a policy with smaller blocks, as blocks.policy=dualparal-grouped"
             )
         prompts[block] = text
+        changed.add(block)
     return prompts
 
 

@@ -36,6 +36,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "twice.yaml").write_text("1: a dog\n1.0: a bird\n")
     Image.effect_noise((60, 40), 90).save(tmp_path / "grey.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "grey.png").read_bytes()[:-300])
     return tmp_path
@@ -103,6 +104,7 @@ def folder(tmp_path, monkeypatch):
         ),
         (["--prompt-at", "soon", "a dog"], ["prompt_at='soon a dog'", "give seconds"]),
         (["--prompts", "notes.png"], ["prompts=notes.png is no list", "12.5: a dog runs"]),
+        (["--prompts", "twice.yaml"], ["prompts=twice.yaml has two prompts for one second"]),
         (["--prompts", "no.yaml"], ["prompts=no.yaml cannot be read", "YAML"]),
         (["output.crf=99"], ["output.crf=99", "from 0 to 51"]),
         (["--seed", "-1"], ["seed=-1 cannot key the noise", "0 to 9223372036854775807"]),

@@ -49,6 +49,7 @@ def test_a_change_leaves_blocks_alone_that_share_no_window_with_it():
         ([(1.0, " ")], r"prompt_at=1 has an empty prompt"),
         ([(0.1, "a dog")], r"prompt_at=0.1 falls into the first block.*0\.5[0-9] s or later"),
         ([(1.6, "a dog"), (1.7, "a bird")], r"prompt_at=1.7 falls into block 2, as another"),
+        ([(0.0, "a dog"), (0.0, "a bird")], r"prompt_at=0 falls into block 0, as another"),
     ],
 )
 def test_a_change_that_cannot_be_seen_is_refused(changes, message):
