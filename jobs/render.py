@@ -9,6 +9,7 @@ from torch import Tensor
 from ..configs.files import expand
 from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
+from ..pipeline.noise import check_seed
 from ..pipeline.plan import Plan, Request, make_plan
 from .cluster import open_backend
 from .stream import FrameStream
@@ -33,7 +34,13 @@ def plan_render(
     config = load_config(preset, overrides)
     path = None if image is None else expand(image)
     return make_plan(
-        Request(prompt=prompt, config=config, seed=seed, image=path, prompt_at=tuple(prompt_at))
+        Request(
+            prompt=prompt,
+            config=config,
+            seed=check_seed(seed),
+            image=path,
+            prompt_at=tuple((float(second), text) for second, text in prompt_at),
+        )
     )
 
 

@@ -4,6 +4,7 @@ C channels, H height, W width of a latent; T latents of a window.
 """
 
 import hashlib
+import operator
 
 import numpy as np
 import torch
@@ -37,13 +38,22 @@ def window_noise(
     return torch.stack(noise, dim=1)[None]
 
 
-def check_seed(seed: int) -> None:
-    """A seed is one 64-bit word of the key, kept positive so that it fits where int64 is stored."""
+def check_seed(seed: int) -> int:
+    """A seed is one 64-bit word of the key, kept positive so that it fits where int64 is stored.
+
+    It is returned as an int, whatever kind of whole number it was."""
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise ValueError(
+            f"seed={seed!r} is no whole number, so it cannot key the noise; write it like seed=7"
+        ) from None
     if not 0 <= seed < SEED_LIMIT:
         raise ValueError(
             f"seed={seed} cannot key the noise, which takes 0 to {SEED_LIMIT - 1}; "
             f"choose one in that range, for example {seed % SEED_LIMIT}"
         )
+    return seed
 
 
 def _draw(seed: int, index: int, shape: tuple[int, int, int], stream: int) -> Tensor:

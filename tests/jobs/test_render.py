@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 import longreel
 from longreel.configs.load import load_config
 from longreel.jobs.home import durable
+from longreel.jobs.metadata import metadata
 from longreel.jobs.render import plan_render, render_file
 from longreel.models import arch as archs
 from longreel.pipeline.errors import RenderError
+from longreel.pipeline.plan import Request
 
 
 def render(path, *overrides, prompt="a cat", **request):
@@ -115,15 +117,30 @@ def test_pictures_hold_the_frames_of_the_stream(plain, tmp_path):
 def test_the_file_says_all_that_it_was_made_from(tmp_path):
     made = render(tmp_path / "a.mp4", "sampling.shift=4.5", prompt="ein Kätzchen", seed=3)
     with av.open(str(made.path)) as container:
-        metadata = container.metadata
-    assert (metadata["prompt"], metadata["seed"]) == ("ein Kätzchen", "3")
-    assert metadata["longreel"] == longreel.__version__
-    (tmp_path / "again.yaml").write_text(metadata["config"], encoding="utf-8")
+        said = container.metadata
+    assert (said["prompt"], said["seed"]) == ("ein Kätzchen", "3")
+    assert said["longreel"] == longreel.__version__
+    (tmp_path / "again.yaml").write_text(said["config"], encoding="utf-8")
     assert load_config(str(tmp_path / "again.yaml")) == made.config
     again = longreel.render(
-        metadata["prompt"], tmp_path / "b.mp4", preset=str(tmp_path / "again.yaml"), seed=3
+        said["prompt"], tmp_path / "b.mp4", preset=str(tmp_path / "again.yaml"), seed=3
     )
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_changes_of_the_prompt_are_a_line_each_that_can_be_given_again():
+    times = ((12345.68, "a dog\n runs"), (4.0, "a bird"))
+    request = Request(prompt="a cat", config=load_config("tiny"), prompt_at=times)
+    assert metadata(request)["prompt_at"] == "12345.68 a dog runs\n4 a bird"
+
+
+def test_numbers_may_be_of_numpy(tmp_path):
+    """A seed that was drawn; it is kept as JSON while the file is made."""
+    ours = render(tmp_path / "a.mp4", seed=3)
+    theirs = render(tmp_path / "b.mp4", seed=np.int64(3))
+    assert ours.path.read_bytes() == theirs.path.read_bytes()
+    changes = [(np.float32(0), "a dog")]
+    assert render(tmp_path / "c.mp4", prompt_at=changes).num_frames == 9
 
 
 def test_a_picture_whose_name_is_no_text_can_be_used(tmp_path, monkeypatch):

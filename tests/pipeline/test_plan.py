@@ -105,6 +105,12 @@ def test_a_seed_that_keys_no_noise_is_refused(seed):
         plan(seed=seed)
 
 
+@pytest.mark.parametrize("seed", [1.5, 2.0, "3", None])
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    with pytest.raises(ValueError, match=rf"^seed={seed!r} is no whole number"):
+        plan(seed=seed)
+
+
 def test_an_image_is_refused_by_a_model_that_reads_none(picture):
     with pytest.raises(ValueError, match=r"^image=.*first\.png would be ignored.*i.*leave it out"):
         plan(image=picture)
