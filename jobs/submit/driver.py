@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...pipeline.errors import RenderError
 from ..home.folder import RenderFolder
 from ..home.home import Home
 from ..home.record import RenderRun
@@ -24,6 +25,20 @@ _TOLD_S = 2.0  # between two accounts of the same work
 def main() -> None:
     errand = read_errand(Path.cwd())
     _tell(event="started", render=errand.render, pid=os.getpid())
+    try:
+        state = _make(errand)
+    except (
+        OSError,
+        RenderError,
+        ValueError,
+    ) as error:  # a bug has a trace
+        _tell(event="failed", message=str(error))
+        state = "failed"
+    sys.exit(0 if state == "done" else 3)
+
+
+def _make(errand: Errand) -> str:
+    """How it ended."""
     folder = _folder(errand)
     run = RenderRun(folder, _report(), changes=_placed(errand))
     stopped = threading.Event()
@@ -38,7 +53,7 @@ def main() -> None:
         signal.signal(signum, stop)
     status = run.run()
     _tell(event=status.state, frames=status.frames_done, of=status.frames)
-    sys.exit(0 if status.state == "done" else 3)
+    return status.state
 
 
 def _folder(errand: Errand) -> RenderFolder:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...configs.errors import first_line
 from .errand import MARK, Errand, remembered, write_errand
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -20,6 +21,7 @@ _STATES = {
     "FAILED": "failed",
     "STOPPED": "cancelled",
 }
+_OVER = ("done", "failed", "cancelled")
 _POLL_S = 1.0
 
 
@@ -31,12 +33,12 @@ class JobView:
     job: str
     state: str
     attempt: int
-    message: str
+    message: str  # in a line, why it has failed
     progress: dict[str, Any]  # the newest account in its log; empty: none yet
 
     @property
     def over(self) -> bool:
-        return self.state in ("done", "failed", "cancelled")
+        return self.state in _OVER
 
 
 class Jobs:
@@ -59,32 +61,33 @@ class Jobs:
         """The job's id: the render's, and which attempt at it this is."""
         attempt = 1 + max((job["attempt"] for job in self._of(errand.render)), default=0)
         job = f"{errand.render}-{attempt}"
-        with self._plainly(), tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             sent = Path(folder, "errand")
             sent.mkdir()
             write_errand(errand, sent)
             runtime_env: dict[str, Any] = {"working_dir": str(sent)}
             if wheel is not None:
                 runtime_env["py_modules"] = [str(unpack_wheel(wheel, Path(folder, "code")))]
-            self._client.submit_job(
-                entrypoint=f"python -P -m {__package__}.driver",
-                submission_id=job,
-                runtime_env=runtime_env,
-                metadata={
-                    "longreel_render": errand.render,
-                    "longreel_attempt": str(attempt),
-                    "longreel_home": errand.home or "",
-                    "longreel_errand": remembered(errand),
-                    "longreel_wheel": "" if wheel is None else wheel.name,
-                },
-                entrypoint_num_cpus=cpus,
-            )
+            with self._plainly():
+                self._client.submit_job(
+                    entrypoint=f"python -P -m {__package__}.driver",
+                    submission_id=job,
+                    runtime_env=runtime_env,
+                    metadata={
+                        "longreel_render": errand.render,
+                        "longreel_attempt": str(attempt),
+                        "longreel_home": errand.home or "",
+                        "longreel_errand": remembered(errand),
+                        "longreel_wheel": "" if wheel is None else wheel.name,
+                    },
+                    entrypoint_num_cpus=cpus,
+                )
         return job
 
     def submit_again(self, render: str, *, wheel: Path | None = None) -> str:
         """Another attempt at a render whose last job is over: it goes on from its folder."""
         newest = self._newest(render)
-        if _STATES[newest["status"]] in ("queued", "running"):
+        if _STATES[newest["status"]] not in _OVER:
             raise ValueError(
                 f"render {render} is being made by job {newest['job']}, and two would write over "
                 "each other; cancel that one first"
@@ -104,14 +107,17 @@ class Jobs:
     def view(self, render: str) -> JobView:
         newest = self._newest(render)
         progress: dict[str, Any] = {}
-        for fact in facts(self.log(render)):
-            progress = progress | {fact["what"]: fact} if fact["event"] == "progress" else progress
+        message = newest["message"].partition("\n")[0]
+        for fact in facts(self._log(newest["job"])):
+            if fact["event"] == "progress":
+                progress[fact["what"]] = fact
+            message = fact.get("message", message)  # which is our own, where Ray has its log's end
         return JobView(
             render=newest["render"],
             job=newest["job"],
             state=_STATES[newest["status"]],
             attempt=newest["attempt"],
-            message=newest["message"],
+            message=message,
             progress=progress,
         )
 
@@ -128,19 +134,27 @@ class Jobs:
             time.sleep(_POLL_S)
 
     def log(self, render: str) -> str:
-        with self._plainly():
-            text: str = self._client.get_job_logs(self._newest(render)["job"])
-        return text
+        return self._log(self._newest(render)["job"])
 
-    def cancel(self, render: str) -> None:
-        """It gets some seconds to write what is final, and can be gone on with."""
+    def cancel(self, render: str) -> str:
+        """It gets some seconds to write what is final, and can be gone on with. How it has ended,
+        if that was before."""
+        newest = self._newest(render)
+        if (state := _STATES[newest["status"]]) in _OVER:
+            return state
         with self._plainly():
-            self._client.stop_job(self._newest(render)["job"])
+            self._client.stop_job(newest["job"])
+        return ""
 
     def home(self, render: str) -> Path | None:
         """Where its folder is, if that was said when it was sent."""
         home = self._newest(render)["home"]
         return Path(home) if home else None
+
+    def _log(self, job: str) -> str:
+        with self._plainly():
+            text: str = self._client.get_job_logs(job)
+        return text
 
     def _newest(self, render: str) -> dict[str, Any]:
         found = self._of(render)
@@ -173,10 +187,9 @@ class Jobs:
     def _plainly(self) -> Iterator[None]:
         try:
             yield
-        except (ConnectionError, RuntimeError) as error:
-            said = (str(error).strip() or repr(error)).splitlines()[0]
+        except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"address={self._address} does not take jobs ({said}); give the "
+                f"address={self._address} does not take jobs ({first_line(error)}); give the "
                 "dashboard that `ray start --head` prints, and where the cluster asks for a token, "
                 "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             ) from error

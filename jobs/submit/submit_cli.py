@@ -66,7 +66,9 @@ def submit(
         check_target(output := expand(output), plan.config.output)
     errand = Errand(
         render=new_name(),
-        home=None if home is None else str(expand(home)),
+        home=None
+        if home is None
+        else str(expand(home).absolute()),  # a job has a folder of its own
         stages=gpus,
         **values,
     )
@@ -98,7 +100,7 @@ def status(render: Render, address: Address = None) -> None:
     for what, fact in seen.progress.items():
         print(f"  {what} {fact['done']} of {fact['total']}")
     if seen.state == "failed" and seen.message:
-        print(f"  {seen.message.splitlines()[0]}")
+        print(f"  {seen.message}")
 
 
 def watch(render: Render, address: Address = None) -> None:
@@ -113,8 +115,8 @@ def logs(render: Render, address: Address = None) -> None:
 
 def cancel(render: Render, address: Address = None) -> None:
     """End a submitted render; `longreel resume --submit` goes on with it."""
-    _jobs(address).cancel(render)
-    print(f"{render} is being cancelled")
+    state = _jobs(address).cancel(render)
+    print(f"{render} is {state}" if state else f"{render} is being cancelled")
 
 
 def download(
@@ -138,8 +140,9 @@ def _watch(jobs: "Jobs", render: str) -> None:
             print(line, file=sys.stderr)
             shown = line
     if seen.state != "done":
+        why = f": {seen.message}" if seen.state == "failed" and seen.message else ""
         raise OSError(
-            f"render {render} is {seen.state}; `longreel logs {render}` says more, and "
+            f"render {render} is {seen.state}{why}; `longreel logs {render}` says more, and "
             f"`longreel resume --submit {render}` goes on with it"
         )
 

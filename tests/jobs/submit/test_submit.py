@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from built_wheel import build_wheel, environment_without_us
@@ -16,7 +17,7 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render
-from longreel.jobs.submit import jobs_client, submit_cli
+from longreel.jobs.submit import driver, jobs_client, submit_cli
 from longreel.jobs.submit.driver import _folder
 from longreel.jobs.submit.errand import (
     Errand,
@@ -242,6 +243,79 @@ def test_what_a_job_could_not_make_is_refused_here(sent):
     with pytest.raises(ValueError, match="no device"):
         submit_cli.submit("a cat", ["model.device=gpu"], preset="tiny")
     assert not sent
+
+
+def test_the_folder_of_renders_is_the_same_from_the_job_s_own_folder(sent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    submit_cli.submit("a cat", [], preset="tiny", home=Path("renders"))
+    assert sent[0].home == str(tmp_path / "renders")
+
+
+class PlayedJobs:
+    """Ray's client, of one job."""
+
+    status, message, log, lost = "RUNNING", "", "", False
+
+    def __init__(self, address):
+        self.stopped = []
+
+    def list_jobs(self):
+        if self.lost:
+            raise OSError("the network is down\nand more")
+        metadata = {"longreel_render": "r", "longreel_attempt": "1", "longreel_home": ""}
+        job = SimpleNamespace(submission_id="r-1", metadata=metadata, message=self.message)
+        return [SimpleNamespace(**vars(job), status=self.status)]
+
+    def get_job_logs(self, job):
+        return self.log
+
+    def stop_job(self, job):
+        self.stopped.append(job)
+
+
+@pytest.fixture
+def played(monkeypatch):
+    sdk = SimpleNamespace(JobSubmissionClient=PlayedJobs)
+    monkeypatch.setitem(sys.modules, "ray.dashboard.modules.job.sdk", sdk)
+    return monkeypatch
+
+
+def test_what_has_ended_is_not_said_to_be_cancelled_now(played, capsys):
+    submit_cli.cancel("r")
+    played.setattr(PlayedJobs, "status", "SUCCEEDED")
+    submit_cli.cancel("r")
+    assert capsys.readouterr().out.splitlines() == ["r is being cancelled", "r is done"]
+
+
+def test_why_a_job_has_failed_is_said_where_it_is_looked_at(played, tmp_path, capsys):
+    errand = Errand(
+        render="r", home="home", prompt="x", preset="tiny", overrides=["model.checkpoint=/nowhere"]
+    )
+    write_errand(errand, tmp_path)
+    played.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        driver.main()
+    assert ended.value.code == 3
+    said = "Job entrypoint command failed with exit code 3, last available logs:\n..."
+    for name, value in {
+        "status": "FAILED",
+        "message": said,
+        "log": capsys.readouterr().out,
+    }.items():
+        played.setattr(PlayedJobs, name, value)
+    submit_cli.status("r")
+    assert "  model.checkpoint=/nowhere is no file" in capsys.readouterr().out
+    with pytest.raises(OSError, match=r"r is failed: model\.checkpoint=/nowhere is no file"):
+        submit_cli.watch("r")
+    played.setattr(PlayedJobs, "log", "")  # of one that had no time to say anything
+    submit_cli.status("r")
+    assert capsys.readouterr().out.splitlines()[-1].strip() == said.splitlines()[0]
+
+
+def test_a_cluster_that_is_lost_meanwhile_is_said_in_a_line(played):
+    played.setattr(PlayedJobs, "lost", True)
+    with pytest.raises(ValueError, match=r"does not take jobs \(the network is down\)"):
+        submit_cli.watch("r")
 
 
 def test_where_the_file_goes_is_looked_at_before_anything_is_sent(sent, tmp_path):
