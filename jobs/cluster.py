@@ -3,12 +3,12 @@
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
 
 from ..configs.errors import first_line
 from ..configs.parallel import ParallelConfig
@@ -19,6 +19,9 @@ from ..pipeline.ray_backend import RayBackend
 _log = logging.getLogger("longreel")
 _PROBE_S = 3.0  # for a head to accept a connection
 _STORE_BYTES = 256 * 2**20  # frames and finished blocks on their way; what is more goes to disk
+
+_connecting = threading.Lock()
+_connections: "list[_Connection]" = []  # that were made here: one at most
 
 
 def open_backend(plan: Plan, hear: Callable[[str], None] = _log.warning) -> Backend:
@@ -40,27 +43,92 @@ def open_ray(plan: Plan, hear: Callable[[str], None], stays: bool = False) -> Ra
 
 
 def connect(parallel: ParallelConfig) -> Callable[[], None]:
-    """Returns what undoes it: nothing, where this process was connected before."""
-    if parallel.address == "local":
-        _set_token()
-    import ray
+    """Returns what undoes it, once: nothing, where somebody else has connected this process.
 
-    if ray.is_initialized():
-        return lambda: None
-    with _signals_kept():
-        if parallel.address == "local":
-            _start(parallel)
-        else:
-            _reach(parallel.address)
-    return ray.shutdown
-
-
-def _set_token() -> None:
-    """A private cluster's ports are open to the network: only this process shall use them.
-
-    Ray reads its mode when it is imported; imported before, it chooses token mode by itself. The
-    token stays for good, as Ray reads it once.
+    A process is on one cluster at a time, so renders at the same time share a connection, and the
+    last of them gives it up.
     """
+    with _connecting:
+        if not _connections:
+            _set_up(parallel.address)
+            import ray
+
+            if ray.is_initialized():
+                return lambda: None
+            _connections.append(_Connection(parallel))
+        connection = _connections[0]
+        if parallel.address != connection.address:
+            raise ValueError(
+                f"parallel.address={parallel.address} cannot be joined while another render of "
+                f"this process is on parallel.address={connection.address}, as a process is on one "
+                "cluster at a time; set the same, wait for it to end, or use another process"
+            )
+        connection.num_renders += 1
+    left = ExitStack()
+    left.callback(_leave, connection)
+    return left.close
+
+
+def _leave(connection: "_Connection") -> None:
+    with _connecting:
+        connection.num_renders -= 1
+        if not connection.num_renders:
+            _connections.clear()
+            connection.close()
+
+
+class _Connection:
+    """Of this process to a cluster.
+
+    In a thread of its own, as Linux ends what Ray starts for a private one with the thread that
+    started it, which a render may outlive. And Ray replaces the handler of SIGTERM in the main one.
+    """
+
+    def __init__(self, parallel: ParallelConfig) -> None:
+        self.address = parallel.address
+        self.num_renders = 0
+        self._made = Future[None]()
+        self._over = threading.Event()
+        self._thread = threading.Thread(
+            target=self._stay, args=(parallel,), name="longreel-cluster", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._made.result()
+        except BaseException:  # also an interrupt: what is half made is ended
+            self.close()
+            raise
+
+    def _stay(self, parallel: ParallelConfig) -> None:
+        import ray
+
+        try:
+            if self.address == "local":
+                _start(parallel)
+            else:
+                _reach(self.address)
+        except BaseException as error:
+            self._made.set_exception(error)
+            return
+        self._made.set_result(None)
+        self._over.wait()
+        ray.shutdown()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def _set_up(address: str) -> None:
+    """Before Ray is imported, when it reads its settings.
+
+    A private cluster's ports are open to the network: only this process shall use them. Imported
+    before, Ray chooses token mode by itself. The token stays for good, as Ray reads it once.
+    """
+    # else a call that finds no cluster any more would begin another, open to everybody
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if address != "local":
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -128,16 +196,3 @@ def _speaks_grpc(host: str, port: int) -> bool:
         except OSError:
             return False
     return len(answer) > 3 and answer[3] == 4
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray replaces the handler of SIGTERM; whoever set one relies on it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)

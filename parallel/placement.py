@@ -47,6 +47,11 @@ class Placement:
         alive = {node["NodeID"] for node in _ray.nodes() if node["Alive"]}
         return nodes.get(self._bundle(device)) in alive
 
+    @property
+    def has_cluster(self) -> bool:
+        """Whether this process is still on one."""
+        return bool(_ray.is_initialized())
+
     def remove(self) -> None:
         remove_placement_group(self.group)
 

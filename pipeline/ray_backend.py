@@ -156,6 +156,8 @@ class RayBackend:
         self._ended = True
         with ExitStack() as rest:  # all of it, also where the cluster is gone in between
             rest.callback(self._at_end)
+            if not self._placement.has_cluster:
+                return  # everything went with it, as at the end of this process
             rest.callback(self._placement.remove)
             if hasattr(self, "_crew"):
                 rest.callback(self._crew.close)

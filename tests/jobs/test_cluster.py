@@ -15,9 +15,40 @@ from command import SMALL, longreel
 from processes import descendants, kept_shared_memory, shared_memory, still_there
 
 import longreel as longreel_package
+from longreel.configs.parallel import ParallelConfig
+from longreel.jobs import cluster as connecting
 
 pytestmark = pytest.mark.ray
 OVER_RAY = ("parallel.num_stages=2", "model.device=cpu", "output.format=png")
+
+TOGETHER = """
+import threading
+import numpy as np
+import longreel
+
+def stream(prompt, *more):
+    settings = ["blocks.policy=dualparal", "blocks.size=2", "model.device=cpu", *more]
+    return longreel.stream(prompt, preset="tiny", frames=65, overrides=settings)
+
+def frames(chunks):
+    return np.concatenate([chunk.frames for chunk in chunks])
+
+def ask(one):
+    seen[one] = [next(one)]
+
+alone = frames(stream("a dog"))
+one, two = (stream(prompt, "parallel.backend=ray") for prompt in ("a cat", "a dog"))
+seen = {}
+threads = [threading.Thread(target=ask, args=(each,)) for each in (one, two)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+one.close()
+print(np.array_equal(frames([*seen[two], *two]), alone))
+kept = stream("a cat", "parallel.backend=ray")
+next(kept)
+"""
 
 
 @contextmanager
@@ -96,3 +127,33 @@ def test_a_port_that_is_no_ray_head_is_named_within_seconds(tmp_path):
     assert done.code == 2
     assert "answers, but not as a Ray head does" in done.message
     assert time.monotonic() - begin < 5
+
+
+def test_renders_of_one_process_share_a_cluster_until_the_last_of_them_ends(tmp_path):
+    """Also when the threads that asked for it have ended before; and nobody closes the last."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", TOGETHER],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_second_cluster_at_the_same_time_is_refused(monkeypatch):
+    def begin(connection, parallel):
+        connection.address, connection.num_renders = parallel.address, 0
+
+    monkeypatch.setattr(connecting._Connection, "__init__", begin)
+    monkeypatch.setattr(connecting._Connection, "close", lambda connection: None)
+    monkeypatch.setattr(connecting, "_set_up", lambda address: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    leave = connecting.connect(ParallelConfig(address="local"))
+    with pytest.raises(ValueError, match=r"head:6379 cannot be joined .*address=local"):
+        connecting.connect(ParallelConfig(address="head:6379"))
+    leave()
+    connecting.connect(ParallelConfig(address="head:6379"))()
+    assert not connecting._connections
