@@ -11,11 +11,9 @@ from ..models.arch import ModelArch, find_arch
 from ..pipeline.branches import check_branches
 from ..pipeline.cost import Cost, Seconds, Speed, estimate_seconds, model_cost
 from ..pipeline.plan_blocks import find_policy, with_defaults_of
-from ..pipeline.policies import make_schedule
+from ..pipeline.policies import NUMBERS, make_schedule
 from ..pipeline.schedule import BlockSchedule
 from ..pipeline.simulate import Report, Slots, count_slots, simulate
-
-NUMBERS = ("size", "left", "right", "sink", "stagger", "causal", "recache")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,9 @@ from math import ceil
 from ..configs.schema import BlocksConfig
 from .schedule import BlockSchedule
 
+# of BlocksConfig, that each policy has some of; all others have no use for them
+NUMBERS = ("size", "left", "right", "sink", "stagger", "causal", "recache", "levels")
+
 
 def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """The schedule that `blocks.policy` names, with the fields that are given in their place."""
@@ -32,7 +35,7 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
 def _check_fields(blocks: BlocksConfig) -> None:
     """What a policy does not read must not be set: it would seem to have been done."""
     known = _FIELDS[blocks.policy]
-    for name in ("size", "left", "right", "sink", "stagger", "causal", "recache", "levels"):
+    for name in NUMBERS:
         if getattr(blocks, name) is not None and name not in known:
             raise ValueError(
                 f"blocks.{name}={getattr(blocks, name)} would be ignored, as "

@@ -90,6 +90,13 @@ def test_comparing_shows_every_queue_on_every_number_of_stages():
         assert line.split()[:5] == list(map(str, shown))
 
 
+def test_what_a_preset_gives_its_own_queue_is_not_asked_of_the_others(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("blocks: {policy: dualparal, size: 3, left: 2, right: 1, levels: window}\n")
+    rows = json.loads(run(f"--preset {preset} --blocks 3 --steps 4 --stages 2 --compare --json"))
+    assert {row["policy"] for row in rows["rows"]} == {*POLICIES} - {"auto"}
+
+
 def test_a_model_adds_seconds_and_bytes():
     options = "--preset wan2.1-t2v-1.3b --policy dualparal --stages 6 --blocks 12 --steps 3"
     slow = json.loads(run(f"{options} --tflops 50 --json"))
