@@ -67,16 +67,27 @@ async function open() {
 
 async function list() {
   const look = ++looks;
-  const page = await call("GET", "/api/v1/renders?limit=30");
+  const asked = ["limit=30", "status=running&limit=30"].map((what) => call("GET", `/api/v1/renders?${what}`));
+  const [last, made] = (await Promise.all(asked)).map((page) => page.data);
+  // what is being made may be older than all of a long queue
+  const found = [...made.filter((one) => !last.some((other) => other.id === one.id)), ...last];
+  const shown = found.find((one) => one.id === chosen) || (await older(chosen));
   if (look < newest) return;
   newest = look;
-  $("empty").hidden = page.data.length > 0;
-  const items = page.data.map(row);
-  for (const id of [...rows.keys()].filter((id) => !page.data.some((one) => one.id === id))) rows.delete(id);
+  $("empty").hidden = found.length > 0;
+  const items = found.map(row);
+  for (const id of [...rows.keys()].filter((id) => !found.some((one) => one.id === id))) rows.delete(id);
   const there = [...$("queue").children];
   if (there.length !== items.length || items.some((item, i) => item !== there[i])) $("queue").replaceChildren(...items);
-  const shown = page.data.find((one) => one.id === chosen);
-  if (shown) draw(shown);
+  if (shown && shown.id === chosen) draw(shown);
+}
+
+async function older(id) {
+  try {
+    return id && (await call("GET", `/api/v1/renders/${id}`));
+  } catch (error) {
+    if (error.status !== 404) throw error; // somebody has removed it
+  }
 }
 
 function row(render) {

@@ -1,6 +1,7 @@
 """The page in a real Chromium: a render that is started from it plays while it is made."""
 
 import os
+import time
 from pathlib import Path
 
 import httpx
@@ -9,7 +10,7 @@ from app import on_a_port, open_app
 from chromium import chromium
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
-from server import until
+from server import asked, until
 
 from longreel.jobs.serve.tokens import read_tokens
 
@@ -97,6 +98,23 @@ def test_a_finished_render_plays_to_its_end_and_seeks(page, server):
     )
     assert longer > length
     assert row.is_displayed(), "a row that is pressed stays while the list is looked at"
+
+
+def test_what_is_being_made_is_shown_however_long_the_queue_behind_it_is(page, tmp_path):
+    with open_app(tmp_path / "home") as app, on_a_port(app) as url:
+        queue = app.state.context.queue
+        first, *_ = [
+            httpx.post(f"{url}/api/v1/renders", json=asked(frames=1)).json()["id"]
+            for _ in range(32)
+        ]
+        assert queue.take_next(1, time.time()).render == first
+        page.get(url)
+        row = f"#queue button[data-render='{first}']"
+        until(lambda: page.find_elements(By.CSS_SELECTOR, row), bool)[0].click()
+        until(lambda: find(page, "#state").text, lambda text: text.startswith("running"))
+        queue.end(first, "failed", time.time(), {"code": "bug", "message": "for a test"})
+        until(lambda: find(page, "#state").text, lambda text: text.startswith("failed: for a"))
+        until(lambda: page.find_elements(By.CSS_SELECTOR, row), lambda found: not found)
 
 
 def test_the_page_has_no_errors_of_its_own(page):
