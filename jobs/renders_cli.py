@@ -176,7 +176,7 @@ def renders(
     from .home.home import Home
 
     place = Home(home)
-    found = [(folder, folder.status()) for folder in place.renders()]
+    found = [(folder, folder.status()) for folder in place.renders(_left_out)]
     if prune:
         _prune(place, found, yes)
         return
@@ -184,6 +184,10 @@ def renders(
         typer.echo(json.dumps(_facts(folder, status)) if as_json else _line(folder, status))
     if not found and not as_json:
         typer.echo(f"no renders in {place.path}")
+
+
+def _left_out(why: str) -> None:
+    typer.echo(f"left out: {why}", err=True)
 
 
 def run_and_export(

@@ -5,6 +5,8 @@ import secrets
 import shlex
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -113,14 +115,15 @@ class Home:
             )
         return RenderFolder(self._renders / found[0])
 
-    def renders(self) -> list[RenderFolder]:
-        """All that can be opened, the newest first."""
+    def renders(self, hear: Callable[[str], None] = lambda why: None) -> list[RenderFolder]:
+        """All that can be opened, the newest first; `hear` is told why of those that cannot."""
         folders = []
         for name in reversed(self.names()):
             try:
                 folders.append(RenderFolder(self._renders / name))
-            except ValueError:  # one that is being made, removed, or of another version
-                continue
+            except ValueError as error:  # damaged, or of another version
+                if self.has(name):  # else it is being made or removed
+                    hear(str(error))
         return folders
 
     def remove(self, folder: RenderFolder) -> None:
@@ -142,7 +145,8 @@ class Home:
         for left in self._renders.glob(".*.gone"):  # by whoever was ended meanwhile
             shutil.rmtree(left, ignore_errors=True)
         gone = self._renders / f".{render}.gone"
-        (self._renders / render).rename(gone)  # at once, for whoever lists them
+        with suppress(FileNotFoundError):  # another was first
+            (self._renders / render).rename(gone)  # at once, for whoever lists them
         shutil.rmtree(gone, ignore_errors=True)  # what is left goes with the next one
 
     def names(self) -> list[str]:

@@ -118,7 +118,10 @@ def read_by_us(folder: Path) -> Iterator[None]:
 
 def is_read(folder: Path) -> bool:
     """By any process."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # removed meanwhile
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,7 @@
 """Who may take a render, remove it, or have its file; and what is told before or after its time."""
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -95,6 +96,33 @@ def test_a_render_that_is_being_written_to_a_file_is_not_removed(home, tmp_path,
     (home.path / "renders" / "a file").write_text("of somebody")
     renders_cli.renders(home.path, prune=True, yes=True)
     assert [path.name for path in (home.path / "renders").iterdir()] == ["a file"]
+
+
+def test_a_render_that_another_has_removed_meanwhile_is_no_error(home):
+    folder = home.create(plan())
+    home.remove(Home(home.path).open(folder.id))
+    home.remove(folder)
+    assert (folder.num_bytes(), home.names()) == (0, [])
+
+
+def test_the_size_of_a_render_is_known_while_its_files_come_and_go(home):
+    folder, over = home.create(plan()), threading.Event()
+
+    def come_and_go():
+        while not over.is_set():
+            for name in "abc":
+                (folder.path / "latents" / name).mkdir(parents=True)
+                (folder.path / "latents" / name / "file").write_bytes(b"1")
+            shutil.rmtree(folder.path / "latents")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        sizes = {folder.num_bytes() for _ in range(3000)}
+    finally:
+        over.set()
+        thread.join()
+    assert sizes <= {min(sizes) + more for more in range(4)}
 
 
 def test_a_file_goes_where_its_tilde_says(home, tmp_path, monkeypatch):
