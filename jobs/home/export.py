@@ -10,7 +10,7 @@ from ...configs.schema import Config
 from ..mp4 import checked, muxer_options, url
 from ..png import PngEncoder
 from .durable import written_aside
-from .segments import Segment, decode_segments
+from .segments import Segment, decode_segments, read_start
 
 
 def export(
@@ -47,7 +47,7 @@ def _join(
 def _packets(init: Path, segments: Sequence[Segment]) -> Iterator[Any]:
     import av
 
-    start = init.read_bytes()
+    start = read_start(init)
     for segment in segments:
         with av.open(io.BytesIO(start + segment.read())) as container:
             for packet in container.demux(video=0):

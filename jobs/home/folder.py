@@ -8,11 +8,13 @@ inputs/              pictures it starts from or ends on
 lock                 who is making it (lock.py)
 """
 
+import logging
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from ...pipeline.plan import Plan, Request, make_plan
 from ...pipeline.section import change_prompts, prompt_times
 from ..metadata import metadata
 from .attempt import Attempt
-from .durable import remove_parts
+from .durable import remove_parts, write_whole
 from .edits import Edit, check_done
 from .export import export
 from .journal import JournalReader, JournalWriter
@@ -31,6 +33,7 @@ from .lock import Held, Lock, Taken, read_by_us
 from .manifest import Manifest, read_manifest
 from .segments import Frames, Segment, decode_segments
 
+_log = logging.getLogger("longreel")
 _POLL_S = 0.05
 
 
@@ -219,17 +222,19 @@ class RenderFolder:
 
     def num_bytes(self) -> int:
         """On the disk."""
-        files = (path for path in self.path.rglob("*") if path.is_file())
-        return sum(path.stat().st_size for path in files)
+        total = 0
+        for place, _, names in os.walk(self.path):
+            for name in names:
+                with suppress(FileNotFoundError):  # whoever makes it renames and removes
+                    total += os.stat(os.path.join(place, name)).st_size
+        return total
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
         """The right to go on with it, for one process at a time; Taken says who has it."""
         with self._lock.held(self.id) as held:
             remove_parts(self.path, held.check)
-            ledger = self._read()
-            journal, size = self.path / "journal", self._reader.size
-            writer = JournalWriter(journal, ledger.attempt + 1, size, held.check)
+            writer = self._writer(held, self._read().attempt + 1)
             try:
                 attempt = Attempt(self.path, writer, held, self.manifest.config)
                 attempt.start()
@@ -241,12 +246,27 @@ class RenderFolder:
 
     def _append(self, held: Held, **event: object) -> None:
         """Between two attempts."""
-        journal, ledger = self.path / "journal", self._read()
-        writer = JournalWriter(journal, ledger.attempt, self._reader.size, held.check)
+        writer = self._writer(held, self._read().attempt)
         try:
             writer.append(**event)
         finally:
             writer.close()
+
+    def _writer(self, held: Held, attempt: int) -> JournalWriter:
+        """Goes on after what was read of the journal."""
+        journal = self.path / "journal"
+        if lost := self._reader.lost():
+            kept = journal.with_suffix(".damaged")
+            write_whole(kept, journal.read_bytes(), held.check)
+            _log.warning(
+                "%s is damaged: its last %d lines count for nothing, so the segments that they "
+                "told of are made again, without the prompts and edits that they told of; all of "
+                "it is kept as %s",
+                journal,
+                lost,
+                kept.name,
+            )
+        return JournalWriter(journal, attempt, self._reader.size, held.check)
 
     def _clear(self, held: Held) -> None:
         """Without what edits have replaced, or made for nothing."""

@@ -10,6 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ class JournalReader:
                 self._attempt = attempt
                 events.append(event)
         return events
+
+    def lost(self) -> int:
+        """Lines that count for nothing, as the first of them is damaged. What a process that was
+        killed has left of a line is none: it has no end."""
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(self.size)
+            return file.read().count(b"\n")
+        return 0
 
 
 class JournalWriter:

@@ -38,7 +38,14 @@ class KeptLatents:
         for segment in self._segments:
             first, behind = self.count(segment.first), self.count(segment.stop)
             if first < stop and start < behind:
-                _, tensors = load_tensors(segment.latents_path, segment.latents)
+                try:
+                    _, tensors = load_tensors(segment.latents_path, segment.latents)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{error}, and the edit begins or ends there; put it back from a copy, or "
+                        f"give the edit up with `longreel resume {segment.path.parents[1].name} "
+                        "--drop`"
+                    ) from error
                 latents_BCTHW = tensors[_NAME]
                 assert latents_BCTHW.shape[2] == behind - first, "a latent is four frames"
                 runs.append(latents_BCTHW[:, :, max(0, start - first) : stop - first])

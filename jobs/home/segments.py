@@ -109,9 +109,23 @@ def decode_segments(
     init: Path, segments: Iterable[Segment], output: OutputConfig
 ) -> Iterator[Frames]:
     """Their frames, height x width x 3, one at a time: what any player of the whole file shows."""
-    start = init.read_bytes()
+    start = read_start(init)
     for segment in segments:
         yield from decode_pictures(io.BytesIO(start + segment.read()), output)
+
+
+def read_start(init: Path) -> bytes:
+    """ValueError: it is gone or cut."""
+    data = init.read_bytes() if init.exists() else b""
+    ftyp = int.from_bytes(data[:4], "big")
+    moov = int.from_bytes(data[ftyp : ftyp + 4], "big")
+    if not data or ftyp + moov != len(data):
+        raise ValueError(
+            f"{init} is {'damaged' if data else 'gone'}, and without it nothing can be made of the "
+            "segments; put it back from a copy, or take that of another render of the same size, "
+            "frame rate and output.*, made with the same PyAV"
+        )
+    return data
 
 
 def _split(data: bytes, first: int) -> tuple[bytes, bytes]:

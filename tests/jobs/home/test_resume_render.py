@@ -160,43 +160,6 @@ def test_what_is_whole_but_for_the_word_keeps_no_checkpoint_and_is_not_made_agai
     assert (status.state, heard) == ("done", [])
 
 
-def hurt(path, how):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    if how == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(data if how == "flip" else data[: len(data) // 2])
-
-
-@pytest.mark.parametrize(("number", "how"), [(0, "gone"), (1, "flip"), (2, "cut")])
-def test_a_damaged_segment_is_told_of_and_made_again(number, how, home, undisturbed, caplog):
-    render = killed_at(home.create(plan()), 17)
-    segment = render.segments()[number]
-    hurt(segment.path, how)
-    RenderRun(home.open(render.id)).run()
-    said = f"{segment.path.name} is damaged or gone; going on from frame {segment.first},"
-    assert said in caplog.text
-    assert digests(render) == digests(undisturbed)
-    assert [segment.read() for segment in render.segments()]
-
-
-@pytest.mark.parametrize("how", ["gone", "flip", "cut"])
-def test_no_file_is_made_of_a_damaged_segment_and_its_frames_can_be_made_anew(
-    how, undisturbed, tmp_path
-):
-    home, output = tmp_path / "home", tmp_path / "a.mp4"
-    render = shutil.copytree(undisturbed.path, home / "renders" / undisturbed.id)
-    hurt(sorted((render / "segments").iterdir())[1], how)
-    refused = longreel("resume", render.name, "--home", home, "-o", output)
-    assert refused.code == 2
-    assert "000001.m4s is " in refused.message
-    assert not output.exists()
-    (way_out,) = re.findall(r"`longreel (resume .*)`", refused.message)
-    assert longreel(*shlex.split(way_out), "--home", home, "-o", output).code == 0
-    assert output.exists()
-
-
 @pytest.mark.parametrize("tell", [partial(RenderRun.set_prompt, prompt="a dog"), RenderRun.finish])
 def test_what_is_final_is_as_it_was_whatever_is_told_while_it_is_made_again(
     endless, tmp_path, tell
@@ -363,5 +326,10 @@ def test_the_command_line_keeps_lists_goes_on_with_and_removes_renders(tmp_path,
     assert "sampling.steps=3 would change the frames to come" in refused.message
     assert longreel("resume", render.id, "--home", place, "parallel.num_stages=2").code == 0
     assert output.read_bytes() == whole
-    assert longreel("renders", "--home", place, "--prune", "--yes").code == 0
+    manifest = shutil.copytree(render.path, place / "renders" / "20261127-b") / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    pruned = longreel("renders", "--home", place, "--prune", "--yes")
+    assert (pruned.code, pruned.err.count("\n")) == (0, 1)
+    assert pruned.err.startswith(f"left out: {manifest} is damaged")
     assert Home(place).renders() == []
+    assert Home(place).names() == ["20261127-b"]
