@@ -80,6 +80,8 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except ValueError:
         raise _damaged(path) from None
+    if not isinstance(values, dict):
+        raise _damaged(path)
     version = values.pop("format", None)
     if version != FORMAT:
         raise ValueError(
@@ -88,9 +90,15 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if values.pop("digest", None) != _digest(values | {"format": FORMAT}):
         raise _damaged(path)
-    values["config"] = _merge(values["config"])
-    values["prompt_at"] = tuple((second, text) for second, text in values["prompt_at"])
-    return Manifest(**values)
+    try:
+        config = _merge(values["config"])
+        prompt_at = tuple((second, text) for second, text in values["prompt_at"])
+        return Manifest(**{**values, "config": config, "prompt_at": prompt_at})
+    except (ValueError, TypeError, KeyError) as error:  # of a later version, or of a far older one
+        raise ValueError(
+            f"{path} holds what this longreel does not know ({error}), so the render cannot be "
+            f"opened; use longreel {_writer(values)}, which wrote it"
+        ) from error
 
 
 def _flatten(config: Config) -> dict[str, Any]:

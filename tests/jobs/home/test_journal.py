@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from longreel.configs.load import load_config
 from longreel.jobs.home.journal import JournalReader, JournalWriter
-from longreel.jobs.home.manifest import Manifest, read_manifest, write_manifest
+from longreel.jobs.home.manifest import Manifest, _digest, read_manifest, write_manifest
 
 WORDS = st.text(max_size=12)
 EVENTS = st.lists(
@@ -115,6 +115,28 @@ def test_a_manifest_that_was_hurt_is_refused(manifest, tmp_path):
         path.write_text(json.dumps(values | {name: "another"}))
         with pytest.raises(ValueError, match="is damaged"):
             read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mood": "x"},
+        {"config": {"video.sharpness": 3}},
+        {"config": {"blocks.policy": "newest"}},
+    ],
+)
+def test_what_a_later_version_has_written_is_refused_with_that_version(more, manifest, tmp_path):
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_bytes())
+    del values["digest"]
+    config = values["config"] | more.get("config", {})
+    values |= {**more, "config": config}
+    path.write_text(json.dumps(values | {"digest": _digest(values)}))
+    with pytest.raises(ValueError, match=r"does not know .* use longreel 9\.9\.9, which wrote it"):
+        read_manifest(tmp_path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_manifest(tmp_path)
 
 
 def test_another_format_is_refused_with_the_version_that_wrote_it(manifest, tmp_path):
