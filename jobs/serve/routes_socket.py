@@ -39,9 +39,9 @@ async def stream(
         await socket.close(4404)
         return
     await socket.accept()
-    reader = Reader()
-    reading = asyncio.create_task(_hear(socket, here, record, reader))
-    sending = asyncio.create_task(_send(socket, here, record, reader, start, cut))
+    reader, turn = Reader(), asyncio.Lock()
+    reading = asyncio.create_task(_hear(socket, here, record, reader, turn))
+    sending = asyncio.create_task(_send(socket, here, record, reader, turn, start, cut))
     done, others = await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
     for task in others:
         task.cancel()
@@ -58,12 +58,19 @@ async def stream(
 
 
 async def _send(
-    socket: WebSocket, here: Context, record: Record, reader: Reader, start: int, cut: int | None
+    socket: WebSocket,
+    here: Context,
+    record: Record,
+    reader: Reader,
+    turn: asyncio.Lock,
+    start: int,
+    cut: int | None,
 ) -> None:
+    """`turn`: no answer comes between a message and the bytes that it announces."""
     request = record.request
     begun, cut = False, here.files.of(record.render).cut(cut).number
     async for files, segment in segments_from(here, record, start, reader, cut):
-        async with asyncio.timeout(_SEND_S):
+        async with asyncio.timeout(_SEND_S), turn:
             if not begun:
                 init = await asyncio.to_thread(files.init)
                 measures = {name: request[name] for name in ("width", "height", "fps", "frames")}
@@ -81,7 +88,9 @@ async def _send(
     await socket.send_json({"type": "end", "status": state, "error": current and current.error})
 
 
-async def _hear(socket: WebSocket, here: Context, record: Record, reader: Reader) -> None:
+async def _hear(
+    socket: WebSocket, here: Context, record: Record, reader: Reader, turn: asyncio.Lock
+) -> None:
     """A reader that has gone is noticed here: to send alone would not tell."""
     while True:
         message = await socket.receive()
@@ -89,7 +98,8 @@ async def _hear(socket: WebSocket, here: Context, record: Record, reader: Reader
             return
         answer = await _obey(message.get("text"), here, record, reader)
         if answer is not None:
-            await socket.send_json(answer)
+            async with turn:
+                await socket.send_json(answer)
 
 
 async def _obey(

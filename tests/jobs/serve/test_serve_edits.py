@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from app import call, made, on_a_port, open_app
 from server import SMALL, asked
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -224,6 +225,30 @@ def test_a_socket_whose_cut_is_taken_away_while_it_sends_says_so(opened, monkeyp
         with pytest.raises(ConnectionClosed) as closed:
             said.extend(iter(partial(socket.recv, 30), None))
     assert (json.loads(said[0])["type"], closed.value.rcvd.code) == ("error", 4409)
+
+
+def test_no_answer_comes_between_a_message_and_the_bytes_that_it_announces(opened, monkeypatch):
+    app, render = opened(frames=33)
+    send = WebSocket.send_json
+
+    async def slowly(socket, data):
+        await send(socket, data)
+        await asyncio.sleep(0.05)  # as where the reader's side is full
+
+    monkeypatch.setattr(WebSocket, "send_json", slowly)
+    answers = 0
+    with (
+        on_a_port(app) as url,
+        connect(f"{url.replace('http', 'ws')}/api/v1/renders/{render}/stream") as socket,
+    ):
+        for number in range(9):
+            socket.send(json.dumps({"type": "prompt", "number": number, "prompt": "x"}))
+        while (said := json.loads(socket.recv(30)))["type"] != "end":
+            if said["type"] in ("init", "segment"):
+                assert len(socket.recv(30)) == said["bytes"]
+            else:
+                answers += 1
+    assert answers
 
 
 def test_a_file_that_an_edit_takes_between_its_name_and_its_reading_is_replaced(opened):
