@@ -65,7 +65,12 @@ class Queue:
         self._lock = threading.Lock()
         self._kept: dict[str, Record] = {}
         self.version = 0  # counts what was written
-        self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=0)
+        try:
+            self._file = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, timeout=0
+            )
+        except sqlite3.OperationalError as error:
+            raise _unusable(path, error) from error
         self._file.row_factory = sqlite3.Row
         try:
             self._open(path)
@@ -87,7 +92,7 @@ class Queue:
                     self._file.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
-                raise
+                raise _unusable(path, error) from error
             raise ValueError(
                 f"home={path.parent} is served by another longreel already, and two would run its "
                 "renders twice; end that one, or give --home another folder"
@@ -324,6 +329,13 @@ class Queue:
                 self._file.execute("ROLLBACK")
                 raise
             self._file.execute("COMMIT")
+
+
+def _unusable(path: Path, error: sqlite3.OperationalError) -> ValueError:
+    return ValueError(
+        f"home={path.parent} cannot keep the queue in {path.name} ({error}), so no render would "
+        "outlive the server; make it a folder that can be written, or give --home another one"
+    )
 
 
 def _record(row: sqlite3.Row) -> Record:

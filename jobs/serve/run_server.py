@@ -43,10 +43,17 @@ def run_server(
     write_logs()
     _allow_files()
     listening = _listen(host, port)
-    where = f"http://{'localhost' if host == '127.0.0.1' else host}:{listening.getsockname()[1]}"
+    where = url_of(host, listening.getsockname()[1])
     print(f"longreel serves at {where}", file=sys.stdout, flush=True)
     say("serving", url=where, clients="by token" if tokens else "local")
     uvicorn.Server(_config(app)).run(sockets=[listening])
+
+
+def url_of(host: str, port: int) -> str:
+    name = host.strip("[]")
+    if ":" in name:
+        name = f"[{name}]"
+    return f"http://{'localhost' if name == '127.0.0.1' else name}:{port}"
 
 
 def _allow_files() -> None:

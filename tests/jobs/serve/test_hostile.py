@@ -322,6 +322,14 @@ def test_a_server_without_tokens_stays_on_this_machine(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "localhost"), ("::1", "[::1]"), ("[::1]", "[::1]"), ("10.0.0.7", "10.0.0.7")],
+)
+def test_where_a_server_is_can_be_opened_as_it_is_told(host, url):
+    assert run_server.url_of(host, 8500) == f"http://{url}:8500"
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
         ("", "no token"),

@@ -145,3 +145,9 @@ def test_a_queue_of_a_later_version_is_refused(tmp_path):
     path.write_bytes(b"no database at all, but long enough to be looked at" * 20)
     with pytest.raises(ValueError, match="no queue of longreel"):
         Queue(path)
+
+
+def test_a_home_that_cannot_keep_a_queue_is_refused(tmp_path):
+    (tmp_path / "queue.sqlite3").mkdir()
+    with pytest.raises(ValueError, match=r"cannot keep the queue in queue\.sqlite3"):
+        Queue(tmp_path / "queue.sqlite3")
