@@ -29,10 +29,12 @@ def _middle(video: Path):  # type: ignore[no-untyped-def]
     import av
 
     with av.open(str(video)) as file:
-        frames = [frame.pts for frame in file.demux(video=0) if frame.size]
-    with av.open(str(video)) as file:
-        for number, frame in enumerate(file.decode(video=0)):
-            if number >= len(frames) // 2:
+        stream = file.streams.video[0]
+        times = sorted(packet.pts for packet in file.demux(stream) if packet.size)
+        middle = times[len(times) // 2]
+        file.seek(middle, stream=stream)  # to the segment that it is in: half a film takes minutes
+        for frame in file.decode(stream):
+            if frame.pts >= middle:
                 picture = frame.to_image()
                 picture.thumbnail((_SIDE, _SIDE))  # here: at their full size 400 are gigabytes
                 return picture
