@@ -51,8 +51,7 @@ class ChainParts:
     stage: Callable[[range, str, Shelf], Stage]
     windows: Callable[[str], Windows]
     stepper: Callable[[str], Stepper]
-    # told of the text that blocks from one on read, for the windows of later epochs, and of the
-    # oldest block that these read for
+    # told of a block and what is read from it on, and of the oldest that later epochs read for
     remember: Callable[[int, object, int], None] = lambda block, text, oldest: None
 
 
@@ -148,6 +147,8 @@ class RayChain:
         """A block, by the first stage: while it is being replaced, by the one that comes."""
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
+            if self.state == "LOAD":  # for which there is a limit already
+                deadline = time.monotonic() + _START_S
             if self.state in ("DRAIN", "OVER"):
                 return self._newest + 1  # there will be none
             if self.state == "RUN" and self._runs:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from contextlib import closing
 
@@ -16,6 +17,7 @@ from tiny_blocks import POLICIES
 from longreel.configs.parallel import ParallelConfig
 from longreel.jobs import cluster as connecting
 from longreel.jobs.render import stream_chunks
+from longreel.parallel import ray_chain
 from longreel.parallel.crew import Crew
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
@@ -136,6 +138,16 @@ def test_stages_have_a_gpu_each_where_the_cluster_has_some():
     assert [member.gpu for member in crew.members] == ["0", "1"]
     crew.close()
     placement.remove()
+
+
+def test_what_is_told_while_weights_load_waits_for_them(monkeypatch):
+    monkeypatch.setattr(ray_chain, "_START_S", 0.5)
+    chain = ray_chain.RayChain(None, None, timeout_s=1.0)
+    chain.state = "LOAD"
+    over = threading.Timer(1.5, setattr, (chain, "state", "OVER"))
+    over.start()
+    assert chain.stop() == 0  # blocks that there will be
+    over.join()
 
 
 def test_a_cluster_that_cannot_be_reached_is_named_within_seconds():
