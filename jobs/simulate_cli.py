@@ -82,6 +82,8 @@ def simulate(
     for name, value in (("tflops", tflops), ("gbytes", gbytes)):
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name}={value:g} is no speed; give a number above 0")
+    if plot is not None:
+        plot = _check_plot(plot)
     cost = _cost(setting, Speed(flops=tflops * 1e12, bytes_per_s=gbytes * 1e9), calibrate)
     if plot is not None:
         _plot(setting, cost, plot)
@@ -130,13 +132,26 @@ def _measure(setting: "Setting", speed: "Speed") -> "Seconds":
     return replace(seconds, byte=1 / speed.bytes_per_s)
 
 
+def _check_plot(path: Path) -> Path:
+    """Before anything is measured."""
+    from ..configs.files import expand
+
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--plot={path} is written as PNG; give a name that ends in .png")
+    path = expand(path)
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"--plot={path} lies in {path.parent}, which is no folder, so there is nowhere to write; "
+            "make that folder first or choose another path"
+        )
+    return path
+
+
 def _plot(setting: "Setting", cost: "Cost | None", path: Path) -> None:
     from ..pipeline.cost import Cost
     from ..pipeline.plot import plot
     from ..pipeline.timeline import play
 
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--plot={path} is written as PNG; give a name that ends in .png")
     unit = "slots" if cost is None else "s"
     cost = cost or Cost(num_layers=setting.num_stages, branches=1 + (setting.cfg == "split"))
     timeline = play(setting.schedule, setting.num_stages, cost)

@@ -147,11 +147,14 @@ def test_branches_of_their_own_take_twice_the_devices_and_little_more_than_half_
         ("--preset tiny --tflops 0", "--tflops=0 is no speed"),
         ("--preset tiny --gbytes nan", "--gbytes=nan is no speed"),
         ("--plot here.jpg", "--plot=here.jpg is written as PNG"),
-        ("--steps 1 --plot no/such/folder.png", "no/such/folder.png"),
+        ("--preset tiny --calibrate --plot a.jpg", "--plot=a.jpg is written as PNG"),
+        ("--preset tiny --calibrate --plot no/such/a.png", "lies in no/such, which is no folder"),
     ],
 )
 def test_errors_are_a_sentence_with_a_way_out(options, words, tmp_path, monkeypatch):
+    """Nothing is measured before they are found."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "calibrate", None)
     result = CliRunner().invoke(app, ["simulate", *options.split()])
     assert result.exit_code in (1, 2)
     assert result.stderr.startswith("longreel: ")
