@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ...configs.files import expand
+from ...configs.schema import OutputConfig
 from .errors import RenderFailed
 from .http import Http, is_passing
 from .wire import Event, EventReader, FrameReader, Frames
@@ -240,12 +241,18 @@ class AsyncRender:
             await asyncio.to_thread(writer.write, frames)
 
     async def download(self, path: str | Path) -> Path:
-        """Waits for it, then its MP4 at `path`; or a folder of pictures, if that is no .mp4."""
+        """Waits for it, then its MP4 at `path`; or a folder of pictures, if that is no .mp4.
+
+        ValueError, before the wait: nothing can be written there.
+        """
+        from ..target import check_target
         from .save import save_pictures, save_video
 
         target = expand(path)
+        is_video = target.suffix.lower() == ".mp4"
+        check_target(target, OutputConfig(format="mp4" if is_video else "png"))
         await self.wait()
-        if target.suffix.lower() == ".mp4":
+        if is_video:
             await save_video(self._http, f"{self._path}/video", target)
         else:
             await save_pictures(self, target)

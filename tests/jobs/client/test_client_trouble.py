@@ -97,6 +97,22 @@ def test_a_wait_has_an_end(url, render):
         client.get(render).wait(timeout_s=0.2)
 
 
+@pytest.mark.parametrize("name", ["nowhere/a.mp4", "nowhere/pictures", "full", "a.mp4"])
+def test_where_a_download_goes_is_looked_at_before_the_render_is_waited_for(
+    url, render, tmp_path, name
+):
+    (tmp_path / "a.mp4").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "000000.png").touch()
+
+    async def run():
+        async with longreel.AsyncClient(url) as client, asyncio.timeout(20):
+            await (await client.get(render)).download(tmp_path / name)
+
+    with pytest.raises(ValueError, match="output="):
+        asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [
