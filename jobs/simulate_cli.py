@@ -141,8 +141,8 @@ def _check_plot(path: Path) -> Path:
     path = expand(path)
     if not path.parent.is_dir():
         raise ValueError(
-            f"--plot={path} lies in {path.parent}, which is no folder, so there is nowhere to write; "
-            "make that folder first or choose another path"
+            f"--plot={path} lies in {path.parent}, which is no folder, so there is nowhere to "
+            "write; make that folder first or choose another path"
         )
     return path
 
