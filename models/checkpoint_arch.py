@@ -56,7 +56,10 @@ def read_arch(path: Path) -> WanArch:
         if "dim" in config:
             arch = _from_original(config)
             return _with_image(arch, path) if config.get("model_type") in _IMAGE_TYPES else arch
-    except (OSError, TypeError, ArithmeticError, KeyError, json.JSONDecodeError) as error:
+    except (
+        *(OSError, UnicodeDecodeError, json.JSONDecodeError),
+        *(TypeError, ArithmeticError, KeyError),
+    ) as error:
         raise ValueError(
             f"{file} is no config of a Wan-shaped transformer ({error}); download it again, or set "
             f"model.checkpoint to a model we know"

@@ -191,9 +191,9 @@ def _fits(file: TensorFile, names: Mapping[str, str], shape: tuple[int, ...]) ->
 def _stated_alpha(path: Path, file: TensorFile) -> float | None:
     """As peft writes it beside an adapter, and diffusers into its file."""
     text, beside = file.metadata.get("lora_adapter_metadata"), path.parent / "adapter_config.json"
-    if text is None and path.name == "adapter_model.safetensors" and beside.is_file():
-        text = beside.read_text()
     try:
+        if text is None and path.name == "adapter_model.safetensors" and beside.is_file():
+            text = beside.read_text()
         entries = json.loads(text or "{}").items()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: what is stated of it is corrupt; download it again") from error

@@ -245,6 +245,15 @@ def test_an_adapter_that_is_weighed_otherwise_is_refused(transformer, tmp_path):
         Adapted(Weights(folder, rename_transformer), [Adapter(path=file, scale=1.0)])
 
 
+def test_what_is_stated_of_an_adapter_in_no_text_is_corrupt(transformer, tmp_path):
+    folder, state = transformer
+    save_file(spelt("diffusers", state), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe")
+    adapters = find_adapters(str(tmp_path), "model.lora")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: what is stated .* corrupt"):
+        Adapted(Weights(folder, rename_transformer), adapters)
+
+
 def test_every_module_is_spelt_as_wan_does_and_back():
     for name in diffusers_model(I2V).state_dict():
         module, _, leaf = name.rpartition(".")

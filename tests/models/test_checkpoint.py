@@ -172,8 +172,11 @@ def test_an_image_model_without_clip_tokens_is_told_by_its_tensors(tmp_path: Pat
 def test_a_config_that_is_no_such_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json beside its weights"):
         read_arch(tmp_path)
-    for content in ("{", '{"dim": 8, "num_heads": 0}', '{"num_attention_heads": 2}', "[]", "{}"):
-        (tmp_path / "config.json").write_text(content)
+    for content in (
+        *(b"{", b'{"dim": 8, "num_heads": 0}', b'{"num_attention_heads": 2}', b"[]", b"{}"),
+        b"\xff\xfe",  # no UTF-8
+    ):
+        (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"config\.json is no config of a Wan-shaped"):
             read_arch(tmp_path)
 
