@@ -40,9 +40,9 @@ class TextSource:
     text_dim: int
 
 
-def clean_prompt(prompt: str) -> str:
+def clean_prompt(prompt: str, field: str = "prompt") -> str:
     """What is encoded: Unicode repaired, HTML entities resolved, also twice escaped, and runs of
-    blanks one space, as Wan and diffusers have it.
+    blanks one space, as Wan and diffusers have it. ValueError names `field` if it is no text.
 
     The tokenizer makes nothing alike by itself: Wan's own negative prompt has commas of Chinese
     width, which the models know as plain ones.
@@ -51,12 +51,12 @@ def clean_prompt(prompt: str) -> str:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"prompt={prompt!r} has bytes at position {error.start} that are not UTF-8, so it "
+            f"{field}={prompt!r} has bytes at position {error.start} that are not UTF-8, so it "
             f"cannot be encoded; set the terminal or the file it comes from to UTF-8"
         ) from error
     if "\0" in prompt:
         raise ValueError(
-            f"prompt={prompt[:60]!r} holds a NUL character, at which the metadata of a video file "
+            f"{field}={prompt[:60]!r} holds a NUL character, at which the metadata of a video file "
             "would end; remove it"
         )
     text = html.unescape(html.unescape(fix_text(prompt))).strip()

@@ -119,7 +119,7 @@ def make_plan(request: Request) -> Plan:
     """Check a request against its model and this machine; ValueError says what to change."""
     config, sampling = request.config, request.config.sampling
     check_prompt(request.prompt)
-    clean_prompt(sampling.negative_prompt)
+    clean_prompt(sampling.negative_prompt, "sampling.negative_prompt")
     check_seed(request.seed)
     arch = find_arch(config.model.arch)
     shape = _latents_shape(config, arch)

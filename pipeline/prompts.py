@@ -47,7 +47,7 @@ def _block_at(
         raise ValueError(
             f"prompt_at={second} is no time in the video; give seconds from its start, 0 or more"
         )
-    if not clean_prompt(text):
+    if not clean_prompt(text, f"prompt_at={second:g}: prompt"):
         raise ValueError(f"prompt_at={second:g} has an empty prompt; describe what is seen then on")
     frame = math.ceil(Fraction(str(second)) * fps)  # 1.12 s of 25 frames are 28
     latent = 0 if frame == 0 else 1 + (frame - 1) // frames_per_latent

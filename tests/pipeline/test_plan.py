@@ -95,7 +95,7 @@ def test_a_prompt_of_which_nothing_is_left_is_refused(prompt):
 @pytest.mark.parametrize("field", ["prompt", "sampling.negative_prompt"])
 def test_bytes_that_are_no_text_are_refused_in_either_prompt(field):
     text = b"caf\xe9".decode(errors="surrogateescape")  # as the command line hands them over
-    with pytest.raises(ValueError, match=r"not UTF-8.*set the terminal"):
+    with pytest.raises(ValueError, match=rf"^{field}='caf.*not UTF-8.*set the terminal"):
         plan(prompt=text) if field == "prompt" else plan(f"{field}={text}")
 
 
