@@ -49,6 +49,8 @@ def connect(parallel: ParallelConfig) -> Callable[[], None]:
     last of them gives it up.
     """
     with _connecting:
+        if _connections and _connections[0].is_over:  # it was given up while it was made
+            _connections.pop().close()
         if not _connections:
             _set_up(parallel.address)
             import ray
@@ -56,6 +58,7 @@ def connect(parallel: ParallelConfig) -> Callable[[], None]:
             if ray.is_initialized():
                 return lambda: None
             _connections.append(_Connection(parallel))
+            _connections[0].wait()
         connection = _connections[0]
         if parallel.address != connection.address:
             raise ValueError(
@@ -93,11 +96,18 @@ class _Connection:
             target=self._stay, args=(parallel,), name="longreel-cluster", daemon=True
         )
         self._thread.start()
+
+    def wait(self) -> None:
+        """Until it is made. What interrupts this ends it, and is not kept waiting."""
         try:
             self._made.result()
-        except BaseException:  # also an interrupt: what is half made is ended
-            self.close()
+        except BaseException:
+            self._over.set()
             raise
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
 
     def _stay(self, parallel: ParallelConfig) -> None:
         import ray

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -144,16 +145,37 @@ def test_renders_of_one_process_share_a_cluster_until_the_last_of_them_ends(tmp_
 
 
 def test_a_second_cluster_at_the_same_time_is_refused(monkeypatch):
-    def begin(connection, parallel):
-        connection.address, connection.num_renders = parallel.address, 0
-
-    monkeypatch.setattr(connecting._Connection, "__init__", begin)
-    monkeypatch.setattr(connecting._Connection, "close", lambda connection: None)
-    monkeypatch.setattr(connecting, "_set_up", lambda address: None)
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for name in ("_set_up", "_start", "_reach"):
+        monkeypatch.setattr(connecting, name, lambda to: None)
+    for name in ("ray.is_initialized", "ray.shutdown"):
+        monkeypatch.setattr(name, lambda: False)
     leave = connecting.connect(ParallelConfig(address="local"))
     with pytest.raises(ValueError, match=r"head:6379 cannot be joined .*address=local"):
         connecting.connect(ParallelConfig(address="head:6379"))
     leave()
     connecting.connect(ParallelConfig(address="head:6379"))()
-    assert not connecting._connections
+
+
+def test_a_connection_that_was_interrupted_is_over_before_the_next_begins(monkeypatch):
+    seen, begun = [], threading.Event()
+
+    def start(parallel):
+        seen.append("begin")
+        begun.wait(10)
+        seen.append("made")
+
+    monkeypatch.setattr(connecting, "_set_up", lambda address: None)
+    monkeypatch.setattr(connecting, "_start", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: seen.append("over"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            connecting.connect(ParallelConfig(address="local"))
+    begun.set()
+    connecting.connect(ParallelConfig(address="local"))()
+    assert seen == ["begin", "made", "over"] * 2
+
+
+def interrupted(future):
+    raise KeyboardInterrupt
