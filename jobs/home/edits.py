@@ -15,6 +15,7 @@ from ...pipeline.prompts import prompts_by_block
 from ...pipeline.section import Section, change_prompts
 from .journal import Event
 from .latents import KeptLatents
+from .place import resume_command
 from .segments import Segment
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def redo(
             "another seed"
         )
     after = [s for s in desk.segments if s.first >= touched[-1].stop][:1]
+    for segment in after:
+        segment.read()  # or ValueError now: new frames are led over to it
     fade = touched[-1].stop
     edit = Edit(
         section=desk.section(
@@ -175,7 +178,7 @@ def check_done(folder: "RenderFolder") -> None:
     if state != "done":
         raise ValueError(
             f"render {folder.id} is {state}, and only what is finished can be extended or redone; "
-            + ("wait for it" if state == "running" else f"`longreel resume {folder.id}` goes on")
+            + ("wait for it" if state == "running" else f"`{resume_command(folder.path)}` goes on")
         )
 
 

@@ -31,6 +31,7 @@ from .journal import JournalReader, JournalWriter
 from .ledger import ENDS, Cut, Ledger, Making, Status
 from .lock import Held, Lock, Taken, read_by_us
 from .manifest import Manifest, read_manifest
+from .place import resume_command
 from .segments import Frames, Segment, decode_segments
 
 _log = logging.getLogger("longreel")
@@ -166,7 +167,7 @@ class RenderFolder:
         if not segments:
             raise ValueError(
                 f"render {self.id} has no frame yet, so there is no video to write to {output}; "
-                f"`longreel resume {self.id}` makes it"
+                f"`{resume_command(self.path)}` makes it"
             )
         config = self.manifest.config
         video = replace(config.video, frames=segments[-1].stop)

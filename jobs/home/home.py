@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -21,28 +20,14 @@ from .folder import RenderFolder
 from .ledger import read_ledger
 from .lock import Taken, is_read
 from .manifest import MANIFEST, Manifest, write_manifest
+from .place import default_home, resume_command
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "av", "numpy")
 
 
-def default_home() -> Path:
-    """In the user's data folder."""
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    if data.startswith("~"):
-        raise ValueError(
-            "this user has no home folder, so there is nowhere to keep a render while it is made; "
-            "name a folder with --home"
-        )
-    return Path(data) / "longreel"
-
-
 def way_on(folder: RenderFolder) -> str:
     """What a person does with a render that has ended before its end."""
-    place, home = folder.path.parents[1], ""
-    if not _is_default(place):
-        home = f" --home {shlex.quote(str(place))}"
-    frame = folder.status().frames_done
-    return f"`longreel resume {folder.id}{home}` goes on from frame {frame}"
+    return f"`{resume_command(folder.path)}` goes on from frame {folder.status().frames_done}"
 
 
 class Home:
@@ -187,13 +172,6 @@ class Home:
         )
         write_manifest(folder, manifest)
         sync(self._renders)
-
-
-def _is_default(place: Path) -> bool:
-    try:
-        return default_home().absolute() == place
-    except ValueError:  # there is none
-        return False
 
 
 def new_name() -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints import load_tensors, save_tensors
+from .place import resume_command
 from .segments import Segment
 
 _NAME = "latents"
@@ -43,8 +44,7 @@ class KeptLatents:
                 except ValueError as error:
                     raise ValueError(
                         f"{error}, and the edit begins or ends there; put it back from a copy, or "
-                        f"give the edit up with `longreel resume {segment.path.parents[1].name} "
-                        "--drop`"
+                        f"give the edit up with `{resume_command(segment.path.parents[1])} --drop`"
                     ) from error
                 latents_BCTHW = tensors[_NAME]
                 assert latents_BCTHW.shape[2] == behind - first, "a latent is four frames"

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ...configs.schema import OutputConfig
 from ..mp4 import PictureMaker, add_stream, decode_pictures, muxer_options
+from .place import resume_command
 
 Frames = npt.NDArray[np.uint8]  # n x height x width x 3
 _Bytes = bytes  # a segment has a field of that name
@@ -51,8 +52,8 @@ class Segment:
     def read(self) -> _Bytes:
         """Its fragments. Replaced: they are gone. ValueError: they are not those it had."""
         way_out = (
-            f"put it back from a copy, or have its frames made anew with `longreel resume "
-            f"{self.path.parents[1].name} --redo {self.first}..{self.stop}`"
+            "put it back from a copy, or have its frames made anew with "
+            f"`{resume_command(self.path.parents[1])} --redo {self.first}..{self.stop}`"
         )
         try:
             data = self.path.read_bytes()

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from ...configs.load import load_config
-from ..home.home import default_home
+from ..home.place import default_home
 from .app import make_app
 from .logs import say, write_logs
 from .tokens import Tokens, check_host, read_tokens

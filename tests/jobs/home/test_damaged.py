@@ -36,7 +36,8 @@ def written(tmp_path):
 
     def resume(*arguments):
         output.unlink(missing_ok=True)
-        outcome = longreel("resume", *arguments, "--home", tmp_path / "home", "-o", output)
+        home = [] if "--home" in arguments else ["--home", tmp_path / "home"]
+        outcome = longreel("resume", *arguments, *home, "-o", output)
         return outcome, output.read_bytes() if output.exists() else None
 
     return resume
@@ -81,6 +82,23 @@ def test_no_file_is_made_of_a_damaged_segment_and_its_frames_can_be_made_anew(ho
     outcome, file = written(*shlex.split(way_out))
     assert outcome.code == 0
     assert file
+
+
+def test_what_a_redo_leads_over_to_is_whole_before_it_is_taken_note_of(done, written):
+    hurt(done.segments()[2].path, "flip")
+    refused, _ = written(done.path.name, "--redo", "9..10")
+    assert "000002.m4s is damaged" in refused.message
+    assert done.status().state == "done"
+    with pytest.raises(ValueError, match=r"put it back .* --home "):
+        list(done.frames())
+
+
+def test_what_is_not_finished_says_how_it_is_gone_on_with(done, written):
+    render = Home(done.path.parents[1]).create(plan("causal"))
+    refused, _ = written(render.id, "--extend", "8")
+    (way_out,) = re.findall(r"`longreel resume (.*)` goes on", refused.message)
+    assert "--home" in way_out
+    assert written(*shlex.split(way_out))[0].code == 0
 
 
 @pytest.mark.parametrize("how", ["gone", "cut"])
