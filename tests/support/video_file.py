@@ -14,11 +14,13 @@ def save(path, frames, output=None, *, metadata=None, fps=16, cuts=()):
     """`cuts`: frames that a segment begins with, besides the first."""
     output, (num, height, width, _) = output or OutputConfig(), frames.shape
     video = VideoConfig(height=height, width=width, frames=num, fps=fps)
-    with TemporaryDirectory() as folder:
-        init, segments, first = Path(folder) / "init.mp4", [], 0
+    with TemporaryDirectory() as home:
+        folder = Path(home) / "renders" / "one"
+        (folder / "segments").mkdir(parents=True)
+        init, segments, first = folder / "init.mp4", [], 0
         for number, part in enumerate(np.split(frames, cuts)):
             start, fragments = encode_segment([part], first, fps=fps, output=output)
-            file = Path(folder) / f"{number}.m4s"
+            file = folder / "segments" / f"{number}.m4s"
             init.write_bytes(start)
             file.write_bytes(fragments)
             segments.append(
