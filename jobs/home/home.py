@@ -87,11 +87,16 @@ class Home:
         """Whether there is one of this id."""
         return (self._renders / render / MANIFEST).is_file()
 
+    def holds(self, render: str) -> bool:
+        """Whether there is a folder of this id, whatever is in it."""
+        is_name = render[:1] not in ("", ".") and os.path.basename(render) == render
+        return is_name and os.path.isdir(self._renders / render)
+
     def open(self, render: str) -> RenderFolder:
         """By its id, or the beginning of one."""
+        if self.holds(render):  # without a look at all the others
+            return RenderFolder(self._renders / render)
         found = [name for name in self.names() if name.startswith(render)]
-        if render in found:
-            found = [render]
         if len(found) != 1 or not render:
             what = f"{len(found)} renders begin with it" if found else "there is no such render"
             raise ValueError(

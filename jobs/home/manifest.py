@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -91,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
     if values.pop("digest", None) != _digest(values | {"format": FORMAT}):
         raise _damaged(path)
     try:
-        config = _merge(values["config"])
+        config = _config(json.dumps(values["config"]))
         prompt_at = tuple((second, text) for second, text in values["prompt_at"])
         return Manifest(**{**values, "config": config, "prompt_at": prompt_at})
     except (ValueError, TypeError, KeyError) as error:  # of a later version, or of a far older one
@@ -109,6 +110,12 @@ def _flatten(config: Config) -> dict[str, Any]:
         for key in fields()
         for group, _, name in [key.rpartition(".")]
     }
+
+
+@lru_cache(maxsize=256)
+def _config(text: str) -> Config:
+    """A merge takes longer than all else of opening a render, and many have the same settings."""
+    return _merge(json.loads(text))
 
 
 def _merge(settings: dict[str, Any]) -> Config:

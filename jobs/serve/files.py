@@ -129,7 +129,7 @@ class AllFiles:
         with self._lock:
             files = self._open.pop(render, None)
             if files is None or not files.folder.path.is_dir():
-                if render not in self.home.names():
+                if not self.home.holds(render):
                     raise ApiError(404, "files_gone", "its files are not here any more")
                 try:
                     files = RenderFiles(self.home.open(render))
@@ -155,7 +155,7 @@ class AllFiles:
         """ApiError while a process holds them."""
         with self._lock:
             self._open.pop(render, None)
-        if render in self.home.names():
+        if self.home.holds(render):
             try:
                 self.home.remove(self.home.open(render))
             except Taken:

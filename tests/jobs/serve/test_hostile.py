@@ -15,6 +15,8 @@ from server import asked
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from longreel.jobs.home import manifest
+from longreel.jobs.home.home import Home
 from longreel.jobs.serve import run_server
 from longreel.jobs.serve.app import make_app
 from longreel.jobs.serve.limits import Limits
@@ -213,6 +215,32 @@ def test_a_render_whose_files_somebody_removed_is_listed_and_can_be_deleted(tmp_
             assert answer.json()["error"]["code"] == "files_gone"
         assert call(app, "DELETE", f"/api/v1/renders/{made}").status_code == 200
         assert call(app, "GET", "/api/v1/renders").json()["data"] == []
+
+
+def test_a_render_is_opened_without_a_look_at_all_the_others(tmp_path, monkeypatch):
+    """A page of a hundred took seconds where there were thousands, and nobody else an answer."""
+    looks = {"names": 0, "merge": 0}
+
+    def counted(owner, name, key):
+        work = getattr(owner, name)
+
+        def call(*arguments):
+            looks[key] += 1
+            return work(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    with open_app(tmp_path / "home") as app:
+        for prompt in ("x", "y", "z"):
+            call(app, "POST", "/api/v1/renders", json=asked(prompt, frames=1))
+        app.state.context.files._open.clear()
+        manifest._config.cache_clear()
+        counted(Home, "names", "names")
+        counted(manifest, "merge", "merge")
+        page = call(app, "GET", "/api/v1/renders").json()["data"]
+        assert (len(page), looks) == (3, {"names": 0, "merge": 1})
+        assert call(app, "DELETE", f"/api/v1/renders/{page[0]['id']}").status_code == 200
+        assert (looks["names"], len(Home(tmp_path / "home").names())) == (0, 2)
 
 
 def test_a_client_that_writes_too_often_is_told_when_to_come_back(tmp_path):
