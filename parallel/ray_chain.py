@@ -139,7 +139,7 @@ class RayChain:
 
     def change_text(self, text: object) -> int:
         block = self._ask_first("change_text", text)
-        self._parts.remember(block, text, (self._start or EMPTY).walk.oldest)
+        self._parts.remember(block, text, (self._start or EMPTY).walk.oldest_prompt)
         self._seen = max(self._seen, block)  # those before it have begun
         return block
 

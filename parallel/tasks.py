@@ -62,6 +62,13 @@ class WalkState:
         # of a section at the beginning, all that is kept may be what comes after it
         return min((*self.kept, self.next_block))
 
+    @property
+    def oldest_prompt(self) -> int:
+        """Blocks before this one need no prompt of their own any more."""
+        if not self.number:  # what is there may have to be run for its keys and values
+            return self.oldest
+        return min((*dict(self.in_flight), self.next_block))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

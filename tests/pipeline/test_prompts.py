@@ -11,6 +11,7 @@ from thread_chain import ThreadBackend
 from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render, render_file, render_latents, stream_chunks
+from longreel.parallel.snapshot import EMPTY, Snapshot
 from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.generator import Generator
 
@@ -125,6 +126,30 @@ def test_prompts_that_no_block_reads_any_more_are_let_go(policy):
     assert max(held) < 10 < len(planned.texts)
     again = latents(planned, lambda chain: None)
     assert all(torch.equal(*pair) for pair in zip(live, again, strict=True))
+
+
+@pytest.mark.parametrize("policy", ["causal-recache", "dualparal", "forcing", "rolling"])
+def test_what_is_told_is_kept_as_long_as_a_snapshot_needs_it(policy):
+    ours = plan(policy, frames=0)
+    backend = LocalBackend(ours)
+    kept = Generator(ours).sampling(backend)  # for the windows that go on from there
+    chain, text_BSD = backend.chain(kept), kept.text(0)
+    snapshots, blocks = [EMPTY], {}
+    with closing(chain.run(ours.schedule, limit=24, wanted=bool)) as done:
+        for one in done:
+            if isinstance(one, Snapshot):
+                snapshots.append(one)
+                continue
+            blocks |= {moved.block: moved.latents_BCTHW for moved in one.finished}
+            if one.finished:
+                text_BSD = text_BSD + 0.125
+                oldest = snapshots[-2:][0].walk.oldest_prompt
+                kept.remember(chain.change_text(text_BSD), text_BSD, oldest)
+    assert len(kept.texts) < 10
+    start, again = snapshots[-2], backend.chain(kept)
+    for one in again.run(ours.schedule, start, limit=24):
+        for moved in one.finished:
+            assert torch.equal(moved.latents_BCTHW, blocks[moved.block])
 
 
 def test_what_goes_to_actors_holds_every_prompt_once():
