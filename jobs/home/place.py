@@ -18,7 +18,7 @@ def default_home() -> Path:
 
 def resume_command(folder: Path) -> str:
     """For the render in this folder, as it is found from anywhere."""
-    home = folder.parents[1]
+    home = folder.absolute().parent.parent
     place = "" if _is_default(home) else f" --home {shlex.quote(str(home))}"
     return f"longreel resume {folder.name}{place}"
 

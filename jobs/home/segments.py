@@ -51,23 +51,23 @@ class Segment:
 
     def read(self) -> _Bytes:
         """Its fragments. Replaced: they are gone. ValueError: they are not those it had."""
-        way_out = (
-            "put it back from a copy, or have its frames made anew with "
-            f"`{resume_command(self.path.parents[1])} --redo {self.first}..{self.stop}`"
-        )
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
             raise Replaced(
                 f"{self.path} is gone: where edits have replaced it while the video was read, read "
-                f"it anew from its beginning; else {way_out}"
+                f"it anew from its beginning; else {self._way_out()}"
             ) from None
         if digest(data) != self.digest:
             raise ValueError(
                 f"{self.path} is damaged (its digest is not the one in the journal), so frames "
-                f"{self.first}..{self.stop} would be lost or wrong; {way_out}"
+                f"{self.first}..{self.stop} would be lost or wrong; {self._way_out()}"
             )
         return data
+
+    def _way_out(self) -> str:
+        again = f"{resume_command(self.path.parents[1])} --redo {self.first}..{self.stop}"
+        return f"put it back from a copy, or have its frames made anew with `{again}`"
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from command import longreel
@@ -91,6 +92,15 @@ def test_what_a_redo_leads_over_to_is_whole_before_it_is_taken_note_of(done, wri
     assert done.status().state == "done"
     with pytest.raises(ValueError, match=r"put it back .* --home "):
         list(done.frames())
+
+
+def test_a_render_is_read_from_where_its_name_is_short(done, monkeypatch):
+    monkeypatch.chdir(done.path.parent)
+    near = RenderFolder(Path(done.path.name))
+    assert len(list(near.frames())) == 41
+    hurt(near.segments()[0].path, "gone")
+    with pytest.raises(ValueError, match=f"--home {done.path.parents[1]} --redo 0"):
+        list(near.frames())
 
 
 def test_what_is_not_finished_says_how_it_is_gone_on_with(done, written):
