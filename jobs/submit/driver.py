@@ -27,11 +27,7 @@ def main() -> None:
     _tell(event="started", render=errand.render, pid=os.getpid())
     try:
         state = _make(errand)
-    except (
-        OSError,
-        RenderError,
-        ValueError,
-    ) as error:  # a bug has a trace
+    except (OSError, RenderError, ValueError) as error:  # a bug has a trace
         _tell(event="failed", message=str(error))
         state = "failed"
     sys.exit(0 if state == "done" else 3)

@@ -66,9 +66,7 @@ def submit(
         check_target(output := expand(output), plan.config.output)
     errand = Errand(
         render=new_name(),
-        home=None
-        if home is None
-        else str(expand(home).absolute()),  # a job has a folder of its own
+        home=str(expand(home).absolute()) if home else None,  # a job has a folder of its own
         stages=gpus,
         **values,
     )
