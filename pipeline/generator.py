@@ -22,6 +22,7 @@ from ..parallel.chain import Chain, never
 from ..parallel.errors import ChainBroken
 from ..parallel.snapshot import Snapshot
 from ..parallel.stage import Moved
+from ..parallel.tasks import WalkState
 from .backend import Backend, GivenUp, open_backend
 from .checkpoint import Checkpoint, Keep, Keeper
 from .codec import Decoded
@@ -211,10 +212,16 @@ class Generator:
 
     def _denoise(self, backend: Backend, chain: Chain) -> Stream[Moved]:
         schedule, start = self._plan.schedule, self._start
-        total = 0 if schedule.num_blocks is None else sum(1 for _ in schedule.tasks())
-        levels: dict[int, int] = {}  # of blocks in flight
+        total = (schedule.num_blocks or 0) * schedule.steps  # each block takes each of them once
+        walk = start.chain.walk if start else WalkState()
+        levels = dict(walk.in_flight)  # steps that blocks in flight have taken
+        finished = walk.next_block - len(levels)
         out = InOrder(schedule.steps)
-        self._report("denoise", 0, total)
+
+        def taken() -> int:
+            return finished * schedule.steps + sum(levels.values())
+
+        self._report("denoise", taken(), total)
         if start:
             yield from out.resume(start.decoded, start.clean)
         held, wants = start.chain if start else None, self._keeper.wants_chain
@@ -230,9 +237,10 @@ class Generator:
                 levels.update({part.block: part.step + 1 for part in one.task.written})
                 for moved in one.finished:
                     del levels[moved.block]
+                    finished += 1
                     self._keeper.add_clean(moved.block, moved.latents_BCTHW)
                 note = " ".join(f"{block}:{step}" for block, step in sorted(levels.items()))
-                self._report("denoise", one.task.number + 1, total, note)
+                self._report("denoise", taken(), total, note)
                 yield from out.add(one.finished)
 
     def _decoding(self, arrays: Iterator[Decoded]) -> Iterator[Decoded]:

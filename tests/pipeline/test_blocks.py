@@ -38,8 +38,15 @@ def test_any_number_of_stages_gives_the_bits_of_one(policy, dtype, counts):
 
 @pytest.mark.parametrize("policy", [*POLICIES, "dualparal-grouped-pairs"])
 def test_blocks_leave_in_order_once_and_whole(policy):
+    """And progress is told in steps of blocks."""
     plan = plan_render("a cat", frames=41, seed=3, overrides=overrides(policy, steps=3))
-    left = list(Generator(plan).blocks())
+    told = []
+    left = list(Generator(plan, lambda *said: told.append(said[:3])).blocks())
+    total = plan.schedule.num_blocks * plan.levels.steps
+    taken = [done for what, done, _ in told if what == "denoise"]
+    assert (taken[0], taken[-1]) == (0, total)
+    assert taken == sorted(taken)
+    assert {of for what, _, of in told if what == "denoise"} == {total}
     assert [moved.block for moved in left] == list(range(plan.schedule.num_blocks))
     for moved in left:
         start, stop = plan.schedule.bounds(moved.block)
