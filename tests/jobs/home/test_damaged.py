@@ -60,7 +60,7 @@ def test_a_segment_of_what_is_gone_on_with_is_told_of_and_made_again(
     render = Home(tmp_path).create(plan("causal", "checkpoint.every_s=0"))
 
     def report(what, done, total, note=""):
-        if (what, done) == ("denoise", 17):
+        if (what, done) == ("denoise", 14):
             run.stop()
 
     run = RenderRun(render, report)
