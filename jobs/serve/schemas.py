@@ -136,7 +136,7 @@ class Progress(BaseModel):
     fraction: float = Field(ge=0, le=1)
     blocks: int = Field(description="Committed.")
     of_blocks: int
-    step: int = Field(description="Denoising tasks done since the process began.")
+    step: int = Field(description="Steps that all blocks together have taken.")
     of_steps: int
     of_block_steps: int = Field(description="That each block takes.")
     stages: list["StageView"]
