@@ -1,5 +1,6 @@
 """Frames of a render as they become final, and what can be said to it meanwhile."""
 
+import threading
 from collections.abc import Iterator
 
 from ..pipeline.generator import Chunk, Generator
@@ -14,9 +15,11 @@ class FrameStream(Iterator[Chunk]):
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._chunks = generator.chunks()
+        self._reading = threading.RLock()
 
     def __next__(self) -> Chunk:
-        return next(self._chunks)
+        with self._reading:
+            return next(self._chunks)
 
     def set_prompt(self, prompt: str) -> None:
         """Another prompt for the blocks that are yet to begin. From any thread."""
@@ -27,8 +30,11 @@ class FrameStream(Iterator[Chunk]):
         self._generator.stop()
 
     def close(self) -> None:
-        """End at once and free everything; frames that were not taken are lost."""
-        self._chunks.close()
+        """End at once and free everything; frames that were not taken are lost. From any thread:
+        one that waits for a chunk gets none."""
+        self._generator.give_up()
+        with self._reading:
+            self._chunks.close()
 
     def __enter__(self) -> "FrameStream":
         return self

@@ -2,6 +2,8 @@
 
 import os
 import pwd
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
@@ -175,6 +177,25 @@ def test_a_bad_request_is_refused_by_the_call_itself(
 def test_two_numbers_of_frames_are_one_too_many():
     with pytest.raises(ValueError, match=r"^frames=9 and video\.frames=5 are both.*leave one out"):
         plan_render("a cat", frames=9, overrides=["video.frames=5"])
+
+
+def test_a_stream_is_closed_from_any_thread():
+    """A reader that waits for a chunk has no other then; long before the end, and of a block."""
+    stream = longreel.stream("a cat", overrides=[*SMALL, "video.frames=4001"])
+    taken, has_some = [], threading.Event()
+
+    def read():
+        for chunk in stream:
+            taken.append(chunk.start)
+            has_some.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        assert has_some.wait(60)
+        stream.close()
+        reading.result(60)
+    assert 1 <= len(taken) < 500
+    assert list(stream) == []
 
 
 def test_a_stream_that_is_not_read_to_its_end_leaves_nothing(tmp_path, monkeypatch):
