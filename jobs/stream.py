@@ -16,9 +16,12 @@ class FrameStream(Iterator[Chunk]):
         self._generator = generator
         self._chunks = generator.chunks()
         self._reading = threading.RLock()
+        self._is_closed = False
 
     def __next__(self) -> Chunk:
         with self._reading:
+            if self._is_closed:
+                raise StopIteration
             return next(self._chunks)
 
     def set_prompt(self, prompt: str) -> None:
@@ -31,7 +34,8 @@ class FrameStream(Iterator[Chunk]):
 
     def close(self) -> None:
         """End at once and free everything; frames that were not taken are lost. From any thread:
-        one that waits for a chunk gets none."""
+        one that waits for a chunk has that one at most."""
+        self._is_closed = True
         self._generator.give_up()
         with self._reading:
             self._chunks.close()

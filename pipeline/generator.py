@@ -129,8 +129,6 @@ class Generator:
         ):
             for moved, arrays in blocks:
                 for decoded in self._decoding(arrays):
-                    if backend.given_up.is_set():
-                        return
                     if isinstance(decoded, DecoderState):
                         self._keeper.add_decoder(moved.block, start, decoded)
                         continue

@@ -180,7 +180,7 @@ def test_two_numbers_of_frames_are_one_too_many():
 
 
 def test_a_stream_is_closed_from_any_thread():
-    """A reader that waits for a chunk has no other then; long before the end, and of a block."""
+    """A reader that waits for a chunk has that one at most."""
     stream = longreel.stream("a cat", overrides=[*SMALL, "video.frames=4001"])
     taken, has_some = [], threading.Event()
 
