@@ -71,6 +71,14 @@ def tiny_archs(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Finished renders, of which tests take copies."""
+    from finished import Finished
+
+    return Finished(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
 def two_nodes():
     """One cluster for all tests that only need one: two nodes of three CPUs."""
     from ray_cluster import two_nodes

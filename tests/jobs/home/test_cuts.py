@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from finished import Finished, digests, frames_of, make
+from finished import digests, frames_of, make
 
 from longreel.jobs.home.edits import extend, redo
 from longreel.jobs.home.folder import RenderFolder
@@ -11,11 +11,6 @@ from longreel.jobs.home.segments import Replaced
 from longreel.jobs.mp4 import decode_mp4
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return Finished(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import longreel
-from finished import Finished, digests, make, plan
+from finished import digests, make, plan
 
 from longreel.jobs.home.edits import extend
 from longreel.jobs.home.folder import RenderFolder
@@ -15,11 +15,6 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return Finished(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture

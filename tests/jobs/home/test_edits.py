@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_vae
 from command import TINY, longreel
-from finished import EDITS, FRAMES, Finished, digests, frames_of, make, plan
+from finished import EDITS, FRAMES, digests, frames_of, make, plan
 from thread_chain import ThreadBackend
 from tiny_blocks import ARCHS, POLICIES, overrides
 
@@ -36,11 +36,6 @@ EACH = [*SOON, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
 
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return Finished(tmp_path_factory.mktemp("finished"))
 
 
 def test_latents_stay_with_their_frames_where_what_follows_is_decoded_anew(finished, tmp_path):
