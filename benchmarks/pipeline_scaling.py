@@ -27,7 +27,6 @@ import ray
 import torch
 from torch import Tensor
 
-from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.cluster import connect
 from longreel.jobs.render import plan_render
 from longreel.models.arch import ARCHS, ModelArch, VaeArch, WanArch
@@ -292,7 +291,7 @@ def main() -> None:
         f"{options.runs} runs in turn"
     )
     outcomes: dict[str, list[Outcome]] = {kind.name: [] for kind in KINDS}
-    disconnect: Callable[[], None] = connect(ParallelConfig(num_stages=2))
+    disconnect: Callable[[], None] = connect("local")
     try:
         gauges = [ray.remote(num_cpus=0)(Gauge).remote() for _ in range(2)]
         for i in range(options.runs):

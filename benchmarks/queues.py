@@ -65,7 +65,7 @@ def main() -> None:
         f"{args.frames} frames, {args.runs} runs in turn"
     )
     found: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
-    disconnect = connect(plans[QUEUES[0], 2].config.parallel)
+    disconnect = connect(plans[QUEUES[0], 2].config.parallel.address)
     try:
         for i in range(args.runs):
             for kind in kinds if i % 2 == 0 else kinds[::-1]:

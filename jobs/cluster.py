@@ -1,5 +1,6 @@
 """Connecting to the Ray cluster that a render names, or starting one that ends with it."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -8,10 +9,8 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
 
 from ..configs.errors import first_line
-from ..configs.parallel import ParallelConfig
 from ..pipeline.backend import Backend, LocalBackend
 from ..pipeline.plan import Plan
 from ..pipeline.ray_backend import RayBackend
@@ -19,6 +18,7 @@ from ..pipeline.ray_backend import RayBackend
 _log = logging.getLogger("longreel")
 _PROBE_S = 3.0  # for a head to accept a connection
 _STORE_BYTES = 256 * 2**20  # frames and finished blocks on their way; what is more goes to disk
+_PRIVATE_CPUS = 1024  # of no machine: stages share those there are, as they do in one process
 
 _connecting = threading.Lock()
 _connections: "list[_Connection]" = []  # that were made here: one at most
@@ -34,7 +34,7 @@ def open_backend(plan: Plan, hear: Callable[[str], None] = _log.warning) -> Back
 
 def open_ray(plan: Plan, hear: Callable[[str], None], stays: bool = False) -> RayBackend:
     """`stays`: for one render after the other; `end` it."""
-    disconnect = connect(plan.config.parallel)
+    disconnect = connect(plan.config.parallel.address)
     try:
         return RayBackend(plan, at_end=disconnect, hear=hear, stays=stays)
     except BaseException:
@@ -42,8 +42,9 @@ def open_ray(plan: Plan, hear: Callable[[str], None], stays: bool = False) -> Ra
         raise
 
 
-def connect(parallel: ParallelConfig) -> Callable[[], None]:
-    """Returns what undoes it, once: nothing, where somebody else has connected this process.
+def connect(address: str) -> Callable[[], None]:
+    """To parallel.address. Returns what undoes it, once: nothing, where somebody else has connected
+    this process.
 
     A process is on one cluster at a time, so renders at the same time share a connection, and the
     last of them gives it up.
@@ -52,22 +53,24 @@ def connect(parallel: ParallelConfig) -> Callable[[], None]:
         if _connections and _connections[0].is_over:  # it was given up while it was made
             _connections.pop().close()
         if not _connections:
-            _set_up(parallel.address)
+            _set_up(address)
             import ray
 
             if ray.is_initialized():
+                if address != "local":
+                    _check_joined(address)
                 return lambda: None
-            _connections.append(_Connection(parallel))
+            _connections.append(_Connection(address))
             _connections[0].wait()
         connection = _connections[0]
-        if parallel.address != connection.address:
+        if address != connection.address:
             raise ValueError(
-                f"parallel.address={parallel.address} cannot be joined while another render of "
+                f"parallel.address={address} cannot be joined while another render of "
                 f"this process is on parallel.address={connection.address}, as a process is on one "
                 "cluster at a time; set the same, wait for it to end, or use another process"
             )
         connection.num_renders += 1
-    left = ExitStack()
+    left = contextlib.ExitStack()
     left.callback(_leave, connection)
     return left.close
 
@@ -87,14 +90,12 @@ class _Connection:
     started it, which a render may outlive. And Ray replaces the handler of SIGTERM in the main one.
     """
 
-    def __init__(self, parallel: ParallelConfig) -> None:
-        self.address = parallel.address
+    def __init__(self, address: str) -> None:
+        self.address = address
         self.num_renders = 0
         self._made = Future[None]()
         self._over = threading.Event()
-        self._thread = threading.Thread(
-            target=self._stay, args=(parallel,), name="longreel-cluster", daemon=True
-        )
+        self._thread = threading.Thread(target=self._stay, name="longreel-cluster", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -109,12 +110,12 @@ class _Connection:
     def is_over(self) -> bool:
         return self._over.is_set()
 
-    def _stay(self, parallel: ParallelConfig) -> None:
+    def _stay(self) -> None:
         import ray
 
         try:
             if self.address == "local":
-                _start(parallel)
+                _start()
             else:
                 _reach(self.address)
         except BaseException as error:
@@ -146,7 +147,29 @@ def _set_up(address: str) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def _start(parallel: ParallelConfig) -> None:
+def _check_joined(address: str) -> None:
+    """ValueError unless this process is on that cluster, however its head is spelt."""
+    import ray
+
+    joined = str(ray.get_runtime_context().gcs_address)
+    if _resolved(address) != _resolved(joined):
+        raise ValueError(
+            f"parallel.address={address} cannot be joined, as ray.init has put this process on "
+            f"{joined}, and it is on one cluster at a time; leave parallel.address out to render "
+            "there, or call ray.shutdown() first"
+        )
+
+
+def _resolved(address: str) -> tuple[str, str]:
+    from ..parallel.placement import this_node
+
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        host = socket.gethostbyname(host)
+    return (this_node() if host.startswith("127.") else host), port
+
+
+def _start() -> None:
     """A cluster of this machine alone, for this process alone."""
     import ray
 
@@ -154,11 +177,12 @@ def _start(parallel: ParallelConfig) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
-        num_cpus=max(parallel.num_devices, os.cpu_count() or 1),  # stages share them if need be
+        num_cpus=_PRIVATE_CPUS,
         object_store_memory=_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        _system_config={"prestart_worker_first_driver": False},  # it would begin one for each CPU
     )
 
 

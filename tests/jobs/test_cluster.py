@@ -16,16 +16,19 @@ from command import SMALL, longreel
 from processes import descendants, kept_shared_memory, shared_memory, still_there
 
 import longreel as longreel_package
-from longreel.configs.parallel import ParallelConfig
 from longreel.jobs import cluster as connecting
+from longreel.parallel.placement import this_node
 
 pytestmark = pytest.mark.ray
 OVER_RAY = ("parallel.num_stages=2", "model.device=cpu", "output.format=png")
 
 TOGETHER = """
+import os
 import threading
 import numpy as np
 import longreel
+
+os.cpu_count = lambda: 1
 
 def stream(prompt, *more):
     settings = ["blocks.policy=dualparal", "blocks.size=2", "model.device=cpu", *more]
@@ -38,7 +41,8 @@ def ask(one):
     seen[one] = [next(one)]
 
 alone = frames(stream("a dog"))
-one, two = (stream(prompt, "parallel.backend=ray") for prompt in ("a cat", "a dog"))
+one = stream("a cat", "parallel.backend=ray")
+two = stream("a dog", "parallel.num_stages=2")
 seen = {}
 threads = [threading.Thread(target=ask, args=(each,)) for each in (one, two)]
 for thread in threads:
@@ -131,7 +135,8 @@ def test_a_port_that_is_no_ray_head_is_named_within_seconds(tmp_path):
 
 
 def test_renders_of_one_process_share_a_cluster_until_the_last_of_them_ends(tmp_path):
-    """Also when the threads that asked for it have ended before; and nobody closes the last."""
+    """However many stages they have. Also when the threads that asked for it have ended before; and
+    nobody closes the last."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", TOGETHER],
@@ -146,20 +151,34 @@ def test_renders_of_one_process_share_a_cluster_until_the_last_of_them_ends(tmp_
 
 def test_a_second_cluster_at_the_same_time_is_refused(monkeypatch):
     for name in ("_set_up", "_start", "_reach"):
-        monkeypatch.setattr(connecting, name, lambda to: None)
+        monkeypatch.setattr(connecting, name, lambda *address: None)
     for name in ("ray.is_initialized", "ray.shutdown"):
         monkeypatch.setattr(name, lambda: False)
-    leave = connecting.connect(ParallelConfig(address="local"))
+    leave = connecting.connect("local")
     with pytest.raises(ValueError, match=r"head:6379 cannot be joined .*address=local"):
-        connecting.connect(ParallelConfig(address="head:6379"))
+        connecting.connect("head:6379")
     leave()
-    connecting.connect(ParallelConfig(address="head:6379"))()
+    connecting.connect("head:6379")()
+
+
+def test_where_ray_is_on_a_cluster_already_another_one_is_refused(monkeypatch):
+    class Context:
+        gcs_address = f"{this_node()}:6379"
+
+    monkeypatch.setattr(connecting, "_set_up", lambda address: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.get_runtime_context", Context)
+    for same in ("local", "localhost:6379", "127.0.0.1:6379", Context.gcs_address):
+        connecting.connect(same)()
+    for other in ("localhost:6380", "head:6379"):
+        with pytest.raises(ValueError, match=rf"{other} cannot be joined, as ray\.init has put"):
+            connecting.connect(other)
 
 
 def test_a_connection_that_was_interrupted_is_over_before_the_next_begins(monkeypatch):
     seen, begun = [], threading.Event()
 
-    def start(parallel):
+    def start():
         seen.append("begin")
         begun.wait(10)
         seen.append("made")
@@ -171,9 +190,9 @@ def test_a_connection_that_was_interrupted_is_over_before_the_next_begins(monkey
     with monkeypatch.context() as patch:
         patch.setattr(Future, "result", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            connecting.connect(ParallelConfig(address="local"))
+            connecting.connect("local")
     begun.set()
-    connecting.connect(ParallelConfig(address="local"))()
+    connecting.connect("local")()
     assert seen == ["begin", "made", "over"] * 2
 
 
