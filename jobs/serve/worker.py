@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ...configs.errors import is_memory
+from .worker_link import BEAT_S
 
 if TYPE_CHECKING:
     from ..home.home import Home
@@ -47,8 +49,14 @@ def main() -> None:
         timer.daemon = True
         timer.start()
 
+    def beat() -> None:
+        while True:
+            time.sleep(BEAT_S)
+            say("alive")
+
     threading.Thread(target=listen, name="longreel-commands", daemon=True).start()
     say("ready", pid=os.getpid())
+    threading.Thread(target=beat, name="longreel-signs", daemon=True).start()
     while (command := _next(runs, settings["idle_s"])) is not None:
         if command["do"] == "run":
             say("over", **_outcome(run, home, command))

@@ -11,8 +11,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-START_S = 300.0  # for a process to import torch and the rest on a busy machine
+from .logs import complain
+
 LINE_BYTES = 2**20
+START_LOOKS = 30  # for a process to import torch and the rest on a busy machine
+BEAT_S = 2.0  # between two signs of life of a worker
+LOOK_S, LOOKS = 10.0, 12  # it stands still where so many looks, each so long, find none
 
 News = Mapping[str, Any]
 
@@ -40,8 +44,7 @@ class Worker:
         worker = cls(process)
         try:
             worker.tell("settings", **settings)
-            async with asyncio.timeout(START_S):
-                news = await worker.hear()
+            news = await worker.hear(START_LOOKS)
             if news is None or news["event"] != "ready":
                 raise RuntimeError(f"a worker did not start: {news}")
         except BaseException:
@@ -64,14 +67,25 @@ class Worker:
             with contextlib.suppress(ConnectionError):
                 self._process.stdin.write(json.dumps({"do": do, **facts}).encode() + b"\n")
 
-    async def hear(self) -> News | None:
-        """Its next news; none: it is gone."""
+    async def hear(self, looks: int = LOOKS) -> News | None:
+        """Its next news; none: it is gone, or stands still."""
         assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
+        silent = 0  # looks, and not seconds: a server that was stopped itself has taken but one
+        while silent < looks:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    line = await self._process.stdout.readline()
+            except TimeoutError:
+                silent += 1
+                continue
+            if not line:
+                return None
+            silent = 0
             with contextlib.suppress(ValueError):  # a library that prints
                 news = json.loads(line)
-                if isinstance(news, dict) and "event" in news:
+                if isinstance(news, dict) and news.get("event", "alive") != "alive":
                     return news
+        complain("a worker stands still", pid=self.pid, seconds=looks * LOOK_S)
         return None
 
     async def end(self, grace_s: float = 0.0) -> int | None:

@@ -1,8 +1,10 @@
 """Readers and servers are killed at random moments: nothing is lost, doubled or different."""
 
+import asyncio
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +21,8 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render
+from longreel.jobs.serve import worker_link
+from longreel.jobs.serve.worker_link import Worker
 
 SHAPE = (SMALL["video.height"], SMALL["video.width"], 3)
 
@@ -130,6 +134,23 @@ def test_a_server_that_is_killed_finds_its_renders_again(tmp_path, renders, kill
             server.stop()
     assert not list(tmp_path.glob("home/renders/*/**/.*.part"))
     assert not list(tmp_path.glob("home/renders/*/lock"))
+
+
+def test_a_worker_that_stands_still_is_as_good_as_gone(tmp_path, monkeypatch):
+    """Stopped from outside, or in native code that holds the interpreter: it would never end."""
+
+    async def main():
+        worker = await Worker.start({"home": str(tmp_path), "idle_s": 600.0})
+        try:
+            sign = json.loads(await worker._process.stdout.readline())
+            assert sign["event"] == "alive"
+            os.kill(worker.pid, signal.SIGSTOP)
+            monkeypatch.setattr(worker_link, "LOOK_S", 0.2)
+            assert await worker.hear() is None
+        finally:
+            assert await worker.end() == -signal.SIGKILL
+
+    asyncio.run(asyncio.wait_for(main(), 300))
 
 
 def children(pid):
