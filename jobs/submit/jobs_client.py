@@ -1,6 +1,7 @@
 """The jobs of a cluster, through its dashboard: sent, looked at, ended. Ray's words become ours."""
 
 import json
+import logging
 import tempfile
 import time
 import zipfile
@@ -23,6 +24,10 @@ _STATES = {
 }
 _OVER = ("done", "failed", "cancelled")
 _POLL_S = 1.0
+_ANSWER_S = 60.0  # Ray's client itself would wait for ever
+_LOST_S = 600.0  # how long a cluster that does not answer is waited for
+
+_log = logging.getLogger("longreel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,10 @@ class JobView:
         return self.state in _OVER
 
 
+class NoAnswerError(ValueError):
+    """Of a cluster, by now."""
+
+
 class Jobs:
     """Of one cluster. ValueError says that it cannot be reached, or has no such render."""
 
@@ -53,9 +62,7 @@ class Jobs:
                 f"as `ray start --head` prints it, such as {ADDRESS}"
             )
         with self._plainly():
-            from ray.dashboard.modules.job.sdk import JobSubmissionClient
-
-            self._client: Any = JobSubmissionClient(self._address)
+            self._client = _client(self._address)
 
     def submit(self, errand: Errand, *, cpus: float = 1.0, wheel: Path | None = None) -> str:
         """The job's id: the render's, and which attempt at it this is."""
@@ -121,16 +128,27 @@ class Jobs:
             progress=progress,
         )
 
-    def wait(self, render: str, timeout_s: float | None = None) -> Iterator[JobView]:
-        """How it stands, again and again, until it is over."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def wait(self, render: str) -> Iterator[JobView]:
+        """How it stands, again and again, until it is over. A cluster that does not answer is
+        waited for as well, and NoAnswerError if it takes too long."""
+        answered_s = time.monotonic()
+        is_told = False
         while True:
-            seen = self.view(render)
-            yield seen
-            if seen.over:
-                return
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"render {render} is {seen.state} after {timeout_s:g} s")
+            try:
+                seen = self.view(render)
+            except NoAnswerError as error:
+                if time.monotonic() - answered_s > _LOST_S:
+                    raise
+                if not is_told:
+                    _log.warning(
+                        "%s; trying on for %g s", first_line(error.__cause__ or error), _LOST_S
+                    )
+                is_told = True
+            else:
+                answered_s, is_told = time.monotonic(), False
+                yield seen
+                if seen.over:
+                    return
             time.sleep(_POLL_S)
 
     def log(self, render: str) -> str:
@@ -188,11 +206,21 @@ class Jobs:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise NoAnswerError(
                 f"address={self._address} does not take jobs ({first_line(error)}); give the "
                 "dashboard that `ray start --head` prints, and where the cluster asks for a token, "
                 "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             ) from error
+
+
+def _client(address: str) -> Any:
+    from ray.dashboard.modules.job.sdk import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, *args: Any, **more: Any) -> Any:
+            return super()._do_request(*args, timeout=_ANSWER_S, **more)
+
+    return Client(address)
 
 
 def unpack_wheel(wheel: Path, folder: Path) -> Path:

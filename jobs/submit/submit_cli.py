@@ -130,13 +130,21 @@ def download(
 
 
 def _watch(jobs: "Jobs", render: str) -> None:
-    shown = ""
-    for seen in jobs.wait(render):
-        parts = [f"{w} {f['done']}/{f['total']}" for w, f in seen.progress.items()]
-        line = "  ".join([seen.state, *parts])
-        if line != shown:
-            print(line, file=sys.stderr)
-            shown = line
+    from .jobs_client import NoAnswerError
+
+    shown, way_on = "", f"the job itself goes on, and `longreel watch {render}` follows it again"
+    try:
+        for seen in jobs.wait(render):
+            parts = [f"{w} {f['done']}/{f['total']}" for w, f in seen.progress.items()]
+            line = "  ".join([seen.state, *parts])
+            if line != shown:
+                print(line, file=sys.stderr)
+                shown = line
+    except KeyboardInterrupt as error:
+        error.add_note(way_on)
+        raise
+    except NoAnswerError as error:
+        raise OSError(f"the cluster has not answered for too long ({error}); {way_on}") from error
     if seen.state != "done":
         why = f": {seen.message}" if seen.state == "failed" and seen.message else ""
         raise OSError(

@@ -312,10 +312,55 @@ def test_why_a_job_has_failed_is_said_where_it_is_looked_at(played, tmp_path, ca
     assert capsys.readouterr().out.splitlines()[-1].strip() == said.splitlines()[0]
 
 
-def test_a_cluster_that_is_lost_meanwhile_is_said_in_a_line(played):
+def test_a_network_that_fails_for_a_while_ends_no_watch(played, capsys, caplog):
+    """And one that does not come back leaves the job to be followed again."""
+    seconds = []
+    clock = SimpleNamespace(monotonic=lambda: sum(seconds), sleep=seconds.append)
+    played.setattr(jobs_client, "time", clock)
+    failures = [True] * 300 + [False] + [True] * 300
+
+    def is_lost(jobs):
+        if not failures:
+            played.setattr(PlayedJobs, "status", "SUCCEEDED")
+        return bool(failures) and failures.pop()
+
+    played.setattr(PlayedJobs, "lost", property(is_lost))
+    submit_cli.watch("r")
+    assert capsys.readouterr().err.splitlines() == ["running", "done"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the network is down; trying on for 600 s"
+    ] * 2
     played.setattr(PlayedJobs, "lost", True)
-    with pytest.raises(ValueError, match=r"does not take jobs \(the network is down\)"):
+    with pytest.raises(
+        OSError, match=r"not answered .*is down\).* goes on, and `longreel watch r`"
+    ):
         submit_cli.watch("r")
+
+
+def test_an_interrupted_watch_says_that_the_job_goes_on(played):
+    played.setattr(jobs_client.Jobs, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        submit_cli.watch("r")
+    assert stopped.value.__notes__ == [
+        "the job itself goes on, and `longreel watch r` follows it again"
+    ]
+
+
+def interrupted(jobs, render):
+    raise KeyboardInterrupt
+
+
+def test_a_request_that_nobody_answers_ends(played):
+    """As Ray itself sets no limit to it."""
+    asked = {}
+
+    class Asking(PlayedJobs):
+        def _do_request(self, method, endpoint, **more):
+            asked.update(more)
+
+    played.setattr(sys.modules["ray.dashboard.modules.job.sdk"], "JobSubmissionClient", Asking)
+    jobs_client.Jobs()._client._do_request("GET", "/api/jobs/", data=None)
+    assert asked == {"data": None, "timeout": 60.0}
 
 
 def test_where_the_file_goes_is_looked_at_before_anything_is_sent(sent, tmp_path):
