@@ -1,5 +1,6 @@
 """Every link keeps the same promises; the other end is a process of its own where it can be."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -9,10 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
+from multiprocessing.context import BaseContext
 
 import link_peer
 import pytest
 import torch
+from forked_ranks import forked_processes
 from link_peer import Peer
 
 from longreel.parallel import link as links
@@ -57,7 +60,8 @@ def rendezvous() -> Iterator[Rendezvous]:
 
 @pytest.fixture(scope="module")
 def peers() -> Iterator[dict[bool, Peer]]:
-    peers = {local: Peer(local) for local in (True, False)}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        peers = {True: Peer(), False: Peer(forked_processes(monkeypatch))}
     peers[False].call(link_peer.num_sent, "")  # it has imported torch
     yield peers
     for peer in peers.values():
@@ -91,13 +95,21 @@ def peer(kind: str, peers: dict[bool, Peer]) -> Iterator[Peer]:
     peer.call(link_peer.close_all)
 
 
+@contextmanager
+def another(context: BaseContext) -> Iterator[Peer]:
+    peer = Peer(context)
+    try:
+        peer.call(link_peer.num_sent, "")
+        yield peer
+    finally:
+        link_peer.close_all()
+        peer.stop()
+
+
 @pytest.fixture
-def mortal() -> Iterator[Peer]:
-    peer = Peer(local=False)
-    peer.call(link_peer.num_sent, "")
-    yield peer
-    link_peer.close_all()
-    peer.stop()
+def mortal(monkeypatch) -> Iterator[Peer]:
+    with another(forked_processes(monkeypatch)) as peer:
+        yield peer
 
 
 def join(peer: Peer, spec: LinkSpec, side: str) -> str:
@@ -355,7 +367,6 @@ def test_in_the_midst_of_a_payload_the_end_comes_at_once(
         assert "the other side" in wait(spec.name)
     link_peer.close(spec.name, side)
     assert seconds(start_s) < 2
-    os.kill(mortal.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
@@ -406,14 +417,15 @@ def test_ten_links_leave_no_thread_no_file_and_no_memory(kind, peer, rendezvous)
     assert eventually(lambda: no_more(peer.call(link_peer.holdings), before[1])), before
 
 
-def test_a_process_ends_though_it_forgot_its_open_links(mortal, rendezvous):
-    for kind in [*PLAIN, WORDS_APART]:
-        for side in SIDES:
-            spec = make_spec(kind, rendezvous)
-            join(mortal, spec, side)
-            alone = make_spec(kind, rendezvous, timeout_s=60)
-            mortal.call(link_peer.open_end, alone, side)
-    assert mortal.leave() == 0
+def test_a_process_ends_though_it_forgot_its_open_links(rendezvous):
+    with another(multiprocessing.get_context("spawn")) as peer:  # a fork has not Python's end
+        for kind in [*PLAIN, WORDS_APART]:
+            for side in SIDES:
+                spec = make_spec(kind, rendezvous)
+                join(peer, spec, side)
+                alone = make_spec(kind, rendezvous, timeout_s=60)
+                peer.call(link_peer.open_end, alone, side)
+        assert peer.leave() == 0
 
 
 def test_an_unknown_kind_names_those_there_are(rendezvous):

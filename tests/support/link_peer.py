@@ -4,15 +4,15 @@
 """
 
 import os
-import pickle
-import subprocess
-import sys
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -193,23 +193,21 @@ class Transfer:
 
 
 class Peer:
-    """Runs functions of this file in threads: here if `local`, else in another process."""
+    """Runs functions of this file in threads: here, or in another process if it has a context."""
 
-    def __init__(self, local: bool) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, context: BaseContext | None = None) -> None:
+        self._process: Any = None
         self._pool = ThreadPoolExecutor(6)
         self._answers: dict[int, Future[Any]] = {}
-        if not local:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "error", __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
+        if context is not None:
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,))
+            self._process.start()
+            theirs.close()
             self._pool.submit(self._read)
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
         return self._process.pid
 
     def start(self, function: Callable[..., Any], *args: object) -> Future[Any]:
@@ -217,8 +215,7 @@ class Peer:
             return self._pool.submit(function, *args)
         number = len(self._answers)
         self._answers[number] = Future()
-        pickle.dump((number, function.__name__, args), self._process.stdin)
-        self._process.stdin.flush()
+        self._pipe.send((number, function.__name__, args))
         return self._answers[number]
 
     def call(self, function: Callable[..., Any], *args: object) -> Any:
@@ -227,8 +224,8 @@ class Peer:
     def _read(self) -> None:
         while True:
             try:
-                number, result, error = pickle.load(self._process.stdout)
-            except (EOFError, pickle.UnpicklingError):
+                number, result, error = self._pipe.recv()
+            except (EOFError, OSError):
                 return
             if error:
                 self._answers[number].set_exception(AssertionError(error))
@@ -237,25 +234,25 @@ class Peer:
 
     def leave(self) -> int:
         """Asks the process to end by itself; its exit status."""
-        self._process.stdin.close()
-        status = self._process.wait(20)
-        self.stop()
-        return status
+        self._pipe.send(None)
+        self._process.join(20)
+        return self._process.exitcode
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()
-            self._process.stdout.close()
-        self._pool.shutdown()
+            self._process.join()
+        self._pool.shutdown()  # whose reader has met the end
+        if self._process is not None:
+            self._pipe.close()
 
 
-def main() -> None:
+def _serve(pipe: Connection) -> None:
     global gpu
     gpu = 1
     torch.set_num_threads(1)
-    out, lock = sys.stdout.buffer, threading.Lock()
+    warnings.simplefilter("error")
+    lock = threading.Lock()
 
     def run(number: int, name: str, args: tuple[Any, ...]) -> None:
         result, error = None, None
@@ -264,17 +261,8 @@ def main() -> None:
         except BaseException as e:
             error = f"{type(e).__name__}: {e}"
         with lock:
-            pickle.dump((number, result, error), out)
-            out.flush()
+            pipe.send((number, result, error))
 
     with ThreadPoolExecutor(6) as pool:
-        while True:
-            try:
-                number, name, args = pickle.load(sys.stdin.buffer)
-            except EOFError:
-                return
-            pool.submit(run, number, name, args)
-
-
-if __name__ == "__main__":
-    main()
+        while order := pipe.recv():
+            pool.submit(run, *order)
