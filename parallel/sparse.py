@@ -28,6 +28,7 @@ class Kept:
     """Of one layer and pass of the blocks that a window writes."""
 
     step: int  # when it was made
+    expert: int  # whose keys and values it is of
     spans: _Spans
     shape: torch.Size  # of the queries
     part: Rest | Residual
@@ -47,8 +48,10 @@ class SparseAttention:
         cached = bool(task.reads or task.stores)
         return TokenOrder(self.config.order, by_latent=cached, tile=self.config.tile)
 
-    def window(self, task: Task, passing: int, shape: WindowShape) -> "WindowAttention":
-        return WindowAttention(self, task, passing, shape)
+    def window(
+        self, task: Task, passing: int, shape: WindowShape, expert: int = 0
+    ) -> "WindowAttention":
+        return WindowAttention(self, task, passing, shape, expert)
 
     def free(self, task: Task) -> None:
         """Let go of what was kept for blocks that are finished."""
@@ -70,10 +73,10 @@ class WindowAttention:
     """How the tokens of one pass of one task see each other."""
 
     def __init__(
-        self, sparse: SparseAttention, task: Task, passing: int, shape: WindowShape
+        self, sparse: SparseAttention, task: Task, passing: int, shape: WindowShape, expert: int
     ) -> None:
         self._sparse, self._config = sparse, sparse.config
-        self._shape, self._passing = shape, passing
+        self._shape, self._passing, self._expert = shape, passing, expert
         self._blocks = tuple(part.block for part in task.written)
         self._spans = task.spans
         # the noisiest block decides; a pass for keys and values alone is the last step
@@ -122,6 +125,7 @@ class WindowAttention:
         kept = self._sparse.find(key)
         if (
             kept is not None
+            and kept.expert == self._expert
             and kept.spans == self._spans
             and kept.shape == q_BLHD.shape
             and 0 < self._step - kept.step < self._config.refresh
@@ -132,7 +136,8 @@ class WindowAttention:
         published = self._config.builder == "stale-published"
         out_BLHD, part = refresh(q_BLHD, k_BSHD, v_BSHD, seen, rest, backend, published)
         if self._blocks and self._step + 1 < self._sparse.num_steps:
-            self._sparse.keep(key, Kept(self._step, self._spans, q_BLHD.shape, part))
+            kept = Kept(self._step, self._expert, self._spans, q_BLHD.shape, part)
+            self._sparse.keep(key, kept)
         return out_BLHD
 
     def _static(self, device: torch.device) -> Blocks:

@@ -6,6 +6,7 @@ B batch, C channels, T latents, H height, W width, S text tokens, N image tokens
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ class Stage:
     def run(self, task: Task, x: Activation) -> Activation:
         """This stage's layers; what later windows read is kept, what nobody reads is freed."""
         began = time.monotonic()
-        state = self._run(self._expert(x.expert), task, x.passing, x.state)
+        state = self._run(task, x)
         if x.is_last:
             self._cache.free(task)
             if self._sparse is not None:
@@ -139,21 +140,22 @@ class Stage:
             velocity_BCTHW = self._share.head(model, x.state)
         return () if velocity_BCTHW is None else torch.split(velocity_BCTHW.float(), 1)
 
-    def _run(self, model: VideoDiT, task: Task, passing: int, state: DiTState) -> DiTState:
-        attention = None
+    def _run(self, task: Task, x: Activation) -> DiTState:
+        model, state, attention = self._expert(x.expert), x.state, None
         if self._sparse is not None:
-            attention = self._sparse.window(task, passing, state.window)
+            attention = self._sparse.window(task, x.passing, state.window, x.expert)
         if self._share is None:
-            cache = self._cache.window(task, passing)
+            cache = self._cache.window(task, x.passing)
             return model.run_layers(state, self._layers, cache, attend_tokens=attention)
         assert isinstance(model, WanDiT)
         shards, mine = self._share.shards(state.window), self._share.ring.rank
-        cache = self._cache.window(task, passing, shards, mine)
+        cache = self._cache.window(task, x.passing, shards, mine)
+        run = partial(self._share.run_layers, model, state, self._layers, cache)
         if attention is None:
-            return self._share.run_layers(model, state, self._layers, cache)
+            return run()
         if attention.reads_inputs:
-            return self._share.run_layers(model, state, self._layers, cache, attend_heads=attention)
-        return self._share.run_layers(model, state, self._layers, cache, attention.lists)
+            return run(attend_heads=attention)
+        return run(attention.lists)
 
     def pieces(self, passes: range) -> Iterator[tuple[CacheKey, Piece]]:
         """Keys and values that later windows read; `passes`: which of all passes it runs."""

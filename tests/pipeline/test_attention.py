@@ -11,7 +11,10 @@ from longreel.configs.attention import AttentionConfig
 from longreel.jobs.render import plan_render, render_latents
 from longreel.models import arch as archs
 from longreel.models.protocol import TokenOrder
+from longreel.models.wan import WanDiT
 from longreel.parallel.sparse import SparseAttention
+from longreel.parallel.stage import Inputs, Stage
+from longreel.parallel.tasks import Part, Task
 from longreel.pipeline.plan import describe
 from longreel.pipeline.plan_attention import make_sparse
 
@@ -132,6 +135,37 @@ def test_what_is_kept_is_let_go_with_its_block():
         most = max(most, len(sparse._kept))
     assert sparse.num_bytes() == 0
     assert 0 < most <= plan.schedule.max_inflight
+
+
+@torch.inference_mode()
+def test_what_one_expert_saw_is_nothing_to_the_other():
+    arch = TINY["test-blocks"].dit
+    experts = [WanDiT(arch).eval() for _ in range(2)]
+    config = AttentionConfig(builder="stale", tile=16, dense_steps=0.0)
+    latents = torch.randn(1, 16, 3, 16, 16)
+
+    def velocities(*steps):
+        sparse = SparseAttention(config, arch.num_layers, 10)
+        stage = Stage(experts.__getitem__, range(arch.num_layers), sparse)
+        for step, expert in steps:
+            part = Part(block=0, start=0, stop=3, step=step, write=True)
+            task = Task(number=step, tick=step, parts=(part,), positions=(0, 1, 2))
+            inputs = Inputs(
+                latents_BCTHW=latents + step,
+                timesteps_BT=torch.tensor([[500.0]]),
+                texts_BSD=(torch.zeros(1, 8, 16),),
+                image_BND=None,
+                expert=expert,
+                causal_latents=0,
+                fps=16,
+            )
+            yield stage.head(stage.run(task, stage.embed(task, inputs, 0)))[0]
+
+    *_, after_the_other = velocities((1, 0), (2, 1))
+    *_, after_its_own = velocities((1, 1), (2, 1))
+    (at_first,) = velocities((2, 1))
+    assert torch.equal(after_the_other, at_first)
+    assert not torch.equal(after_its_own, at_first)
 
 
 def _shape(task, sparse):
