@@ -62,21 +62,25 @@ def _encode(
     dtype: torch.dtype,
 ) -> Tensor:
     encoder = load_image_encoder(source.encoder, source.image_dim, device=device)
-    size = encoder.config.image_size
+    pixels_NCHW = _pixels(images, source, encoder.config.image_size)
+    output = encoder(pixels_NCHW.to(device), output_hidden_states=True)
+    tokens_NSD: Tensor = output.hidden_states[-2].to(dtype)
+    return rearrange(tokens_NSD, "n s d -> 1 (n s) d")
+
+
+def _pixels(images: Sequence["Image.Image"], source: ImageSource, size: int) -> Tensor:
+    """As the encoder reads them. ValueError: its preprocessing makes them for another one."""
     if source.processor is None:
-        pixels_NCHW = _stretch(images, size)
-    else:
-        processor = load_processor(source.processor)
-        pixels_NCHW = processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return _stretch(images, size)
+    processor = _load_processor(source.processor)
+    pixels_NCHW: Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
     if pixels_NCHW.shape[-2:] != (size, size):
         raise ValueError(
             f"model.checkpoint: {source.processor} makes pictures of "
             f"{tuple(pixels_NCHW.shape[-2:])} and the image encoder in {source.encoder} "
             f"reads ({size}, {size}): they belong to different models; use one checkpoint for both"
         )
-    output = encoder(pixels_NCHW.to(device), output_hidden_states=True)
-    tokens_NSD: Tensor = output.hidden_states[-2].to(dtype)
-    return rearrange(tokens_NSD, "n s d -> 1 (n s) d")
+    return pixels_NCHW
 
 
 def _stretch(images: Sequence["Image.Image"], size: int) -> Tensor:
@@ -88,7 +92,7 @@ def _stretch(images: Sequence["Image.Image"], size: int) -> Tensor:
     return (torch.cat(scaled) - mean) / std
 
 
-def load_processor(path: Path) -> Any:
+def _load_processor(path: Path) -> Any:
     """CLIPImageProcessor on PIL: torchvision's, where it is installed, makes other pixels."""
     with importing():
         import transformers
@@ -122,11 +126,25 @@ def load_image_encoder(
     return encoder
 
 
-def check_image_encoder(path: Path, image_dim: int) -> None:
-    """ValueError unless the files are whole and hold an encoder that fits; reads headers only."""
-    encoder, weights = _open(path, image_dim)
+def check_image_encoder(source: ImageSource, positions: int | None) -> None:
+    """ValueError unless the files are whole and hold an encoder that fits; reads headers only.
+
+    `positions`: of all tokens of two pictures, where the DiT has such.
+    """
+    from PIL import Image
+
+    encoder, weights = _open(source.encoder, source.image_dim)
     assert weights is not None
     check_module(_tower(encoder), weights)
+    size, patch = encoder.config.image_size, encoder.config.patch_size
+    tokens = 1 + (size // patch) ** 2
+    if positions not in (None, 2 * tokens):
+        raise ValueError(
+            f"model.checkpoint: the image encoder in {source.encoder} makes {tokens} tokens of a "
+            f"picture and model.arch has {positions} positions for those of two: it belongs to "
+            "another model; set model.arch to what the checkpoint holds"
+        )
+    _pixels([Image.new("RGB", (size, size))], source, size)
 
 
 def _open(path: Path | None, image_dim: int) -> tuple["CLIPVisionModel", Weights | None]:

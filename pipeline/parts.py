@@ -15,7 +15,6 @@ from ..models.image_encoder import (
     ImageSource,
     check_image_encoder,
     encode_images,
-    load_processor,
 )
 from ..models.lora import Adapted, Adapter, find_adapters
 from ..models.shipped import PREFIX
@@ -67,9 +66,7 @@ def check_parts(plan: Plan) -> None:
     check_encoder(found["text_encoder"], dit.text_dim)
     load_tokenizer(found["tokenizer"])
     if dit.image_dim is not None:
-        check_image_encoder(found["image_encoder"], dit.image_dim)
-        if folder := _processor_folder(found["image_processor"]):
-            load_processor(folder)
+        check_image_encoder(_image_source(plan), dit.image_positions)
 
 
 def fingerprints(plan: Plan) -> dict[str, str]:
@@ -143,19 +140,19 @@ def encode_condition(plan: Plan, vae: "AutoencoderKLWan") -> Condition:
 
 
 def _encode_tokens(plan: Plan) -> Tensor:
+    dtype = DTYPES[plan.config.model.dtype]
+    return encode_images(plan.pictures, _image_source(plan), device=plan.device, dtype=dtype)
+
+
+def _image_source(plan: Plan) -> ImageSource:
     assert plan.arch.dit.image_dim is not None
-    source = ImageSource(
+    found = _locate(plan, "image_processor")
+    return ImageSource(
         encoder=_locate(plan, "image_encoder"),
-        processor=_processor_folder(_locate(plan, "image_processor")),
+        # the original layout has none: pictures are prepared as its own code does
+        processor=found if found and found.is_dir() else None,
         image_dim=plan.arch.dit.image_dim,
     )
-    dtype = DTYPES[plan.config.model.dtype]
-    return encode_images(plan.pictures, source, device=plan.device, dtype=dtype)
-
-
-def _processor_folder(found: Path | None) -> Path | None:
-    """The original layout has none: pictures are prepared as its own code does."""
-    return found if found and found.is_dir() else None
 
 
 def _locate(plan: Plan, part: str) -> Path | None:

@@ -27,9 +27,9 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModel
 from longreel.models.image import fit_image, open_image
 from longreel.models.image_encoder import (
     ImageSource,
+    check_image_encoder,
     encode_images,
     load_image_encoder,
-    load_processor,
 )
 
 CPU = torch.device("cpu")
@@ -137,7 +137,7 @@ def test_an_encoder_that_does_not_fit_says_what_to_do(published, tmp_path):
     with pytest.raises(ValueError, match=r"makes pictures of \(224, 224\) .* reads \(28, 28\)"):
         encode([picture(40, 30)], replace(published, processor=tmp_path / "large"))
     with pytest.raises(ValueError, match=r"preprocessor_config\.json is not there"):
-        load_processor(tmp_path)
+        encode([picture(40, 30)], replace(published, processor=tmp_path))
     torch.save({"visual.head": torch.zeros(4, 4)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth is not the CLIP that Wan 2\.1 uses"):
         load_image_encoder(tmp_path / "other.pth", IMAGE_DIM, device=CPU)
@@ -146,6 +146,16 @@ def test_an_encoder_that_does_not_fit_says_what_to_do(published, tmp_path):
     save_file(tensors, tmp_path / "folder" / "model.safetensors")
     with pytest.raises(ValueError, match=r"config\.json is not there or not readable"):
         load_image_encoder(tmp_path / "folder", IMAGE_DIM, device=CPU)
+
+
+def test_an_encoder_of_another_kind_is_known_by_its_headers(published, tmp_path):
+    check_image_encoder(published, None)
+    check_image_encoder(published, 2 * NUM_TOKENS)
+    with pytest.raises(ValueError, match=r"makes 5 tokens of a picture and .* 514 positions"):
+        check_image_encoder(published, 514)
+    CLIPImageProcessorPil().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"makes pictures of \(224, 224\) .* reads \(28, 28\)"):
+        check_image_encoder(replace(published, processor=tmp_path), None)
 
 
 def save_upright(path: Path) -> None:
