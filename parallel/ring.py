@@ -36,6 +36,7 @@ class All:
     """Every query sees every key."""
 
     sizes: Sequence[int]  # keys of each shard
+    backend: str = "auto"
 
     def any(self, queries: int, keys: int) -> bool:
         return self.sizes[keys] > 0
@@ -43,7 +44,7 @@ class All:
     def attend(
         self, queries: int, keys: int, q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, seen: State
     ) -> State:
-        return attend(q_BLHD, k_BSHD, v_BSHD, previous=seen)
+        return attend(q_BLHD, k_BSHD, v_BSHD, previous=seen, backend=self.backend)
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Listed:
     shards: Sequence[range]
     places: Sequence[Sequence[range]]  # of every shard's keys, in the order in which it has them
     device: torch.device  # of the tokens; lists are on the host, where they are cut
+    backend: str = "auto"
 
     @cached_property
     def here(self) -> Blocks:
@@ -106,7 +108,8 @@ class Listed:
             first = rows.stop
             cut = self._cut(queries, place)
             if cut is not None:
-                seen = attend(q_BLHD, k_BSHD[:, rows], v_BSHD[:, rows], cut, seen)
+                k, v = k_BSHD[:, rows], v_BSHD[:, rows]
+                seen = attend(q_BLHD, k, v, cut, seen, self.backend)
         return seen
 
     @cached_property

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.attention import attend, attend_causal, attend_dense
+from ..kernels.attention import attend, attend_causal
 from ..kernels.blocks import Blocks
 from ..kernels.rope import rotate
 from ..models.protocol import AttendTokens, DiTState, WindowShape
@@ -103,14 +103,15 @@ class Share:
         cache: WindowCache | None = None,
         lists: Lists = lambda layer: None,
         attend_heads: AttendTokens | None = None,
+        backend: str = "auto",
     ) -> DiTState:
         """As the model's, of this rank's part; every rank of the stage calls it.
 
         `attend_heads` in place of lists: how whole windows of some heads see each other, which
-        the ranks of a single Ulysses line have.
+        the ranks of a single Ulysses line have. `backend`: what is asked to compute all else.
         """
         assert attend_heads is None or self.ring.group is None
-        window = SharedWindow(self, model, state, cache, lists, attend_heads)
+        window = SharedWindow(self, model, state, cache, lists, attend_heads, backend)
         state = model.run_layers(state, layers, None, window.attend)
         for group in self._groups:
             group.settle()
@@ -147,8 +148,9 @@ class SharedWindow:
         cache: WindowCache | None,
         lists: Lists,
         attend_heads: AttendTokens | None,
+        backend: str,
     ) -> None:
-        self._attend_heads = attend_heads
+        self._attend_heads, self._backend = attend_heads, backend
         self._share, self._ring, self._ulysses = share, share.ring, share.ulysses
         self._cache, self._lists = cache, lists
         runs = share.runs(state.window)
@@ -197,16 +199,15 @@ class SharedWindow:
         """Of one shard's queries, on some heads."""
         if self._ring.group is not None:
             sizes = [sum(map(len, places)) for places in self._places]
-            sight: Sight = listed or All(sizes)
+            sight: Sight = listed or All(sizes, self._backend)
             if self._causal:
                 assert listed is None, "lists say themselves which runs see which"
                 sight = Causal(self._shards, self._causal)
             return attend_ring(q_BLHD, k_BSHD, v_BSHD, sizes, sight, self._ring.group)[0]
-        if listed is not None:
-            return attend(q_BLHD, k_BSHD, v_BSHD, listed.here)[0]
         if self._causal:
             return attend_causal(q_BLHD, k_BSHD, v_BSHD, self._causal)
-        return attend_dense(q_BLHD, k_BSHD, v_BSHD)
+        blocks = None if listed is None else listed.here
+        return attend(q_BLHD, k_BSHD, v_BSHD, blocks, backend=self._backend)[0]
 
     def _deal(self, blocks: Blocks) -> Dealt:
         """A window that reads or leaves cached keys keeps the heads that they were made of."""
@@ -218,7 +219,9 @@ class SharedWindow:
             if not even:
                 heads = share_heads(blocks.num_pairs().sum(0).tolist(), self._ulysses.num)
             mine = blocks.heads(list(heads[self._ulysses.rank]))
-            dealt = Dealt(heads, Listed(mine, self._shards, self._places, self._k_table_LC.device))
+            device = self._k_table_LC.device
+            listed = Listed(mine, self._shards, self._places, device, self._backend)
+            dealt = Dealt(heads, listed)
             if len(kept) == _DEALT:
                 del kept[next(iter(kept))]
         kept[deal] = dealt

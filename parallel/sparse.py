@@ -86,6 +86,10 @@ class WindowAttention:
     def reads_inputs(self) -> bool:
         return self._config.reads_inputs
 
+    @property
+    def backend(self) -> str:
+        return self._config.backend
+
     def lists(self, layer: int) -> Blocks | None:
         """Where they follow from places alone; none: every token sees every other."""
         assert not self.reads_inputs

@@ -155,7 +155,7 @@ class Stage:
             return run()
         if attention.reads_inputs:
             return run(attend_heads=attention)
-        return run(attention.lists)
+        return run(attention.lists, backend=attention.backend)
 
     def pieces(self, passes: range) -> Iterator[tuple[CacheKey, Piece]]:
         """Keys and values that later windows read; `passes`: which of all passes it runs."""

@@ -17,8 +17,8 @@ from ..parallel.stage import Stage
 from .codec import Codec, Decoded
 from .condition import Condition
 from .parts import Experts
-from .plan import Plan, find_device
-from .plan_attention import make_sparse
+from .plan import DTYPES, Plan, find_device
+from .plan_attention import check_backend, make_sparse
 from .slices import find_measured, slices
 from .solver import make_solver
 from .stepper import Stepper
@@ -108,6 +108,7 @@ def make_stage(
     """A stage with its weights, which may be on a shelf already."""
 
     place = find_device(device)
+    check_backend(plan.config, plan.arch, place, DTYPES[plan.config.model.dtype])
 
     def load() -> Experts:
         experts = Experts(replace(plan, device=place), layers)

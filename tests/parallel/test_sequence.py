@@ -10,11 +10,13 @@ from shares import on_every_rank
 from tiny_wan import T2V, diffusers_model, our_model
 
 from longreel.configs.attention import AttentionConfig
+from longreel.kernels import attention, attention_triton
 from longreel.kernels.attention import attend_reference
 from longreel.kernels.blocks import Blocks, even_starts
 from longreel.kernels.rope import rotate
 from longreel.parallel.cache import KeyValueCache
 from longreel.parallel.sparse import SparseAttention
+from longreel.parallel.stage import Activation, Stage
 from longreel.parallel.tasks import Entry, Part, Task
 
 ARCH = replace(T2V, num_heads=5, head_dim=12)
@@ -196,6 +198,41 @@ def test_builders_that_read_inputs_see_whole_windows_of_each_devices_heads(model
     ours, *_ = on_every_rank(1, ulysses, work)
     for velocity, of_one in zip(ours, expected, strict=True):
         torch.testing.assert_close(velocity, of_one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("builder", "mesh"),
+    [
+        ("dense", (1, 2)),
+        ("dense", (2, 1)),
+        ("local", (1, 2)),
+        ("local", (2, 2)),
+        ("pooled", (1, 2)),
+    ],
+)
+@torch.inference_mode()
+def test_what_is_asked_to_compute_attention_does(model, builder, mesh):
+    config = AttentionConfig(builder=builder, backend="triton", tile=16)
+    part = Part(block=0, start=0, stop=3, step=0, write=True)
+    at = Task(number=0, tick=0, parts=(part,), positions=(0, 1, 2))
+    latents, text = torch.randn(1, 16, 3, 6, 10), torch.zeros(1, 4, 24)
+
+    @torch.inference_mode()
+    def work(share):
+        sparse = SparseAttention(config, ARCH.num_layers, 5)
+        stage = Stage(lambda expert: model, range(1), sparse)
+        stage.join(share)
+        state = model.embed(latents, torch.tensor([[500.0]]), text, order=sparse.order(at))
+        x = Activation(state=share.take(state), passing=0, is_last=True, expert=0)
+        stage.run(at, x)
+
+    with (
+        patch.object(attention, "choose_lists", side_effect=attention.choose_lists) as chosen,
+        # the interpreter runs in one thread at a time
+        patch.object(attention_triton, "attend_lists_triton", attend_reference),
+    ):
+        on_every_rank(*mesh, work)  # for this backend all keys are a list, too
+    assert {asked for (_, asked), _ in chosen.call_args_list} == {"triton"}
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from longreel.models.wan import WanDiT
 from longreel.parallel.sparse import SparseAttention
 from longreel.parallel.stage import Inputs, Stage
 from longreel.parallel.tasks import Part, Task
+from longreel.pipeline import backend as backends
 from longreel.pipeline.plan import describe
 from longreel.pipeline.plan_attention import make_sparse
 
@@ -222,3 +223,10 @@ def test_dense_attention_needs_no_part_in_the_stages():
 def test_what_does_not_fit_is_said_before_anything_is_loaded(overrides, message):
     with pytest.raises(ValueError, match=message):
         _plan(*overrides, frames=33)
+
+
+def test_a_stage_elsewhere_says_what_its_machine_lacks_before_it_loads(monkeypatch):
+    monkeypatch.setattr(backends, "Experts", None)
+    plan = _plan("attention.backend=flash-attn", "parallel.gpus_per_stage=2")
+    with pytest.raises(ValueError, match=r"attention.backend=flash-attn .*; .*set "):
+        backends.make_stage(plan, range(1), "cpu")
