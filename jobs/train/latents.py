@@ -3,6 +3,8 @@
 N clips, C channels, T latents, H height, W width.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,11 +94,11 @@ def _clip(seed: int, latents: int) -> np.ndarray[Any, Any]:
 def load_or_encode(
     path: Path, vae: Any, count: int, latents: int, compiled: bool = False, workers: int = 0
 ) -> LatentClips:
-    """The file's clips; clips that are missing are made, and written in shards as they are."""
-    shards = []
+    """The folder's clips of this VAE; those that are missing are made, and written in shards."""
+    shards, kind = [], _kind(vae)
     for begin in range(0, count, _SHARD):
         seeds = range(begin, min(begin + _SHARD, count))
-        shard = path / f"scenes-{begin:06d}-{len(seeds)}x{latents}.safetensors"
+        shard = path / f"scenes-{begin:06d}-{len(seeds)}x{latents}-{kind}.safetensors"
         if not shard.exists():
             path.mkdir(parents=True, exist_ok=True)
             with written_aside(shard) as part:
@@ -104,3 +106,17 @@ def load_or_encode(
                 save_file({"latents": clips}, part)
         shards.append(load_file(shard)["latents"])
     return LatentClips(torch.cat(shards), range(count))
+
+
+def _kind(vae: Any) -> str:
+    """Another for every VAE whose latents are others.
+
+    Weights count as the float16 that checkpoints have, so that the copy in a DiT's checkpoint is
+    the VAE that the DiT was taught on; another decoder of the same latents is none of its own.
+    """
+    statistics = [*vae.config.latents_mean], [*vae.config.latents_std]
+    digest = hashlib.sha256(json.dumps(statistics).encode())
+    for part in (vae.encoder, vae.quant_conv):
+        for tensor in part.state_dict().values():
+            digest.update(tensor.half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from tiny_shapes import DIT, MIX, VAE, dit_recipe, random_clips
 
-from longreel.jobs.train.export import save_transformer
+from longreel.jobs.train.export import save_transformer, save_vae
 from longreel.jobs.train.latents import encode_clips, load_or_encode
 from longreel.jobs.train.vae_whole import encode_whole
 from longreel.jobs.world.captions import caption
@@ -17,7 +17,8 @@ from longreel.jobs.world.scene import random_scene
 from longreel.models.checkpoint import check_transformer, locate
 from longreel.models.text_encoder import check_encoder, load_tokenizer
 from longreel.models.vae import StreamingEncoder
-from longreel.models.vae_load import check_vae
+from longreel.models.vae_build import random_vae
+from longreel.models.vae_load import check_vae, load_vae
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,22 @@ def test_clips_are_made_once_and_equal_what_the_encoder_makes(vae, tmp_path, mon
     again = load_or_encode(tmp_path, vae, 3, 2)
     for clips in (kept, again):
         assert torch.equal(clips.clips_NCTHW, made)
+
+
+def test_clips_of_one_vae_are_not_taken_for_those_of_another(vae, tmp_path):
+    first = load_or_encode(tmp_path, vae, 2, 2).clips_NCTHW
+    other = random_vae(VAE, seed=1)
+    assert torch.equal(
+        load_or_encode(tmp_path, other, 2, 2).clips_NCTHW, encode_clips(other, (0, 1), 2)
+    )
+    # as a DiT's checkpoint holds it, with the decoder taught on
+    vae.save_pretrained(tmp_path / "vae")
+    save_vae(tmp_path / "vae", VAE, tmp_path / "half")
+    copied = load_vae(tmp_path / "half", VAE, device="cpu", dtype=torch.float32)
+    torch.nn.init.zeros_(copied.decoder.conv_in.weight)
+    num_shards = len([*tmp_path.glob("scenes-*")])
+    assert torch.equal(load_or_encode(tmp_path, copied, 2, 2).clips_NCTHW, first)
+    assert len([*tmp_path.glob("scenes-*")]) == num_shards == 2
 
 
 def test_a_sheet_shows_the_held_out_prompts(recipe):
