@@ -38,7 +38,7 @@ CREATE TABLE renders (
   idempotency_key TEXT,
   UNIQUE (client, idempotency_key)
 );
-CREATE INDEX renders_state ON renders (state);
+CREATE INDEX renders_state ON renders (state, deadline_at);
 CREATE INDEX renders_client ON renders (client, number);
 CREATE TABLE clients (client TEXT PRIMARY KEY, served INTEGER NOT NULL);
 """
@@ -46,8 +46,8 @@ CREATE TABLE clients (client TEXT PRIMARY KEY, served INTEGER NOT NULL);
 # priority first; among equals the client that has waited longest since its last turn; then age
 _NEXT = """
 SELECT r.* FROM renders r LEFT JOIN clients c ON c.client = r.client
-WHERE r.state = 'queued' AND
-  (SELECT COUNT(*) FROM renders x WHERE x.client = r.client AND x.state = 'running') < ?
+WHERE r.state = 'queued' AND r.client NOT IN
+  (SELECT client FROM renders WHERE state = 'running' GROUP BY client HAVING COUNT(*) >= ?)
 ORDER BY r.priority DESC, COALESCE(c.served, 0), r.number LIMIT 1
 """
 
@@ -64,6 +64,7 @@ class Queue:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._kept: dict[str, Record] = {}
+        self._places: dict[int, int] | None = None  # of all that wait, by number
         self.version = 0  # counts what was written
         try:
             self._file = sqlite3.connect(
@@ -259,13 +260,13 @@ class Queue:
     def place(self, record: Record) -> int:
         """How many wait before it, as far as that is known."""
         with self._lock:
-            row = self._one(
-                "SELECT COUNT(*) FROM renders WHERE state = 'queued' AND"
-                " (priority > ? OR (priority = ? AND number < ?))",
-                (record.priority, record.priority, record.number),
-            )
-        assert row is not None
-        return int(row[0])
+            if self._places is None:  # for all at once: lists ask for the place of each
+                rows = self._file.execute(
+                    "SELECT number FROM renders WHERE state = 'queued'"
+                    " ORDER BY priority DESC, number"
+                )
+                self._places = {number: place for place, (number,) in enumerate(rows)}
+            return self._places.get(record.number, 0)
 
     def with_state(self, *states: State) -> list[Record]:
         marks = ",".join("?" * len(states))
@@ -321,6 +322,7 @@ class Queue:
     def _transaction(self) -> Iterator[None]:
         with self._lock:
             self._kept.clear()
+            self._places = None
             self.version += 1
             self._file.execute("BEGIN IMMEDIATE")
             try:

@@ -151,3 +151,35 @@ def test_a_home_that_cannot_keep_a_queue_is_refused(tmp_path):
     (tmp_path / "queue.sqlite3").mkdir()
     with pytest.raises(ValueError, match=r"cannot keep the queue in queue\.sqlite3"):
         Queue(tmp_path / "queue.sqlite3")
+
+
+def test_a_long_queue_and_a_long_history_cost_each_render_the_same(tmp_path):
+    """By what the database does: it is asked by an event loop that all clients share."""
+
+    def work(waiting, over):
+        queue, steps = Queue(tmp_path / f"{waiting}-{over}"), [0]
+        for number in range(waiting + over):
+            queue.add(new(f"r{number:04}", deadline_at=9.0), 0.0)
+            if number < over:
+                queue.end(f"r{number:04}", "done", 1.0)
+
+        def count():
+            steps[0] += 1
+            return 0
+
+        queue._file.set_progress_handler(count, 1)
+        done = {"look": lambda: queue.overdue(5.0), "begin": lambda: queue.take_next(9, 1.0)}
+        records, _ = queue.page("a", states=("queued",), limit=waiting)
+        done["list"] = lambda: [queue.place(record) for record in records]
+        counts = {}
+        for name, do in done.items():
+            steps[0] = 0
+            do()
+            counts[name] = steps[0]
+        queue.close()
+        return counts
+
+    few, many, old = work(20, 0), work(200, 0), work(20, 180)
+    for name, steps in few.items():
+        assert many[name] < 15 * steps
+        assert old[name] < 2 * steps
