@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 from .schema import Config
 from .suggest import nearest_key
 
+_BESIDE = ("seed", "image", "prompt_at")  # of a render, and no part of its configuration
+
 
 @cache
 def fields(group: Any = Config, prefix: str = "") -> Mapping[str, Any]:
@@ -27,6 +29,11 @@ def check_key(key: str, value: object, schema: Any = Config) -> None:
     inside = [other for other in known if other.startswith(f"{key}.")]
     if inside:
         raise ValueError(f"{key}={value} is a whole group; set its fields, such as {inside[0]}")
-    near = nearest_key(key, known)
-    way_out = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
+    if key in _BESIDE and schema is Config:
+        option = key.replace("_", "-")
+        way_out = f"give it beside the settings: --{option}, or {key}= of a call or a request"
+    elif near := nearest_key(key, known):
+        way_out = f"did you mean {near}?"
+    else:
+        way_out = f"the fields are {', '.join(known)}"
     raise ValueError(f"{key}={value} sets no field we have, so nothing would change; {way_out}")

@@ -17,10 +17,14 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def nearest_key(key: str, keys: Iterable[str]) -> str | None:
-    """As `nearest`, for dotted keys: a right last part under a wrong group wins."""
+    """As `nearest`, for dotted keys: a right last part under a wrong group wins, and a key without
+    a group is held against last parts."""
     keys = list(keys)
+    leaves = {known: known.rpartition(".")[2] for known in keys}
     leaf = key.rpartition(".")[2]
-    same_leaf = [known for known in keys if known.rpartition(".")[2] == leaf]
+    if leaf == key:
+        leaf = nearest(key, leaves.values()) or leaf
+    same_leaf = [known for known in keys if leaves[known] == leaf]
     return nearest(key, same_leaf or keys) or (same_leaf[0] if same_leaf else None)
 
 

@@ -31,13 +31,19 @@ class _Commands(TyperGroup):
     """typer knows no repeatable option of two values: `--prompt-at 12.5 TEXT` becomes one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        joined, words = [], iter(args)
-        for word in words:
-            joined.append(word)
-            if word == "--prompt-at":
-                pair = [next(words, ""), next(words, "")]
-                joined.append(" ".join(pair).strip())
+        joined: list[str] = []
+        for word in args:
+            if _lacks_prompt(*["", "", *joined][-2:]) and not word.startswith("--"):
+                joined[-1] += f" {word}"
+            else:
+                joined.append(word)
         return super().parse_args(ctx, joined)
+
+
+def _lacks_prompt(before: str, word: str) -> bool:
+    """Whether it is the time of a `--prompt-at`, and no text is with it yet."""
+    is_ours = before == "--prompt-at" or word.startswith("--prompt-at=")
+    return is_ours and " " not in word
 
 
 app = typer.Typer(

@@ -172,6 +172,7 @@ def describe(plan: Plan) -> str:
     config, (channels, latents, height, width) = plan.config, plan.latents_shape
     video, sampling = config.video, config.sampling
     device, layout = str(plan.device), plan.layout
+    size = f", {_size(plan.latents_bytes)}" if latents else ""
     if plan.backend == "ray":
         device = f"{layout.num_devices} x {config.model.device}"
     each = " for each branch of guidance" * (layout.num_branches > 1)
@@ -179,7 +180,7 @@ def describe(plan: Plan) -> str:
     lines = {
         "video": f"{video.frames or 'endless'} frames of {video.width} x {video.height} at "
         f"{video.fps} a second",
-        "latents": f"{channels} x {latents} x {height} x {width}, {_size(plan.latents_bytes)}",
+        "latents": f"{channels} x {latents or 'endless'} x {height} x {width}{size}",
         "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
         f"{layout.num_stages} stages{each} ({plan.backend})",
         **describe_shares(plan),

@@ -164,6 +164,8 @@ def test_an_unknown_preset_names_the_nearest_and_all():
     [
         ("sampling.step=4", "sampling.steps"),
         ("steps=4", "sampling.steps"),
+        ("stpes=4", "sampling.steps"),
+        ("num_stage=4", "parallel.num_stages"),
         ("video.steps=4", "sampling.steps"),
         ("sampling.negative=x", "sampling.negative_prompt"),
         ("vidoe.frames=9", "video.frames"),
@@ -176,6 +178,11 @@ def test_an_unknown_key_names_the_nearest(override, near):
     assert text.startswith(f"{override} sets no field we have")
     assert text.endswith(f"did you mean {near}?")
     assert key != near
+
+
+def test_what_a_render_has_beside_its_configuration_is_given_there():
+    assert message(overrides=["seed=3"]).endswith("--seed, or seed= of a call or a request")
+    assert "--prompt-at, or prompt_at=" in message(overrides=["prompt_at=3"])
 
 
 def test_a_key_like_none_lists_them_all():

@@ -258,6 +258,11 @@ def test_the_description_tells_size_steps_weights_and_device():
     assert lines["device"].endswith("bfloat16")
 
 
+def test_the_description_of_a_video_without_an_end_counts_nothing_of_all_of_it():
+    described = describe(plan("video.frames=0", preset="shapes"))
+    assert "\nlatents  12 x endless x 12 x 12\n" in described
+
+
 def test_the_description_tells_what_the_devices_of_a_stage_share():
     settings = ["parallel.num_stages=2", "parallel.gpus_per_stage=4", "parallel.ring=2"]
 
