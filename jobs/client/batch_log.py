@@ -1,5 +1,6 @@
 """What has become of a batch's items, on disk: a line an event, read back when it goes on."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,16 +14,21 @@ NAME = "batch.jsonl"
 
 
 class BatchLog:
-    """Appended to by one process; a line that is cut short counts as not written."""
+    """Appended to by one batch at a time; a line that is cut short counts as not written."""
 
     def __init__(self, folder: Path) -> None:
+        """ValueError: another batch is at it."""
         self._path = folder / NAME
         self._last: dict[str, dict[str, Any]] = {}
-        whole = self._read()
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(self._file, whole)
-        if "" not in self._last:  # what its idempotency keys begin with
-            self._append({"item": "", "batch": secrets.token_hex(8)})
+        try:
+            self._take()
+            os.ftruncate(self._file, self._read())
+            if "" not in self._last:  # what its idempotency keys begin with
+                self._append({"item": "", "batch": secrets.token_hex(8)})
+        except BaseException:
+            self.close()
+            raise
 
     def last(self, asked: Asked) -> dict[str, Any]:
         """The newest line about it; empty if it is new, or is another request by now."""
@@ -42,6 +48,17 @@ class BatchLog:
     def close(self) -> None:
         os.close(self._file)
 
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{self._path} is written by another batch that is going on, and two would make "
+                "the same videos twice; wait for it, or name another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without such locks
+
     def _append(self, line: dict[str, Any]) -> None:
         os.write(self._file, json.dumps(line).encode() + b"\n")
         os.fsync(self._file)
@@ -50,8 +67,7 @@ class BatchLog:
     def _read(self) -> int:
         """Bytes of whole lines."""
         whole = 0
-        data = self._path.read_bytes() if self._path.exists() else b""
-        for text in data.splitlines(keepends=True):
+        for text in self._path.read_bytes().splitlines(keepends=True):
             try:
                 line = json.loads(text)
                 if not text.endswith(b"\n"):

@@ -202,6 +202,17 @@ def test_a_batch_makes_what_it_can_and_goes_on_where_it_was(client, tmp_path):
     assert {render.id for render in client.renders()} == before  # nothing was made twice
 
 
+def test_a_folder_takes_one_batch_at_a_time(tmp_path):
+    """Two that begin at once would each have keys of their own, and make every video twice."""
+    first = BatchLog(tmp_path)
+    with pytest.raises(ValueError, match="another batch that is going on"):
+        BatchLog(tmp_path)
+    first.close()
+    (tmp_path / "batch.jsonl").write_bytes((tmp_path / "batch.jsonl").read_bytes() + b'{"item')
+    BatchLog(tmp_path).close()
+    assert len((tmp_path / "batch.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_batch_that_was_killed_finds_its_renders_again(client, tmp_path):
     """Its log says that it asked, and not what came of it: the key gives the same render."""
     more = {"frames": 9, "settings": SMALL}
