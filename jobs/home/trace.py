@@ -78,7 +78,7 @@ def _span(
         "name": name,
         "ph": "X",
         "ts": round(start * _US),
-        "dur": round((stop - start) * _US),
+        "dur": max(0, round((stop - start) * _US)),  # a clock may have been set back
         "pid": attempt,
         "tid": row,
         "args": facts,

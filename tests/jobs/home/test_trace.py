@@ -42,6 +42,16 @@ def test_the_share_of_a_stage_is_of_the_time_between_two_segments():
     assert rows[-2:] == [("attempt 1", 7.0), ("attempt 2", 1.0)]
 
 
+def test_no_span_is_negative_where_a_clock_was_set_back():
+    events = [
+        {"event": "started", "attempt": 1, "time": 100.0},
+        segment(0, 40.0, [1.0]),
+        segment(1, 42.0, [2.0]),
+    ]
+    spans = [one for one in make_spans(events) if one["ph"] == "X"]
+    assert [one["dur"] / 1e6 for one in spans] == [0.0, 2.0, 0.0]
+
+
 def test_a_render_tells_of_its_stages(tmp_path):
     small = ["video.height=32", "video.width=48", "sampling.steps=2", "model.text_cache="]
     stages = ["parallel.num_stages=2", "parallel.backend=local"]
