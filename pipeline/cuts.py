@@ -1,5 +1,6 @@
 """Where segments of the video may end: with a block, and half a second of frames at least."""
 
+from collections import deque
 from itertools import count
 
 from .schedule import BlockSchedule
@@ -18,7 +19,8 @@ class Cuts:
         self._stride = frames_per_latent
         self._least = (fps + 1) // 2
         self._next = schedule.first_block  # to be looked at
-        self._ends = [self._next - 1]  # last blocks of segments; before the first block one ends
+        # last blocks of segments; before the first block one ends
+        self._ends = deque([self._next - 1], maxlen=_LOOKED_BACK)
 
     def stop_frame(self, block: int) -> int:
         """The frame after a block's last: the first latent is one frame."""
@@ -36,4 +38,4 @@ class Cuts:
             if self.stop_frame(self._next) - self.stop_frame(self._ends[-1]) >= self._least:
                 self._ends.append(self._next)
             self._next += 1
-        return block in self._ends[-_LOOKED_BACK:]
+        return block in self._ends
