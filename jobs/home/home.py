@@ -61,9 +61,9 @@ class Home:
             raise
         return RenderFolder(folder)
 
-    def copy(self, source: RenderFolder) -> RenderFolder:
-        """A render of its own that begins with all that is there of this one."""
-        name, journal = new_name(), (source.path / "journal").read_bytes()
+    def copy(self, source: RenderFolder, name: str | None = None) -> RenderFolder:
+        """A render of its own that begins with all that is there of this one; `name` as above."""
+        name, journal = name or new_name(), (source.path / "journal").read_bytes()
         folder = self._renders / name
         try:
             folder.mkdir(parents=True)

@@ -94,6 +94,7 @@ def make_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     here: Context = app.state.context
+    here.files.sweep(lambda name: here.queue.get(name) is not None)
     here.keeper.recover()
     keeping = asyncio.create_task(here.keeper.run())
     loading = asyncio.create_task(_load(here))

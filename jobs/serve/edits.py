@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..home import edits
+from ..home.home import new_name
 from ..home.lock import Taken
 from .errors import ApiError
 from .files import AllFiles
@@ -81,8 +82,9 @@ class Editing:
                 )
             self._intake.check_room(sender.client)
             folder = self._files.of(source.render).folder
-            copy = await asyncio.to_thread(self._files.home.copy, folder)
-            try:
+            name = new_name()
+            with self._files.coming(name):
+                copy = await asyncio.to_thread(self._files.home.copy, folder, name)
                 with said():
                     await asyncio.to_thread(self._begin, copy, source, asked)
                     request = await asyncio.to_thread(_measured, copy, source)
@@ -96,9 +98,6 @@ class Editing:
                     parent=source.render,
                 )
                 return await asyncio.to_thread(self._queue.add, new, time.time())
-            except BaseException:
-                self._files.remove(copy.id)
-                raise
 
     def _begin(
         self, folder: "RenderFolder", record: Record, asked: ExtendRender | RedoRender

@@ -3,8 +3,8 @@
 import base64
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ class AllFiles:
 
     def __init__(self, home: Path) -> None:
         self.home = Home(home)
+        self.uploads = home / "uploads"  # what has come, until the queue knows of it
         self._lock = threading.Lock()
         self._open: dict[str, RenderFiles] = {}
 
@@ -150,6 +151,27 @@ class AllFiles:
             return files.segments()
         except (ApiError, OSError):
             return ()
+
+    @contextmanager
+    def coming(self, render: str) -> Iterator[None]:
+        """While it has no place in the queue yet: where it gets none, nothing is left of it."""
+        self.uploads.mkdir(parents=True, exist_ok=True)
+        mark = self.uploads / render
+        mark.touch()
+        try:
+            yield
+        except Exception:
+            self.remove(render)
+            mark.unlink()
+            raise
+        mark.unlink()  # not where the server ends meanwhile: a thread may still be at it
+
+    def sweep(self, is_known: Callable[[str], bool]) -> None:
+        """Without what was coming when the last server ended, unless it is in the queue."""
+        for left in [*self.uploads.glob("*")]:
+            if not is_known(left.name):
+                self.home.discard(left.name)
+            left.unlink()
 
     def remove(self, render: str) -> None:
         """ApiError while a process holds them."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.load import load_config, to_override
+from ..home.home import new_name
 from .errors import ApiError, is_short, without_paths
 from .files import AllFiles
 from .limits import Limits
@@ -69,25 +70,23 @@ class Intake:
             if (known := self.known(sender, digest)) is not None:
                 return known, False
             self.check_room(sender.client)
-            with said():
-                plan, render = await asyncio.to_thread(self._make, asked)
-            now = time.time()
-            deadline = None if asked.deadline_s is None else now + asked.deadline_s
-            new = NewRender(
-                render=render,
-                client=sender.client,
-                request=_kept(asked, plan, self._preset(asked.preset)),
-                digest=digest,
-                priority=asked.priority,
-                deadline_at=deadline,
-                idempotency_key=sender.key,
-                parent=parent,
-            )
-            try:
+            render = new_name()
+            with self._files.coming(render):
+                with said():
+                    plan = await asyncio.to_thread(self._make, asked, render)
+                now = time.time()
+                deadline = None if asked.deadline_s is None else now + asked.deadline_s
+                new = NewRender(
+                    render=render,
+                    client=sender.client,
+                    request=_kept(asked, plan, self._preset(asked.preset)),
+                    digest=digest,
+                    priority=asked.priority,
+                    deadline_at=deadline,
+                    idempotency_key=sender.key,
+                    parent=parent,
+                )
                 return await asyncio.to_thread(self._queue.add, new, now)
-            except BaseException:
-                self._files.remove(render)
-                raise
 
     def warm_up(self) -> None:
         """Import what checks a request, so that the first one does not wait for it."""
@@ -120,7 +119,8 @@ class Intake:
                 headers={"retry-after": "10"},
             )
 
-    def _make(self, asked: CreateRender) -> tuple["Plan", str]:
+    def _make(self, asked: CreateRender, render: str) -> "Plan":
+        """With its folder."""
         from ..render import plan_render
 
         self._check_words(asked)
@@ -146,7 +146,8 @@ class Intake:
                 prompt_at=[(change.seconds, change.prompt) for change in asked.prompt_at],
                 overrides=overrides,
             )
-            return plan, self._files.home.create(plan).id
+            self._files.home.create(plan, name=render)
+            return plan
 
     def _preset(self, asked: str | None) -> str | None:
         if asked is not None and asked.endswith(".yaml"):
@@ -198,9 +199,7 @@ class Intake:
             return
         data = _decode(image)
         suffix = _check_picture(data, self._limits.upload_pixels)
-        folder = self._files.home.path / "uploads"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{secrets.token_hex(8)}.{suffix}"
+        path = self._files.uploads / f"{secrets.token_hex(8)}.{suffix}"
         try:
             path.write_bytes(data)
             yield path
