@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ...pipeline.plan import Plan, make_plan
 from ...pipeline.prompts import prompts_by_block
 from ...pipeline.section import Section, change_prompts
+from ..target import check_home
 from .journal import Event
 from .latents import KeptLatents
 from .place import resume_command
 from .segments import Segment
+from .splice import Splice
 
 if TYPE_CHECKING:
     from .folder import RenderFolder
@@ -82,7 +84,7 @@ def extend(
     plan = desk.check(edit)
     if prompt_at:
         edit = replace(edit, section=_with_prompts(plan, section, prompt_at))
-    folder.edit(edit)
+    desk.note(edit, plan)
     return edit
 
 
@@ -116,8 +118,6 @@ def redo(
             "another seed"
         )
     after = [s for s in desk.segments if s.first >= touched[-1].stop][:1]
-    for segment in after:
-        segment.read()  # or ValueError now: new frames are led over to it
     fade = touched[-1].stop
     edit = Edit(
         section=desk.section(
@@ -132,8 +132,8 @@ def redo(
     if not plan.schedule.right:  # it cannot lead to what it does not see: it goes on beside it
         behind = desk.latents.count(edit.stop)
         edit = replace(edit, section=desk.section(edit.section.first, behind, prompt))
-        desk.check(edit)
-    folder.edit(edit)
+        plan = desk.check(edit)
+    desk.note(edit, plan)
     return edit
 
 
@@ -171,6 +171,15 @@ class _Desk:
     def check(self, edit: Edit) -> Plan:
         changes = {**self._changes, "video.frames": edit.frames}
         return make_plan(replace(self._folder.request_with(changes), section=edit.section))
+
+    def note(self, edit: Edit, plan: Plan) -> None:
+        """Into the journal, once all that it reads was found whole, and room for what it makes."""
+        splice = Splice(plan, edit, self._folder.init, self.segments)
+        splice.opening()
+        splice.around()
+        made = edit.frames - (edit.stop - edit.first)
+        check_home(plan, self._folder.path.parents[1], made)
+        self._folder.edit(edit)
 
 
 def check_done(folder: "RenderFolder") -> None:

@@ -193,7 +193,7 @@ class RenderFolder:
 
     def edit(self, edit: Edit) -> None:
         """Have the next attempt make it. Taken where another process makes something."""
-        with self._lock.held(self.id) as held:
+        with self._between() as held:
             check_done(self)
             before = self._read().revision
             if edit.section.revision != before + 1:
@@ -209,7 +209,7 @@ class RenderFolder:
 
         ValueError: there is none. Taken where another process makes it.
         """
-        with self._lock.held(self.id) as held:
+        with self._between() as held:
             if self._read().finished is None:
                 raise ValueError(
                     f"render {self.id} is {self.status().state} and has no unfinished edit, so "
@@ -244,6 +244,19 @@ class RenderFolder:
                 yield attempt
             finally:
                 writer.close()
+
+    @contextmanager
+    def _between(self) -> Iterator[Held]:
+        """Two attempts: the right to note something there."""
+        try:
+            with self._lock.held(self.id) as held:
+                yield held
+        except OSError as error:
+            error.add_note(
+                f"render {self.id} is as it was, as {self.path} cannot be written to; make room "
+                "there, or mend what else it is, and ask again"
+            )
+            raise
 
     def _append(self, held: Held, **event: object) -> None:
         """Between two attempts."""

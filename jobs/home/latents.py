@@ -42,9 +42,12 @@ class KeptLatents:
                 try:
                     _, tensors = load_tensors(segment.latents_path, segment.latents)
                 except ValueError as error:
+                    command = resume_command(segment.path.parents[1])
                     raise ValueError(
                         f"{error}, and the edit begins or ends there; put it back from a copy, or "
-                        f"give the edit up with `{resume_command(segment.path.parents[1])} --drop`"
+                        f"have frames {segment.first}..{segment.stop} made anew first, with "
+                        f"`{command} --redo {segment.first}..{segment.stop}` (where the edit was "
+                        f"asked for already, `{command} --drop` gives it up)"
                     ) from error
                 latents_BCTHW = tensors[_NAME]
                 assert latents_BCTHW.shape[2] == behind - first, "a latent is four frames"

@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...pipeline.checkpoint import Checkpoint
 from ...pipeline.plan import Plan
 from ...pipeline.surroundings import Surroundings, opening
-from .edits import Edit
 from .latents import KeptLatents
 from .segments import Frames, Segment, decode_segments
+
+if TYPE_CHECKING:
+    from .edits import Edit
 
 
 class Splice:
     """One edit of one video, of which these segments are there."""
 
-    def __init__(self, plan: Plan, edit: Edit, init: Path, segments: Sequence[Segment]) -> None:
+    def __init__(self, plan: Plan, edit: "Edit", init: Path, segments: Sequence[Segment]) -> None:
         self._plan = plan
         self._edit = edit
         self._latents = KeptLatents(segments, plan.arch.vae.time_stride)

@@ -1,5 +1,7 @@
 """What a disk has done to a render's files is told, made again or refused: no frame is wrong."""
 
+import errno
+import os
 import re
 import shlex
 import shutil
@@ -9,6 +11,7 @@ import pytest
 from command import longreel
 from finished import digests, make, plan
 
+from longreel.jobs.home import lock
 from longreel.jobs.home.edits import extend
 from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
@@ -140,11 +143,35 @@ def test_an_edit_that_reads_damaged_latents_is_refused_and_can_be_given_up(done,
     before = done.segments()[-1].latents_path
     whole = before.read_bytes()
     hurt(before, "flip")
+    with pytest.raises(ValueError, match=r"is damaged: .* --redo 3[0-9]..41`") as at_once:
+        extend(done, 8)
+    assert done.status().state == "done"  # nothing is noted that could not be made
+    before.write_bytes(whole)
     extend(done, 8)
+    hurt(before, "flip")
     refused, file = written(done.path.name)
     assert (refused.code, file) == (2, None)
-    (way_out,) = re.findall(r"`longreel resume (.*)`", refused.message)
+    *_, way_out = re.findall(r"`longreel resume ([^`]* --drop)`", refused.message)
     assert written(*shlex.split(way_out))[1] == truth
-    extend(done, 8)
-    before.write_bytes(whole)
-    assert len(written(done.path.name)[1]) > len(truth)
+    (way_out,) = re.findall(r"`longreel resume ([^`]* --redo [^`]*)`", str(at_once.value))
+    assert written(*shlex.split(way_out))[1] != truth
+    assert len(written(done.path.name, "--extend", 8)[1]) > len(truth)
+
+
+@pytest.mark.parametrize("edit", [["--extend", "8"], ["--drop"]])
+def test_an_edit_that_a_full_disk_does_not_take_note_of_says_that_nothing_has_changed(
+    edit, done, written, monkeypatch
+):
+    if edit == ["--drop"]:
+        extend(done, 8)
+    state, revision = done.status().state, done.revision
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "write_whole", full)
+        refused, _ = written(done.path.name, *edit)
+    assert refused.code == 1
+    assert f"No space left on device; render {done.id} is as it was" in refused.message
+    assert (done.status().state, done.revision) == (state, revision)

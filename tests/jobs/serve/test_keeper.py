@@ -1,10 +1,8 @@
 """Whatever goes wrong around it, the keeper goes on and every render ends; workers are played."""
 
 import asyncio
-import contextlib
 import errno
 import json
-import shutil
 import sqlite3
 import time
 
@@ -13,7 +11,6 @@ import pytest
 from app import call, open_app
 from server import asked
 
-from longreel.jobs.home.home import Home
 from longreel.jobs.serve import keeper, streams, workers
 from longreel.jobs.serve.live import Live, Stage
 from longreel.jobs.serve.routes_socket import _obey
@@ -317,35 +314,6 @@ def test_a_live_session_that_was_cancelled_is_not_paused_for_want_of_readers(tmp
         call(app, "POST", f"/api/v1/renders/{render}/cancel")
         here.keeper._expire()
         assert here.queue.get(render).wish == "cancel"
-
-
-def test_what_was_coming_when_a_server_ended_is_swept_away_by_the_next(
-    tmp_path, started, monkeypatch
-):
-    with open_app(tmp_path) as app:
-        there = call(app, "POST", "/api/v1/renders", json=asked(frames=1)).json()["id"]
-
-        def ends(new, now):
-            raise asyncio.CancelledError
-
-        monkeypatch.setattr(app.state.context.queue, "add", ends)
-        with contextlib.suppress(asyncio.CancelledError):
-            call(app, "POST", "/api/v1/renders", json=asked(frames=1))
-    home = Home(tmp_path)
-    assert len({*home.names()} - {there}) == 1
-    # of somebody who made it without the server
-    own = shutil.copytree(tmp_path / "renders" / there, tmp_path / "renders" / "of-somebody")
-    (tmp_path / "uploads" / "0123.png").write_bytes(b"a picture that was looked at")
-    (tmp_path / "uploads" / there).touch()  # it ended just after the queue knew of it
-
-    async def serve(app):
-        async with app.router.lifespan_context(app):
-            await until(lambda: started)
-
-    with open_app(tmp_path) as app:
-        asyncio.run(asyncio.wait_for(serve(app), WAIT_S))
-    assert sorted(home.names()) == sorted([there, own.name])
-    assert [*(tmp_path / "uploads").iterdir()] == []
 
 
 def test_blocks_that_a_process_has_left_are_not_told_as_done(tmp_path, monkeypatch):

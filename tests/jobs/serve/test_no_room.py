@@ -1,14 +1,20 @@
-"""A full disk, or too many open files, is nobody's fault and may pass: 503, and nothing is left."""
+"""A full disk, or too many open files, is nobody's fault and may pass: 503, and nothing is left;
+nor is of what was coming when a server ended."""
 
+import asyncio
+import contextlib
 import errno
+import shutil
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
-from app import call, open_app
+from app import call, made, open_app
 from server import asked
 
 from longreel.jobs.home.home import Home
 from longreel.jobs.serve.queue import Queue
+from longreel.jobs.serve.workers import Workers
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/secret")
 
@@ -39,3 +45,50 @@ def test_what_is_no_fault_of_a_request_is_said_and_leaves_nothing(
         assert not Home(tmp_path).names()
         monkeypatch.undo()
         assert call(app, "POST", "/api/v1/renders", json=asked(frames=1)).status_code == 201
+
+
+def test_what_the_disk_could_not_hold_is_refused_before_it_is_begun(tmp_path, monkeypatch):
+    """A render, and more of one: not when its last hour is made."""
+    with open_app(tmp_path) as app:
+        render = made(app, frames=9)
+        path = f"/api/v1/renders/{render}"
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**5))
+        for where, body in (
+            ("/api/v1/renders", asked(frames=33)),
+            (f"{path}/extend", {"frames": 64}),
+        ):
+            answer = call(app, "POST", where, json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_room")
+            assert "and 0.1 MB are free" in answer.json()["error"]["message"]
+        assert Home(tmp_path).names() == [render]
+        assert call(app, "GET", path).json()["status"] == "done"
+        monkeypatch.undo()
+        assert call(app, "POST", f"{path}/extend", json={"frames": 64}).status_code == 200
+
+
+def test_what_was_coming_when_a_server_ended_is_swept_away_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(Workers, "start_ahead", lambda workers: None)
+    with open_app(tmp_path) as app:
+        there = call(app, "POST", "/api/v1/renders", json=asked(frames=1)).json()["id"]
+
+        def ends(new, now):
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(app.state.context.queue, "add", ends)
+        with contextlib.suppress(asyncio.CancelledError):
+            call(app, "POST", "/api/v1/renders", json=asked(frames=1))
+    home = Home(tmp_path)
+    assert len({*home.names()} - {there}) == 1
+    # of somebody who made it without the server
+    own = shutil.copytree(tmp_path / "renders" / there, tmp_path / "renders" / "of-somebody")
+    (tmp_path / "uploads" / "0123.png").write_bytes(b"a picture that was looked at")
+    (tmp_path / "uploads" / there).touch()  # it ended just after the queue knew of it
+
+    async def serve(app):
+        async with app.router.lifespan_context(app):
+            pass
+
+    with open_app(tmp_path) as app:
+        asyncio.run(serve(app))
+    assert sorted(home.names()) == sorted([there, own.name])
+    assert [*(tmp_path / "uploads").iterdir()] == []
