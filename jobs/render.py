@@ -13,7 +13,7 @@ from ..pipeline.noise import check_seed
 from ..pipeline.plan import Plan, Request, make_plan
 from .cluster import open_backend
 from .stream import FrameStream
-from .target import Written, check_output, estimate_bytes
+from .target import check_output, kept
 from .video import Video
 
 
@@ -50,11 +50,8 @@ def check_file(plan: Plan, path: Path, home: Path | None = None, made: int = 0) 
     config, video = plan.config, plan.config.video
     _check_end(plan)
     size = {"height": video.height, "width": video.width}
-    rest = max(0, video.frames - made)
-    segments = estimate_bytes(config.output, num_frames=rest, **size)
-    latents = plan.latents_bytes * rest // video.frames
     what, folder = (f"--home={home}", home) if home else ("its segments", path.parent)
-    beside = [Written(what, folder, segments + latents)]
+    beside = [kept(plan, what, folder, made)]
     check_output(path, config.output, num_frames=video.frames, **size, beside=beside)
 
 

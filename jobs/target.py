@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..configs.schema import OutputConfig
+
+if TYPE_CHECKING:
+    from ..pipeline.plan import Plan
 
 # Bits that x264 spends on one sample at crf 0, and the crf that halves them. An upper estimate: for
 # grain of sigma 10 in every channel it is 1.03 to 2.9 times what was measured at crf 0, 12, 18 and
@@ -17,6 +21,10 @@ from ..configs.schema import OutputConfig
 BITS_PER_SAMPLE = 5.5
 CRF_THAT_HALVES = 12
 PNG_BYTES_PER_SAMPLE = 1.02  # measured on white noise, which deflate makes larger
+
+
+class NoRoom(ValueError):  # noqa: N818 -- what is the matter with the disk
+    """It could fill before the last frame."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,29 @@ def check_output(
             "choose a folder that you may write to"
         ) from error
     needed = estimate_bytes(output, num_frames=num_frames, height=height, width=width)
-    _check_room([Written(f"output={path}", folder, needed), *beside], output)
+    way_out = f"free some space, choose another disk, or {_smaller(output)}"
+    _check_room([Written(f"output={path}", folder, needed), *beside], way_out)
 
 
-def _check_room(written: Sequence[Written], output: OutputConfig) -> None:
+def kept(plan: "Plan", what: str, folder: Path, made: int = 0) -> Written:
+    """Segments and latents of the frames of this plan that are not made yet."""
+    video = plan.config.video
+    rest = max(0, video.frames - made)
+    segments = estimate_bytes(
+        plan.config.output, num_frames=rest, height=video.height, width=video.width
+    )
+    return Written(what, folder, segments + plan.latents_bytes * rest // video.frames)
+
+
+def check_home(plan: "Plan", home: Path, made: int = 0) -> None:
+    """NoRoom where its disk cannot take what is left to be made; of a plan without end it can."""
+    if plan.config.video.frames:
+        _check_room(
+            [kept(plan, "the render", home, made)], "free some space or ask for fewer frames"
+        )
+
+
+def _check_room(written: Sequence[Written], way_out: str) -> None:
     def device(one: Written) -> int:
         return one.disk.stat().st_dev
 
@@ -69,10 +96,10 @@ def _check_room(written: Sequence[Written], output: OutputConfig) -> None:
         needed = sum(one.num_bytes for one in sharing)
         free = shutil.disk_usage(sharing[0].disk).free
         if needed > free:
-            raise ValueError(
+            raise NoRoom(
                 f"{' and '.join(one.what for one in sharing)} may take {_megabytes(needed)} and "
-                f"{_megabytes(free)} are free, so the disk could fill before the last frame; free "
-                f"some space, choose another disk, or {_smaller(output)}"
+                f"{_megabytes(free)} are free, so the disk could fill before the last frame; "
+                f"{way_out}"
             )
 
 

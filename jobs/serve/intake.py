@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...configs.load import load_config, to_override
 from ..home.home import new_name
+from ..target import NoRoom, check_home
 from .errors import ApiError, is_short, without_paths
 from .files import AllFiles
 from .limits import Limits
@@ -146,6 +147,7 @@ class Intake:
                 prompt_at=[(change.seconds, change.prompt) for change in asked.prompt_at],
                 overrides=overrides,
             )
+            check_home(plan, self._files.home.path)
             self._files.home.create(plan, name=render)
             return plan
 
@@ -217,6 +219,8 @@ def said() -> Iterator[None]:
     """What a request cannot have, without what the server's folders are called."""
     try:
         yield
+    except NoRoom as error:
+        raise ApiError(503, "no_room", str(error), headers={"retry-after": "60"}) from None
     except ValueError as error:
         if (cause := error.__cause__) is not None and is_short(cause):
             raise cause from None  # no fault of the request

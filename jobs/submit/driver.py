@@ -17,6 +17,7 @@ from ..home.folder import RenderFolder
 from ..home.home import Home
 from ..home.record import RenderRun
 from ..render import plan_render
+from ..target import check_home
 from .errand import MARK, Errand, read_errand
 
 _TOLD_S = 2.0  # between two accounts of the same work
@@ -36,6 +37,8 @@ def main() -> None:
 def _make(errand: Errand) -> str:
     """How it ended."""
     folder = _folder(errand)
+    plan, made = folder.plan_with(_placed(errand)), folder.status().frames_done
+    check_home(plan, folder.path.parents[1], made)
     run = RenderRun(folder, _report(), changes=_placed(errand))
     stopped = threading.Event()
 
