@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .records import Records, strip_path
+from ..world.words import SIZE
+from .records import SHOWN, Records, strip_path
 from .table import Row, curve
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (200, 200, 200)
@@ -20,11 +21,8 @@ def sheet(records: Records, folder: Path, path: Path) -> None:
     numbers = sorted({number for _, number in records})[:_MOST_PROMPTS]
     settings = dict.fromkeys(name for name, _ in records)
     line, font = 22, ImageFont.load_default(14)
-    strips = [
-        (records[name, number], Image.open(strip_path(records[name, number], folder)))
-        for number in numbers
-        for name in settings
-    ]
+    shown = [records[name, number] for number in numbers for name in settings]
+    strips = [(record, _strip(strip_path(record, folder))) for record in shown]
     width = max(strip.width for _, strip in strips)
     height = sum(strip.height + line for _, strip in strips) + line * len(numbers)
     image = Image.new("RGB", (width, height), _PAPER)
@@ -37,6 +35,15 @@ def sheet(records: Records, folder: Path, path: Path) -> None:
         image.paste(strip, (0, top + line))
         top += line + strip.height
     image.save(path, format="PNG")
+
+
+def _strip(path: Path) -> Image.Image:
+    """Blank where only the scores are kept: a clip is not rendered again for its looks."""
+    try:
+        with Image.open(path) as strip:
+            return strip.copy()
+    except OSError:
+        return Image.new("RGB", (SHOWN * SIZE, SIZE), _FAINT)
 
 
 def plot(table: Sequence[Row], records: Records, path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 from ...configs.load import to_yaml
+from ...pipeline.parts import fingerprints
 from ...pipeline.plan import Plan
 from ..render import plan_render
 from ..world.captions import caption
@@ -63,12 +65,19 @@ class Setting:
             self.plan(0)
 
     def identity(self, number: int) -> str:
-        """All that a clip depends on, besides the weights' bytes and our code."""
+        """All that a clip depends on, besides our code."""
+        asked = f"{number}\n{prompt(number)}"
         if self.is_truth:
-            what = f"truth {self.frames}"
-        else:
-            what = ("" if self.policy else "vae\n") + to_yaml(self.plan(number).config)
-        return f"{what}\n{number}\n{prompt(number)}"
+            return f"truth {self.frames}\n{asked}"
+        what = ("" if self.policy else "vae\n") + to_yaml(self.plan(number).config)
+        return f"{what}\n{asked}{self._weights}"
+
+    @cached_property
+    def _weights(self) -> str:
+        plan = self.plan(0)
+        if plan.config.parallel.address != "local":  # a cluster's files may be elsewhere
+            return ""
+        return "".join(f"\n{part} {found}" for part, found in fingerprints(plan).items())
 
 
 def make_settings(

@@ -1,6 +1,7 @@
 """`longreel evaluate`: rows of means, pictures, and nothing measured twice."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from diffusers.video_processor import VideoProcessor
 from few_references import few_references
 from PIL import Image
 
-from longreel.jobs.evaluate import records
+from longreel.jobs.evaluate import records, table
 from longreel.jobs.evaluate.clip import make_clip
 from longreel.jobs.evaluate.measure import IDEALS
 from longreel.jobs.evaluate.settings import Setting, prompt, scene
@@ -89,7 +90,70 @@ def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch):
     scores.write_text(scores.read_text()[:-40])  # a crash in mid-line
     rows(*options, "--prompts", 3)
     assert made == [1, 2]
-    assert [json.loads(line)["number"] for line in scores.read_text().splitlines()] == [0, 1, 2]
+    *whole, _cut, again, third = scores.read_text().splitlines()
+    assert [json.loads(line)["number"] for line in (*whole, again, third)] == [0, 1, 2]
+
+
+def test_lines_that_cannot_be_read_cost_their_clips_alone(tmp_path, monkeypatch, caplog):
+    options = ("--truth", "--frames", 17, "--prompts", 3, "-o", tmp_path)
+    (before,) = rows(*options)
+    scores = tmp_path / "scores.jsonl"
+    first, second, third = scores.read_text().splitlines()
+    earlier = json.loads(second)
+    del earlier["scores"]["drift"]  # that the version which wrote it had not
+    lines = [first[:-9], json.dumps(earlier), "7", third]
+    scores.write_text("\n".join(lines))
+    made = []
+    monkeypatch.setattr(records, "make_clip", lambda *of: made.append(of[1]) or make_clip(*of))
+    (after,) = rows(*options)
+    assert made == [0, 1]
+    assert {**after, "total_s": 0, "first_frame_s": 0} == {
+        **before,
+        "total_s": 0,
+        "first_frame_s": 0,
+    }
+    assert f"{scores}, line 2 is left out (other scores)" in caplog.text
+    assert len(caplog.records) == 3
+    assert scores.read_text().splitlines()[:4] == lines  # which another process may be adding to
+
+
+def test_scores_without_their_pictures_are_kept(tmp_path, monkeypatch):
+    options = ("--truth", "--frames", 17, "--prompts", 2, "-o", tmp_path)
+    (before,) = rows(*options)
+    gone, cut = (tmp_path / "strips").iterdir()
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:99])
+    monkeypatch.setattr(records, "make_clip", None)
+    assert rows(*options) == [before]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 96, 2 * (96 + 22 + 22))
+
+
+def test_a_clip_of_weights_that_were_trained_on_is_another(tmp_path):
+    shutil.copytree(shipped_folder("shipped:shapes", "test"), tmp_path / "model")
+
+    def identities():
+        of = (f"model.checkpoint={tmp_path / 'model'}",)
+        whole = Setting(preset="shapes", policy="whole", frames=17, overrides=of)
+        vae = Setting(preset="shapes", policy="", frames=17, overrides=of)
+        return whole.identity(0), vae.identity(0)
+
+    before = identities()
+    assert identities() == before
+    for part in ("transformer", "vae"):
+        weights = tmp_path / "model" / part / "diffusion_pytorch_model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+        now = identities()
+        assert all(one != other for one, other in zip(now, before, strict=True))
+        before = now
+
+
+def test_references_are_not_drawn_for_what_has_no_distance(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "reference_features", None)
+    (row,) = rows("--truth", "--frames", 17, "--prompts", 1, "-o", tmp_path)
+    assert row["frechet"] is None
 
 
 def test_every_policy_at_every_length_with_every_setting_is_a_row(tmp_path):
@@ -148,3 +212,10 @@ def test_mistakes_are_told_before_anything_is_made(options, said, tmp_path):
     assert done.code == 2
     assert said in done.message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_no_folder_for_scores(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    done = longreel("evaluate", "--truth", "--prompts", 1, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert f"--output={tmp_path / 'out'} cannot be made a folder (Not a directory)" in done.message
