@@ -10,6 +10,9 @@ import pytest
 from video_file import save
 
 from longreel.configs.schema import OutputConfig
+from longreel.jobs.home.home import Home
+from longreel.jobs.submit import driver
+from longreel.jobs.submit.errand import Errand
 from longreel.jobs.target import Written, check_output, estimate_bytes
 
 MP4 = OutputConfig()
@@ -166,3 +169,14 @@ def test_a_video_of_heavy_grain_stays_under_the_estimate(tmp_path, output):
         save(tmp_path / "white", white, output)
         taken = sum(file.stat().st_size for file in (tmp_path / "white").iterdir())
         assert taken <= estimate_bytes(output, num_frames=12, height=192, width=320)
+
+
+def test_a_job_whose_disk_could_not_hold_its_render_ends_before_it_begins(tmp_path, monkeypatch):
+    small = ["video.height=32", "video.width=48", "model.text_cache="]
+    errand = Errand(
+        render="r", home=str(tmp_path), prompt="x", preset="tiny", frames=33, overrides=small
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**5))
+    with pytest.raises(ValueError, match=r"0\.1 MB are free"):
+        driver._make(errand)
+    assert Home(tmp_path).open("r").status().attempt == 0

@@ -1,7 +1,6 @@
 """Renders as jobs of a real `ray start --head` with Ray's token authentication on."""
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -398,13 +397,3 @@ def test_a_cluster_that_cannot_be_reached_is_said(tmp_path):
     )
     assert done.returncode == 2
     assert "dashboard" in done.stderr
-
-
-def test_a_job_whose_disk_could_not_hold_its_render_ends_before_it_begins(tmp_path, monkeypatch):
-    errand = Errand(
-        render="r", home=str(tmp_path), prompt="x", preset="tiny", frames=33, overrides=SETTINGS
-    )
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**5))
-    with pytest.raises(ValueError, match=r"0\.1 MB are free"):
-        driver._make(errand)
-    assert Home(tmp_path).open("r").status().attempt == 0
