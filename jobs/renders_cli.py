@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from ..configs.schema import Config
     from ..pipeline.generator import Report
     from .home.folder import RenderFolder
     from .home.ledger import Status
@@ -28,6 +29,7 @@ _FREE = (
     "model.checkpoint",
     "model.transformer",
     "model.text_cache",
+    "model.lora",
 )
 _OLD_S = 7 * 86400.0
 _UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
@@ -90,8 +92,8 @@ def resume(
         submit_again(render, address, wheel, overrides or ())
         return
     folder = Home(home).open(render)
-    changes = _free_changes(overrides or ())
     manifest = folder.manifest
+    changes = _free_changes(overrides or (), manifest.config)
     wanted = output or Path(manifest.output or f"{folder.id}{manifest.config.output.suffix}")
     if drop:
         folder.drop()
@@ -233,7 +235,7 @@ def _check_made(folder: "RenderFolder", output: Path) -> None:
     check_output(output, config.output, num_frames=made, height=height, width=width)
 
 
-def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:
+def _free_changes(overrides: Sequence[str], config: "Config") -> dict[str, Any]:
     from ..configs.load import parse_override
 
     changes = dict(parse_override(override) for override in overrides)
@@ -243,7 +245,23 @@ def _free_changes(overrides: "tuple[str, ...] | list[str]") -> dict[str, Any]:
                 f"{key}={value} would change the frames to come, and those before them are final; "
                 f"leave it out, or render anew (a render that is resumed takes {', '.join(_FREE)})"
             )
+        if key.startswith("model.lora"):
+            _check_scales(key, value, getattr(config.model, key.removeprefix("model.")))
     return changes
+
+
+def _check_scales(key: str, adapters: str, before: str) -> None:
+    """Which files they are is known by their content."""
+    from ..models.lora import split_adapters
+
+    now, then = (
+        [float(scale[1:] or 1) for _, scale in split_adapters(each)] for each in (adapters, before)
+    )
+    if now != then:
+        raise ValueError(
+            f"{key}={adapters} would add more or less than {key}={before}, with which the frames "
+            "before were made; give the same adapters in the same order, each with its @SCALE"
+        )
 
 
 def _facts(folder: "RenderFolder", status: "Status") -> dict[str, Any]:

@@ -204,12 +204,13 @@ class RenderRun:
         before = self._folder.manifest.weights
         if not before or attempt.number == 1 or plan.config.parallel.address != "local":
             return
-        for part, now in fingerprints(plan).items():
-            if before.get(part) != now:
+        now = fingerprints(plan)
+        for part in now | before:
+            if before.get(part) != now.get(part):
                 raise ValueError(
                     f"the weights of the {part} are not those that render {self._folder.id} was "
                     "begun with, so its frames would change midway; put them back, or name where "
-                    "they are with model.checkpoint=FOLDER"
+                    "they are with model.checkpoint, model.transformer or model.lora"
                 )
 
     def _hear(self, what: str) -> None:

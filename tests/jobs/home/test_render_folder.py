@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from command import SMALL
+from command import SMALL, longreel
 from safetensors.torch import save_file
 
 from longreel.jobs.home.home import Home, new_name
@@ -131,11 +131,8 @@ def test_a_render_is_opened_by_the_beginning_of_its_id(home):
 def test_adapters_are_found_from_any_working_directory(home, tmp_path, monkeypatch, where):
     (tmp_path / where).mkdir()
     monkeypatch.chdir(tmp_path / where)
-    module = "transformer.blocks.0.attn1.to_q"
-    halves = {f"{module}.lora_A.weight": torch.ones(2, 192)}
-    halves[f"{module}.lora_B.weight"] = torch.ones(192, 2)
-    save_file(halves, "a.safetensors")
-    save_file(halves, "b.safetensors")
+    write_adapter("a.safetensors")
+    write_adapter("b.safetensors")
     adapters = "model.lora=a.safetensors@0.5, ./b.safetensors"
     asked = plan_render("a red circle", preset="shapes", overrides=[adapters])
     render = home.create(asked)
@@ -147,6 +144,37 @@ def test_adapters_are_found_from_any_working_directory(home, tmp_path, monkeypat
         ("a.safetensors", 0.5),
         ("b.safetensors", 1.0),
     ]
+
+
+def test_an_adapter_that_was_moved_is_pointed_at(home, tmp_path):
+    """Another one is refused, and the same with another weight."""
+    files = [tmp_path / where / "a.safetensors" for where in ("begun", "moved", "other")]
+    for number, file in zip((0.1, 0.1, 0.2), files, strict=True):
+        file.parent.mkdir()
+        write_adapter(file, number)
+    begun, moved, other = files
+    settings = [f"model.lora={begun}@0.5", "sampling.steps=2", "model.text_cache="]
+    asked = plan_render("a red circle", preset="shapes", frames=9, overrides=settings)
+    render = home.create(asked, tmp_path / "a.mp4")
+    with pytest.raises(ZeroDivisionError):
+        RenderRun(render, lambda *what: 1 // 0).run()
+    begun.unlink()
+
+    def resume(adapter):
+        return longreel("resume", render.id, "--home", home.path, f"model.lora={adapter}")
+
+    with pytest.raises(ValueError, match="of the transformer adapter 0 are not those"):
+        RenderRun(render, changes={"model.lora": ""}).run()
+    assert f"model.lora={begun}@0.5, with which the frames" in resume(moved).message
+    assert "the transformer adapter 0 are not those" in resume(f"{other}@0.5").message
+    assert resume(f"{moved}@.5").code == 0
+
+
+def write_adapter(path, number=1.0):
+    module = "transformer.blocks.0.attn1.to_q"
+    halves = {f"{module}.lora_A.weight": torch.full((2, 192), number)}
+    halves[f"{module}.lora_B.weight"] = torch.ones(192, 2)
+    save_file(halves, path)
 
 
 def test_ids_sort_by_time_within_a_second_too(monkeypatch):
