@@ -42,6 +42,7 @@ def local(window: Window, radius: int) -> Blocks:
     """CLEAR: whatever tiles a disc of so many tokens round a token may touch, at every time."""
     queries, keys = tiles_of(window)
     _, rows, columns = gaps(queries, keys).unbind(-1)
+    radius = min(radius, window.height + window.width)  # a square that fits an int64
     return _blocks(rows**2 + columns**2 <= radius**2, queries, keys)
 
 

@@ -1,6 +1,6 @@
 """Whether the configured attention fits a render's windows and devices; the stages' part of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,9 @@ import torch
 
 from ..configs.attention import AttentionConfig
 from ..configs.schema import Config
+from ..kernels.blocks import is_even
 from ..kernels.choose import choose_dense, choose_lists
-from ..kernels.tiles import Window, has_exact_tiles
+from ..kernels.tiles import Window, has_exact_tiles, tiles_of
 from ..models.arch import ModelArch
 from ..parallel.sparse import SparseAttention
 from ..parallel.tasks import Task
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 _LOOKED_AT = 2_000  # tasks: windows repeat long before
+
+# the numbers of AttentionConfig that each builder reads
+_LISTED = ("tile", "dense_steps", "dense_layers")
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "dense": (),
+    "tile-window": (*_LISTED, "window"),
+    "radial": (*_LISTED, "decay"),
+    "spatiotemporal": (*_LISTED, "band"),
+    "pooled": (*_LISTED, "keep", "mass"),
+    "local": (*_LISTED, "radius"),
+    "stale": (*_LISTED, "radius", "refresh"),
+    "stale-published": (*_LISTED, "radius", "refresh"),
+}
 
 
 def make_sparse(plan: "Plan") -> SparseAttention | None:
@@ -40,6 +54,7 @@ def check_attention(
     attention = config.attention
     if attention == AttentionConfig():
         return
+    _check_fields(attention)
     asked = f"attention.builder={attention.builder}"
     if causal_latents:
         if attention.builder == "dense":
@@ -59,14 +74,9 @@ def check_attention(
             "tile-window or local"
         )
     tasks = list(islice(schedule.tasks(), _LOOKED_AT))
-    if attention.builder == "tile-window":
-        _check_tiles(attention, tasks, rows, columns)
-    if attention.builder.startswith("stale") and not _windows_stay(tasks, attention.refresh):
-        raise ValueError(
-            f"{asked} keeps what a window saw for its next step, and with this blocks.policy no "
-            "window stays the same from one step to the next, so every step would be dense; set "
-            "blocks.policy=dualparal-grouped or attention.builder=pooled"
-        )
+    _check_tiles(config, tasks, rows, columns)
+    if attention.keeps_state:
+        _check_steps(attention, tasks, schedule.steps)
 
 
 def check_backend(
@@ -96,35 +106,103 @@ def _first(share: float, num: int) -> int:
     return sum(i < share * num - 1e-9 for i in range(num))
 
 
-def _check_tiles(
-    attention: AttentionConfig, tasks: Iterable[Task], rows: int, columns: int
-) -> None:
-    for task in tasks:
-        window = Window(
-            times=task.positions,
-            context_times=task.context_positions,
-            height=rows,
-            width=columns,
-            order="tiles",
-            by_latent=bool(task.reads or task.stores),
-            tile=attention.tile,
+def _check_fields(attention: AttentionConfig) -> None:
+    """What a builder does not read must not be set: it would seem to have been done."""
+    for name in sorted({name for names in _FIELDS.values() for name in names}):
+        value = getattr(attention, name)
+        if value != getattr(AttentionConfig(), name) and name not in _FIELDS[attention.builder]:
+            shown = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
+            others = [builder for builder, names in _FIELDS.items() if name in names]
+            raise ValueError(
+                f"attention.{name}={shown} would be ignored, as attention.builder="
+                f"{attention.builder} has no such number; leave it out, or set attention.builder "
+                f"to one that has: {', '.join(others)}"
+            )
+    if attention.builder == "dense" and attention.backend == "flex":
+        raise ValueError(
+            "attention.backend=flex computes lists of tiles, and attention.builder=dense has none, "
+            "so it would be ignored; set attention.builder=local or another, or leave it out"
         )
-        if not has_exact_tiles(window):
-            alone = ", each latent by itself, as they are cached" if window.by_latent else ""
+
+
+def _check_tiles(config: Config, tasks: Iterable[Task], rows: int, columns: int) -> None:
+    """ValueError where a window's tiles are not what the builder, or FlexAttention, takes."""
+    attention = config.attention
+    # bands have tiles of their own: runs of one length
+    needs_even = attention.backend == "flex" and attention.builder != "spatiotemporal"
+    if needs_even and config.parallel.ring > 1:
+        raise ValueError(
+            f"attention.backend=flex takes tiles of one size, and parallel.ring="
+            f"{config.parallel.ring} cuts a window's where its devices' tokens end; set "
+            "parallel.ring=1 or attention.backend=auto"
+        )
+    for window in _windows(attention, tasks, rows, columns):
+        alone = ", each latent by itself, as they are cached" if window.by_latent else ""
+        shown = f"{len(window.times)} latents of {rows} x {columns} tokens{alone}"
+        if attention.builder == "tile-window" and not has_exact_tiles(window):
             raise ValueError(
                 f"attention.builder=tile-window needs boxes of nearly attention.tile="
-                f"{attention.tile} tokens that fill a window of {len(window.times)} latents of "
-                f"{rows} x {columns} tokens{alone}, and there are none; use attention.builder="
-                "local or pooled, another attention.tile, or another size"
+                f"{attention.tile} tokens that fill a window of {shown}, and there are none; use "
+                "attention.builder=local or pooled, another attention.tile, or another size"
+            )
+        if needs_even and not all(is_even(tiles.starts) for tiles in tiles_of(window)):
+            raise ValueError(
+                f"attention.backend=flex takes tiles of one size, the last one apart, and "
+                f"attention.tile={attention.tile} makes others of a window of {shown}; set "
+                "attention.backend=auto, or another attention.tile or size"
             )
 
 
-def _windows_stay(tasks: list[Task], refresh: int) -> bool:
-    """Whether some block is written twice in windows of the same latents."""
-    last: dict[tuple[int, ...], tuple[object, ...]] = {}
+def _windows(
+    attention: AttentionConfig, tasks: Iterable[Task], rows: int, columns: int
+) -> Iterator[Window]:
+    """Each once."""
+    if attention.builder == "tile-window" or attention.backend == "flex":
+        yield from {
+            Window(
+                times=task.positions,
+                context_times=task.context_positions,
+                height=rows,
+                width=columns,
+                order=attention.order,
+                by_latent=bool(task.reads or task.stores),
+                tile=attention.tile,
+            ): None
+            for task in tasks
+        }
+
+
+def _check_steps(attention: AttentionConfig, tasks: Sequence[Task], steps: int) -> None:
+    """ValueError where no step would use what an earlier one has kept."""
+    asked = f"attention.builder={attention.builder} keeps what a window saw for its next steps"
+    dense = _first(attention.dense_shares[0], steps)
+    tasks = list(tasks)
+    if not _windows_stay(tasks, 0, steps):
+        raise ValueError(
+            f"{asked}, and with this blocks.policy and sampling.steps={steps} no window stays the "
+            "same from one step to the next, so every step would be dense; set "
+            "blocks.policy=dualparal-grouped or attention.builder=pooled"
+        )
+    if not _windows_stay(tasks, dense, attention.refresh):
+        raise ValueError(
+            f"{asked}, and of sampling.steps={steps} the first {dense} are dense by "
+            f"attention.dense_steps and one in attention.refresh={attention.refresh} of the "
+            "others looks at everything, which leaves none to use it; set a larger "
+            "sampling.steps or attention.refresh, or attention.builder=dense"
+        )
+
+
+def _windows_stay(tasks: Iterable[Task], dense: int, refresh: int) -> bool:
+    """Whether some block is written twice in windows of the same latents, by steps that are not
+    dense and lie closer than a refresh."""
+    last: dict[tuple[int, ...], tuple[object, int]] = {}
     for task in tasks:
         blocks = tuple(part.block for part in task.written)
-        if blocks and refresh > 1 and last.get(blocks) == task.spans:
+        step = min((part.step for part in task.written), default=0)
+        if not blocks or step < dense:
+            continue
+        spans, before = last.get(blocks, (None, 0))
+        if spans == task.spans and 0 < step - before < refresh:
             return True
-        last[blocks] = task.spans
+        last[blocks] = task.spans, step
     return False

@@ -77,7 +77,7 @@ def test_shared_stages_make_the_latents_of_one_device(policy, layout):
 )
 def test_lists_of_what_each_device_reads_make_the_latents_of_one_device(builder):
     settings = [f"attention.builder={builder}", "attention.tile=16", "attention.dense_steps=0"]
-    settings += ["video.height=64", "attention.radius=1"]
+    settings += ["video.height=64"]
     latents = render(make_plan("dualparal-grouped", *settings, **PAIRS))
     alone = expected("dualparal-grouped", *settings)
     torch.testing.assert_close(latents, alone, rtol=0, atol=1e-4)

@@ -28,6 +28,11 @@ BUILDERS = [
     "stale",
     "stale-published",
 ]
+FEW = {  # settings with which it leaves out much of a small window
+    "tile-window": ["attention.window=[2,4,4]"],
+    "pooled": ["attention.keep=0.3"],
+    "local": ["attention.radius=1"],
+}
 EVERYTHING = {  # settings with which a builder leaves nothing out
     "tile-window": ["attention.window=[99,99,99]"],
     "spatiotemporal": ["attention.band=1.0"],
@@ -93,19 +98,23 @@ def test_lists_of_everything_render_what_dense_attention_does(builder, blocks):
 
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_a_sparse_render_differs_and_is_finite(builder):
-    few = ["attention.radius=1", "attention.window=[2,4,4]", "attention.keep=0.3"]
     shares = ["attention.dense_steps=0", "attention.dense_layers=0"]
-    ours = _latents(*_sparse(builder, *few, *shares))
+    ours = _latents(*_sparse(builder, *FEW.get(builder, []), *shares))
     assert ours.isfinite().all()
     assert not torch.allclose(ours, _latents(), atol=1e-3)
 
 
 @pytest.mark.parametrize("builder", ["pooled", "stale"])
 def test_stages_and_branches_change_no_bit(builder):
-    overrides = _sparse(builder, "attention.dense_steps=0.34", *CACHED)
+    overrides = _sparse(builder, "attention.dense_steps=0.3", *CACHED)
     whole = _latents(*overrides, frames=13)
     cut = _latents(*overrides, "parallel.num_stages=2", "parallel.backend=local", frames=13)
     assert torch.equal(cut, whole)
+
+
+def test_a_disc_may_be_of_any_size():
+    huge = _latents(*_sparse("local", f"attention.radius={10**15}"))
+    assert torch.equal(huge, _latents(*_sparse("local", "attention.radius=99")))
 
 
 def test_a_share_of_one_leaves_everything_dense():
@@ -203,6 +212,33 @@ def test_dense_attention_needs_no_part_in_the_stages():
         (
             ["attention.builder=stale", "blocks.policy=buffer"],
             r"no window stays the same",
+        ),
+        (
+            ["attention.builder=stale", "sampling.steps=2"],
+            r"of sampling.steps=2 the first 1 are dense .* set a larger sampling.steps",
+        ),
+        (
+            ["attention.builder=stale", "attention.dense_steps=0", "attention.refresh=1"],
+            r"one in attention.refresh=1 .* or attention.refresh, or attention.builder=dense",
+        ),
+        (["attention.keep=0.3"], r"keep=0.3 would be ignored, .*=dense .* that has: pooled"),
+        (
+            ["attention.builder=local", "attention.window=[2,2,2]"],
+            r"attention.window=\[2,2,2\] would be ignored, .*=local .* that has: tile-window",
+        ),
+        (["attention.backend=flex"], r"attention.builder=dense has none, so it would be ignored"),
+        (
+            ["attention.builder=local", "attention.backend=flex", "attention.tile=24", *CACHED],
+            r"attention.tile=24 makes others of a window of \d latents of 8 x 8 .*backend=auto",
+        ),
+        (
+            [
+                "attention.builder=local",
+                "attention.backend=flex",
+                "parallel.gpus_per_stage=2",
+                "parallel.ring=2",
+            ],
+            r"parallel.ring=2 cuts a window's .* set parallel.ring=1",
         ),
         (
             ["attention.builder=pooled", "parallel.gpus_per_stage=2", "parallel.ring=2"],
