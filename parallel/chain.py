@@ -71,6 +71,8 @@ class Schedule(Protocol):
 class Chain(Protocol):
     """Runs tasks in their order."""
 
+    is_loaded: bool  # what it is told now is heard at once
+
     def run(
         self,
         schedule: Schedule,
@@ -97,6 +99,8 @@ class Chain(Protocol):
 
 class LocalChain:
     """All stages in this process, one task at a time."""
+
+    is_loaded = True
 
     def __init__(
         self,

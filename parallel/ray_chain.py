@@ -81,8 +81,7 @@ class RayChain:
     ) -> None:
         """`link` is parallel.link. `check` is called now and then from every wait, and raises to
         give the render up. `repairs`: how many failures in a row are borne without a new block
-        between them; `regroup` finds other devices where a lost one does not come back; `hear` is
-        told of every failure that is borne."""
+        between them, each of which `hear` is told of; `regroup` finds devices for lost ones."""
         self._devices = devices
         self._parts = parts
         self._timeout_s = timeout_s
@@ -101,7 +100,7 @@ class RayChain:
         self._done = 0  # tasks, in this epoch's count
         self._newest = -1  # block that is finished
         self._failures, self._failed_at = 0, -1  # in a row; the newest block at the last
-        self.state = "PLACE"
+        self._enter("PLACE")
         self.is_well = False  # all is done, and nobody is at anything
         self.busy_s: list[float] = []  # by stage, of its devices on average; a moment old
         self._counting: list[ray.ObjectRef[Any]] = []
@@ -347,4 +346,5 @@ class RayChain:
 
     def _enter(self, state: str) -> None:
         self.state = state
+        self.is_loaded = state in ("RUN", "DRAIN", "OVER")
         _log.debug("chain %s/%d: %s", self._stamp.render, self._stamp.epoch, state)

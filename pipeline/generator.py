@@ -166,7 +166,7 @@ class Generator:
     @property
     def is_loaded(self) -> bool:
         """What it is told now is heard at once."""
-        return self._ready.is_set()
+        return self._ready.is_set() and (self._chain is None or self._chain.is_loaded)
 
     def busy_s(self) -> list[float]:
         """Seconds that each stage has worked in this go; a moment old."""
@@ -198,7 +198,7 @@ class Generator:
         return self._chain
 
     def _wait_for_chain(self) -> Chain:
-        if self._maker == threading.get_ident() and not self._ready.is_set():
+        if self._maker == threading.get_ident() and not self.is_loaded:
             raise ValueError(
                 "the model is being loaded by the thread that tells, which would wait for itself; "
                 "tell the render before it begins, from another thread, or once it has a frame"

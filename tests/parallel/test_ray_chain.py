@@ -143,8 +143,19 @@ def test_stages_have_a_gpu_each_where_the_cluster_has_some():
 def test_what_is_told_while_weights_load_waits_for_them(monkeypatch):
     monkeypatch.setattr(ray_chain, "_START_S", 0.5)
     chain = ray_chain.RayChain(None, None, timeout_s=1.0)
-    chain.state = "LOAD"
-    over = threading.Timer(1.5, setattr, (chain, "state", "OVER"))
+    generator = Generator(make_plan("dualparal"))
+    with generator._begun():
+        generator._chain = chain  # as when it has been made
+        generator._ready.set()
+        for state in ("PLACE", "LOAD", "JOIN", "RUN"):
+            chain._enter(state)
+            assert generator.is_loaded == (state == "RUN"), state
+            if state == "LOAD":
+                generator._maker = threading.get_ident()  # who would load them meanwhile
+                with pytest.raises(ValueError, match="would wait for itself"):
+                    generator.stop()
+    chain._enter("LOAD")
+    over = threading.Timer(1.5, chain._enter, ("OVER",))
     over.start()
     assert chain.stop() == 0  # blocks that there will be
     over.join()
