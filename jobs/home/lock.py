@@ -46,18 +46,26 @@ class Lock:
         self._path = folder / "lock"
         self._guard = folder / ".lock-guard"
 
-    def owner(self, now_s: float | None = None) -> Owner | None:
-        """Whoever holds it and lives. `now_s`: by the clock that hearts beat by."""
+    def owner(self) -> Owner | None:
+        """Whoever holds it and lives."""
         try:
             owner = _read(self._path)
             beat_s = self._path.stat().st_mtime
         except FileNotFoundError:
             return None
-        if now_s is None:
-            is_stale = time.time() - beat_s > STALE_S
-        else:
-            is_stale = abs(now_s - beat_s) > STALE_S  # that clock may have been set back
-        return None if is_stale or _is_gone(owner) else owner
+        if _is_gone(owner):
+            return None
+        is_fresh = abs(time.time() - beat_s) <= STALE_S
+        return owner if is_fresh or abs(self._now_s() - beat_s) <= STALE_S else None
+
+    def _now_s(self) -> float:
+        """By the clock that hearts beat by, which may be a file server's, and not this machine's;
+        it may have been set back, too."""
+        try:
+            os.utime(self._guard)  # a beat
+            return self._guard.stat().st_mtime
+        except OSError:  # who may only read
+            return time.time()
 
     @contextmanager
     def held(self, name: str) -> Iterator["Held"]:
@@ -70,8 +78,7 @@ class Lock:
             space=_space(),
         )
         with self._guarded(name):
-            os.utime(self._guard)  # a beat by the same clock, which may be a file server's
-            if other := self.owner(self._guard.stat().st_mtime):
+            if other := self.owner():
                 raise Taken(
                     f"render {name} is being made by process {other.pid} on {other.host}, and two "
                     "would write over each other; wait for it, or end that process first"

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,20 @@ def test_a_lock_whose_heart_has_not_beaten_is_taken_over_whatever_the_clock_did(
     os.utime(path, (time.time() + ahead_s,) * 2)
     with Lock(tmp_path).held("r") as held:
         held.check()
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
+def test_who_makes_a_render_is_seen_from_a_machine_with_another_clock(
+    ahead_s, home, tmp_path, monkeypatch
+):
+    folder = home.create(plan())
+    with folder.attempt():
+        other = SimpleNamespace(**vars(time))
+        other.time = lambda: time.time() + ahead_s
+        monkeypatch.setattr(lock, "time", other)
+        assert RenderFolder(folder.path).status().state == "running"
+        with pytest.raises(Taken, match="is being made"):
+            home.remove(folder)
 
 
 def test_a_render_that_is_being_written_to_a_file_is_not_removed(home, tmp_path, monkeypatch):
