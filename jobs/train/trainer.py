@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...configs.errors import first_line, is_memory
 from ...configs.files import expand
 from ...configs.train_schema import TrainConfig
 from ...parallel.ranks import Ranks
@@ -149,8 +150,16 @@ class Trainer:
             part.mkdir()
             (part / _STATE).write_text(json.dumps({"step": self.step}))
         self._ranks.wait()
-        self._engine.save(part)
-        torch.save(self._ema.shares, part / f"ema-{self._ranks.rank}.pt")
+        try:
+            self._engine.save(part)
+            torch.save(self._ema.shares, part / f"ema-{self._ranks.rank}.pt")
+        except (OSError, RuntimeError) as error:  # torch has errors of its own for a full disk
+            last = self.folder.last()
+            raise TrainingError(
+                f"the checkpoint of step {self.step} cannot be written to {self.folder.path} "
+                f"({first_line(error)}); make room there and run the same command again, which "
+                f"goes on from {last or 'the start'}"
+            ) from error
         self._ranks.wait()
         if self._ranks.is_first:
             self.folder.finish(self.step)
@@ -161,13 +170,25 @@ class Trainer:
         last = self.folder.last()
         if last is None:
             return
-        self.step = self._saved_step = int(json.loads((last / _STATE).read_text())["step"])
-        self._engine.load(last)
-        file = last / f"ema-{self._ranks.rank}.pt"
-        self._ema.load(torch.load(file, map_location=self._ranks.device, weights_only=True))
+        try:
+            self._load(last)
+        except Exception as error:  # of whoever wrote the file that is damaged
+            if is_memory(error):
+                raise
+            raise TrainingError(
+                f"the checkpoint {last} cannot be loaded ({first_line(error)}), so the run cannot "
+                "go on from it; remove that folder, and the same command goes on from the one "
+                "before it, or from the start if there is none"
+            ) from error
         if self._ranks.is_first:
             self.folder.forget_after(self.step)
             self._say(f"goes on after step {self.step}, from {last}")
+
+    def _load(self, checkpoint: Path) -> None:
+        self.step = self._saved_step = int(json.loads((checkpoint / _STATE).read_text())["step"])
+        self._engine.load(checkpoint)
+        file = checkpoint / f"ema-{self._ranks.rank}.pt"
+        self._ema.load(torch.load(file, map_location=self._ranks.device, weights_only=True))
 
 
 class _Tally:

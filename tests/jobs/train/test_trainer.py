@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -122,6 +124,51 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     train(config(tmp_path), build_toy)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-00000018", "step-00000020"]
+
+
+@pytest.mark.parametrize("damaged", ["weights.pt", "ema-0.pt", "state.json"])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 and no more", None])
+def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(tmp_path, damaged, data):
+    assert train(config(tmp_path), build_toy)
+    before, last = sorted((tmp_path / "checkpoints").iterdir())
+    expected = exported(tmp_path)
+    (last / damaged).unlink()
+    if data is not None:
+        (last / damaged).write_bytes(data)
+    with pytest.raises(TrainingError) as error:
+        train(config(tmp_path), build_toy)
+    assert f"the checkpoint {last} cannot be loaded (" in str(error.value)
+    assert "remove that folder" in str(error.value)
+    shutil.rmtree(last)
+    said = []
+    run = Trainer(config(tmp_path), ToyRecipe(), ALONE, said.append)
+    assert run.run()
+    assert said[0] == f"goes on after step 18, from {before}"
+    assert all(torch.equal(expected[name], again) for name, again in exported(tmp_path).items())
+
+
+def test_a_checkpoint_that_finds_no_room_is_said_and_the_one_before_stays(tmp_path, monkeypatch):
+    run = trainer(config(tmp_path))
+    with pytest.raises(TrainingError) as error, monkeypatch.context() as small:
+        run.run(lambda: run.step == 10 and bool(fill_the_disk(small)))
+    assert f"the checkpoint of step 12 cannot be written to {tmp_path} (" in str(error.value)
+    assert f"goes on from {tmp_path}/checkpoints/step-00000006" in str(error.value)
+    assert train(config(tmp_path), build_toy)
+
+
+def fill_the_disk(monkeypatch):
+    """To torch, whose errors are not Python's: files end after a kilobyte."""
+    save = torch.save
+
+    def cut(content, path):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            save(content, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(torch, "save", cut)
 
 
 def test_minutes_too_call_for_a_checkpoint(tmp_path):
