@@ -136,8 +136,9 @@ async def pause(own: Own, here: Here) -> RenderView:
 
 @router.post("/{id}/resume", responses=failures(404, 409, 429))
 async def resume(own: Own, here: Here) -> RenderView:
-    """It waits for its turn again, with all that is final. Also one that has failed."""
-    if own.state not in ("paused", "failed", "cancelled"):
+    """It waits for its turn again, with all that is final. Also one that has failed, or that is yet
+    to stop."""
+    if own.state not in ("paused", "failed", "cancelled") and not own.wish:
         raise ApiError(409, "not_paused", f"it is {own.state}, so there is nothing to resume")
     if own.over:
         here.intake.check_room(own.client)

@@ -291,6 +291,25 @@ def test_a_render_goes_on_after_its_deadline_when_it_is_told_to(tmp_path, starte
     play(tmp_path, part)
 
 
+def test_a_render_that_is_yet_to_stop_goes_on_when_it_is_told_to(tmp_path, started, monkeypatch):
+    """A step may take minutes: nobody has to wait for its end to say so."""
+    monkeypatch.setattr(
+        PlayedWorker, "tell", lambda self, do, **facts: self.told.append((do, facts))
+    )
+
+    async def part(http, here):
+        render, worker = await begun(http, started)
+        path = f"/api/v1/renders/{render}"
+        await http.post(f"{path}/pause")
+        said = await http.post(f"{path}/resume")
+        assert (said.status_code, said.json()["status"]) == (200, "running")
+        assert (await http.post(f"{path}/resume")).status_code == 409
+        worker.news.put_nowait({"event": "over", "how": "stopped"})
+        await until(lambda: [do for do, _ in worker.told].count("run") == 2)
+
+    play(tmp_path, part)
+
+
 def test_a_deadline_that_passes_while_a_lost_render_waits_to_be_put_back_is_told(tmp_path):
     with open_app(tmp_path) as app:
         here = app.state.context
