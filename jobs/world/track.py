@@ -7,6 +7,7 @@ long as its colour is seen: a thing that leaves and enters again, or that jumps,
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,11 @@ class Track:
 
     def expected(self, t: int) -> tuple[float, float]:
         """Where it is in frame t if it goes on as it went."""
-        last = self.seen[max(self.seen)]
-        past = [s for s in self.seen.values() if last.frame - _MEMORY <= s.frame]
-        steps = max(1, last.frame - past[0].frame)
+        last, *past = islice(reversed(self.seen.values()), _MEMORY + 1)
+        first = next((s for s in reversed(past) if last.frame - _MEMORY <= s.frame), last)
+        steps = max(1, last.frame - first.frame)
         ahead = (t - last.frame) / steps
-        return last.x + ahead * (last.x - past[0].x), last.y + ahead * (last.y - past[0].y)
+        return last.x + ahead * (last.x - first.x), last.y + ahead * (last.y - first.y)
 
     def _may_go(self, t: int) -> bool:
         return t in self.merged or self.seen[t].cut or self.seen[t].touching

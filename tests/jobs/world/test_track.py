@@ -1,5 +1,7 @@
 """The tracker reads scenes back from pixels alone, and says when it cannot."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -150,6 +152,21 @@ def test_half_a_thing_has_no_shape():
     scene = Scene(things=(one("star", size="large", start=(0.0, 48.0)),), ground=PLAIN)
     frames = np.repeat(draw(scene, 0, 1), 5, axis=0)
     assert track(frames).things == ()
+
+
+def test_a_track_is_not_walked_through_to_know_where_it_goes():
+    """In every frame that would be a minute for 16,000 of them."""
+
+    class Unwalked(dict):
+        def __iter__(self):
+            raise AssertionError("all of it is looked at")
+
+    (thing,) = track(draw(Scene(things=(one(),), ground=PLAIN), 0, 12)).things
+    seen = {t: replace(s, x=40.0 + t * t, y=50.0) for t, s in thing.seen.items() if t not in (6, 9)}
+    thing.seen = Unwalked(seen)
+    # frames 6 and 9 did not show it: from 7 to 11, in four frames, it went 72 pixels
+    x, y = thing.expected(13)
+    assert (x, y) == (40 + 121 + 2 / 4 * 72, 50)
 
 
 def test_noise_shows_nothing():
