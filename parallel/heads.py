@@ -19,7 +19,7 @@ def to_heads(
 ) -> tuple[Tensor, ...]:
     """`heads` and `lengths`, tokens, of every rank: those of all ranks, with this one's heads."""
     batch, _, _, channels = tensors_BLHD[0].shape
-    pieces = [torch.stack([x[:, :, _index(mine)] for x in tensors_BLHD]) for mine in heads]
+    pieces = [torch.stack([_take(x, mine) for x in tensors_BLHD]) for mine in heads]
     shapes = [(len(tensors_BLHD), batch, length, len(heads[rank]), channels) for length in lengths]
     return torch.cat(swap(pieces, shapes), dim=2).unbind(0)
 
@@ -33,13 +33,12 @@ def to_tokens(
     shapes = [(batch, lengths[rank], len(theirs), channels) for theirs in heads]
     dealt_BLHD = torch.cat(swap(pieces, shapes), dim=2)
     order = [head for theirs in heads for head in theirs]
-    if order == sorted(order):
-        return dealt_BLHD
-    places = sorted(range(len(order)), key=order.__getitem__)
-    return dealt_BLHD[:, :, places]
+    return _take(dealt_BLHD, sorted(range(len(order)), key=order.__getitem__))
 
 
-def _index(heads: Sequence[int]) -> slice | list[int]:
-    """A view where they are neighbours."""
-    run = slice(heads[0], heads[-1] + 1)
-    return run if run.stop - run.start == len(heads) else list(heads)
+def _take(x_BLHD: Tensor, heads: Sequence[int]) -> Tensor:
+    """A view where they are neighbours; a list as an index would wait for the device."""
+    first, last = heads[0], heads[-1]
+    if list(heads) == list(range(first, last + 1)):
+        return x_BLHD[:, :, first : last + 1]
+    return torch.cat([x_BLHD[:, :, head : head + 1] for head in heads], dim=2)

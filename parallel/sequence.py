@@ -18,7 +18,7 @@ from torch import Tensor
 from ..kernels.attention import attend, attend_causal
 from ..kernels.blocks import Blocks
 from ..kernels.rope import rotate
-from ..models.protocol import AttendTokens, DiTState, WindowShape
+from ..models.protocol import DiTState, WindowShape
 from ..models.wan import WanDiT
 from .cache import WindowCache
 from .group import Group, GroupSpec
@@ -26,6 +26,7 @@ from .heads import Heads, to_heads, to_tokens
 from .ring import All, Causal, Listed, Sight, attend_ring
 from .shards import cut_window, own_part, share_heads, shift
 from .snapshot import Place
+from .sparse import WindowAttention
 
 # of a layer: who attends to whom, in the window's tokens and then the cached ones; none: all to all
 Lists = Callable[[int], Blocks | None]
@@ -102,7 +103,7 @@ class Share:
         layers: range,
         cache: WindowCache | None = None,
         lists: Lists = lambda layer: None,
-        attend_heads: AttendTokens | None = None,
+        attend_heads: WindowAttention | None = None,
         backend: str = "auto",
     ) -> DiTState:
         """As the model's, of this rank's part; every rank of the stage calls it.
@@ -113,8 +114,10 @@ class Share:
         assert attend_heads is None or self.ring.group is None
         window = SharedWindow(self, model, state, cache, lists, attend_heads, backend)
         state = model.run_layers(state, layers, None, window.attend)
+        listed = window.exchange_listed()
         for group in self._groups:
             group.settle()
+        window.weigh(listed)
         return state
 
     def head(self, model: WanDiT, state: DiTState) -> Tensor | None:
@@ -147,7 +150,7 @@ class SharedWindow:
         state: DiTState,
         cache: WindowCache | None,
         lists: Lists,
-        attend_heads: AttendTokens | None,
+        attend_heads: WindowAttention | None,
         backend: str,
     ) -> None:
         self._attend_heads, self._backend = attend_heads, backend
@@ -170,12 +173,16 @@ class SharedWindow:
             [rotary.all_LC[place.start : place.stop] for place in self._places[self._ring.rank]]
         )
         self._even = _even_heads(model.arch.num_heads, self._ulysses.num)
+        # not where ranks have unlike numbers of heads: kernels may sum in another order for these,
+        # and a render that goes on from a checkpoint knows no costs yet
+        self._by_cost = cache is None and model.arch.num_heads % self._ulysses.num == 0
+        self._dealt: dict[int, Heads] = {}  # by layer: heads whose lists follow from what is read
         latent = state.window.height * state.window.width
         self._causal = state.window.causal_latents * latent
         assert not (self._causal and any(cached)), "causal runs take no keys from elsewhere"
 
     def attend(self, layer: int, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-        blocks, heads, listed = self._lists(layer), self._even, None
+        blocks, heads, listed = self._lists(layer), self._heads(layer), None
         if blocks is not None:
             heads, listed = self._deal(blocks)
         group, rank = self._ulysses.group, self._ulysses.rank
@@ -208,6 +215,33 @@ class SharedWindow:
             return attend_causal(q_BLHD, k_BSHD, v_BSHD, self._causal)
         blocks = None if listed is None else listed.here
         return attend(q_BLHD, k_BSHD, v_BSHD, blocks, backend=self._backend)[0]
+
+    def exchange_listed(self) -> Tensor | None:
+        """By layer, what all heads have listed, in the order in which they were dealt; every rank
+        of an Ulysses line calls it. None where they do not differ or stay where they are."""
+        attention, group = self._attend_heads, self._ulysses.group
+        if attention is None or group is None or not self._by_cost or not attention.listed:
+            return None
+        mine = torch.stack([counts_BHR.sum((0, 2)) for counts_BHR in attention.listed.values()])
+        num = self._ulysses.num
+        return torch.cat(group.swap([mine] * num, [tuple(mine.shape)] * num), dim=1)
+
+    def weigh(self, listed: Tensor | None) -> None:
+        """From the next window on, heads are dealt by that."""
+        attention = self._attend_heads
+        if attention is None or listed is None:
+            return
+        for layer, row in zip(attention.listed, listed.tolist(), strict=True):
+            order = [head for theirs in self._dealt[layer] for head in theirs]
+            attention.weigh(layer, [cost for _, cost in sorted(zip(order, row, strict=True))])
+
+    def _heads(self, layer: int) -> Heads:
+        """Of every rank; where lists follow from queries and keys, by what these last cost."""
+        if self._attend_heads is None:
+            return self._even
+        costs = self._attend_heads.costs(layer) if self._by_cost else None
+        self._dealt[layer] = share_heads(costs, self._ulysses.num) if costs else self._even
+        return self._dealt[layer]
 
     def _deal(self, blocks: Blocks) -> Dealt:
         """A window that reads or leaves cached keys keeps the heads that they were made of."""

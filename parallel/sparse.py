@@ -3,6 +3,7 @@
 B batch, L queries, S keys, H heads, D channels of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -41,6 +42,8 @@ class SparseAttention:
     config: AttentionConfig
     num_layers: int  # of the whole model
     num_steps: int
+    # of every head, by pass and layer: tiles that it listed last
+    costs: dict[tuple[int, int], Sequence[float]] = field(default_factory=dict)
     _kept: dict[tuple[tuple[int, ...], int, int], Kept] = field(default_factory=dict)
 
     def order(self, task: Task) -> TokenOrder:
@@ -77,6 +80,7 @@ class WindowAttention:
     ) -> None:
         self._sparse, self._config = sparse, sparse.config
         self._shape, self._passing, self._expert = shape, passing, expert
+        self.listed: dict[int, Tensor] = {}  # by layer: how long lists are, where heads differ
         self._blocks = tuple(part.block for part in task.written)
         self._spans = task.spans
         # the noisiest block decides; a pass for keys and values alone is the last step
@@ -89,6 +93,14 @@ class WindowAttention:
     @property
     def backend(self) -> str:
         return self._config.backend
+
+    def costs(self, layer: int) -> Sequence[float] | None:
+        """Of every head, in the window before; none: they are not known to differ."""
+        return self._sparse.costs.get((self._passing, layer))
+
+    def weigh(self, layer: int, costs: Sequence[float]) -> None:
+        """What every head has listed, wherever it is."""
+        self._sparse.costs[self._passing, layer] = costs
 
     def lists(self, layer: int) -> Blocks | None:
         """Where they follow from places alone; none: every token sees every other."""
@@ -115,6 +127,8 @@ class WindowAttention:
         if builder == "pooled":
             config = self._config
             blocks = pooled(q_BLHD, k_BSHD, self._window(), config.keep, config.mass)
+            if config.mass is not None:
+                self.listed[layer] = blocks.counts_BHR
         else:
             blocks = self._static(q_BLHD.device)
         if builder.startswith("stale"):

@@ -14,7 +14,10 @@ from longreel.kernels import attention, attention_triton
 from longreel.kernels.attention import attend_reference
 from longreel.kernels.blocks import Blocks, even_starts
 from longreel.kernels.rope import rotate
+from longreel.parallel import sequence
 from longreel.parallel.cache import KeyValueCache
+from longreel.parallel.heads import to_heads
+from longreel.parallel.shards import cut_tokens, share_heads
 from longreel.parallel.sparse import SparseAttention
 from longreel.parallel.stage import Activation, Stage
 from longreel.parallel.tasks import Entry, Part, Task
@@ -233,6 +236,56 @@ def test_what_is_asked_to_compute_attention_does(model, builder, mesh):
     ):
         on_every_rank(*mesh, work)  # for this backend all keys are a list, too
     assert {asked for (_, asked), _ in chosen.call_args_list} == {"triton"}
+
+
+@pytest.mark.parametrize("ulysses", [2, 4])
+@torch.inference_mode()
+def test_heads_whose_lists_differ_are_dealt_by_what_they_listed_last(ulysses):
+    """Which changes no bit, as a render that goes on knows nothing of that."""
+    arch, layers = replace(T2V, num_heads=8, head_dim=12), range(2)
+    torch.manual_seed(0)
+    model = our_model(arch, diffusers_model(arch))
+    for layer in model.blocks.values():
+        layer.attn1.norm_q.weight[:36] *= 30  # three heads look at few keys
+    config = AttentionConfig(builder="pooled", tile=16, mass=0.5)
+    part = Part(block=0, start=0, stop=3, step=1, write=True)
+    at = Task(number=1, tick=1, parts=(part,), positions=(0, 1, 2))
+    g = torch.Generator().manual_seed(1)
+    inputs = torch.randn(1, 16, 3, 12, 10, generator=g), torch.tensor([[500.0]])
+    order = SparseAttention(config, len(layers), 5).order(at)
+    state = model.embed(*inputs, torch.zeros(1, 4, 24), order=order)
+
+    def attention(sparse):
+        return sparse.window(at, 0, state.window)
+
+    alone = attention(SparseAttention(config, len(layers), 5))
+    expected = model.head(model.run_layers(state, layers, attend_tokens=alone))
+    listed = {(0, layer): counts.sum((0, 2)).tolist() for layer, counts in alone.listed.items()}
+
+    @torch.inference_mode()
+    def work(share):
+        sparse = SparseAttention(config, len(layers), 5)
+
+        def run():
+            mine = share.take(state)
+            mine = share.run_layers(model, mine, layers, attend_heads=attention(sparse))
+            return share.head(model, mine)
+
+        return run(), dict(sparse.costs), run(), dict(sparse.costs)
+
+    with patch.object(sequence, "to_heads", side_effect=to_heads) as moved:
+        results = on_every_rank(1, ulysses, work)
+    dealt = [call.args[1] for call in moved.call_args_list]
+    assert all(before == after == listed for _, before, _, after in results)
+    first, _, again, _ = results[0]
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(again, first)
+    even = [tuple(run) for run in cut_tokens(8, ulysses, 1)]
+    for layer in layers:
+        by_cost = share_heads(listed[0, layer], ulysses)
+        assert by_cost != even
+        assert dealt.count(by_cost) == ulysses
+    assert dealt.count(even) == len(layers) * ulysses
 
 
 @torch.inference_mode()
