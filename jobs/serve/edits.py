@@ -10,7 +10,7 @@ from ..home.home import new_name
 from ..home.lock import Taken
 from .errors import ApiError
 from .files import AllFiles
-from .intake import Intake, Sender, said
+from .intake import STRIDE, Intake, Sender, said
 from .limits import Limits
 from .pace import longest_segment
 from .queue import Queue
@@ -139,4 +139,4 @@ def _frames(asked: ExtendRender, fps: int) -> int:
     if asked.seconds is None:
         assert asked.frames is not None
         return asked.frames
-    return 4 * max(1, round(asked.seconds * fps / 4))  # whole latents
+    return STRIDE * max(1, round(asked.seconds * fps / STRIDE))

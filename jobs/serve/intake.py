@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _GROUPS = ("video", "sampling", "blocks", "output")
 _OURS = ("video.last_image", "output.format")  # a file of the server's; what our segments are
-_STRIDE = 4  # frames that a latent stands for, in every model there is; the first stands for one
+STRIDE = 4  # frames that a latent stands for, in every model there is; the first stands for one
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _RETRIED_S = 120.0  # how long a request that is sent again counts as the same
 
@@ -211,7 +211,7 @@ class Intake:
 
 def frames_of(seconds: float, fps: int) -> int:
     """The nearest number of frames that whole latents make."""
-    return 1 + _STRIDE * max(0, round((seconds * fps - 1) / _STRIDE))
+    return 1 + STRIDE * max(0, round((seconds * fps - 1) / STRIDE))
 
 
 @contextmanager
