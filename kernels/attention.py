@@ -64,7 +64,7 @@ def attend(
     of the same queries on other keys, to be merged with this one; the result then has its type.
     choose.py decides what computes it.
     """
-    if not k_BSHD.shape[1]:
+    if not (q_BLHD.numel() and k_BSHD.shape[1]):  # of no queries ATen's kernel ends the process
         state = empty_state(q_BLHD, q_BLHD.dtype)
     elif blocks is None:
         state = _attend_all(q_BLHD, k_BSHD, v_BSHD, backend)

@@ -15,7 +15,7 @@ from longreel.kernels.attention import (
     empty_state,
     merge,
 )
-from longreel.kernels.blocks import Blocks, even_starts
+from longreel.kernels.blocks import Blocks, all_blocks, even_starts
 
 # of values of size 1, over a few hundred terms: float32 keeps 24 bits, seen 5e-7
 FP32 = {"atol": 2e-6, "rtol": 0.0}
@@ -148,6 +148,14 @@ def test_flex_attention_agrees_on_even_tiles():
     ours = attend(q, k, v, blocks)
     torch.testing.assert_close(ours[0], flex[0], **FP32)
     torch.testing.assert_close(ours[1], flex[1], **FP32)
+
+
+@pytest.mark.parametrize("blocks", [None, all_blocks(0, 11, torch.device("cpu"))])
+def test_no_queries_see_nothing(blocks):
+    q, k, v = _inputs(5, 11)
+    out, lse = attend(q[:, :0], k, v, blocks)
+    assert out.shape == q[:, :0].shape
+    assert lse.shape == (q.shape[0], q.shape[2], 0)
 
 
 def test_merged_parts_are_attention_to_all_keys():
