@@ -35,12 +35,24 @@ def choose_dense(device: torch.device, dtype: torch.dtype, channels: int, asked:
     if device.type == "cpu":
         return Choice("cpu-flash", "ATen's kernel, which returns the log-sum-exp")
     if dtype in _HALF and not channels % 8 and torch.cuda.get_device_capability(device) >= (8, 0):
-        if channels <= 128 and torch.backends.cudnn.enabled:
+        if channels > 128:
+            return Choice("flash", "cuDNN does not take these heads")
+        if torch.backends.cudnn.enabled:
             return Choice("cudnn", "on Hopper near FlashAttention 3")
-        return Choice("flash", "cuDNN does not take these heads")
+        _say_once(
+            "cuDNN is turned off in this process, so attention runs in FlashAttention 2, which is "
+            "slower on Hopper; set torch.backends.cudnn.enabled = True"
+        )
+        return Choice("flash", "cuDNN is turned off in this process")
     if dtype != torch.float64 and not channels % 8:
         return Choice("efficient", "the fused kernel of torch that takes float32 and older GPUs")
-    return Choice("definition", f"no fused kernel takes {dtype} with heads of {channels}")
+    kind = str(dtype).removeprefix("torch.")
+    why = f"no fused kernel takes {kind} with heads of {channels} channels"
+    _say_once(
+        f"{why}, so attention makes all scores at once, many times slower and in memory that grows "
+        "with the square of a window; set model.dtype=bfloat16, with heads of a multiple of 8"
+    )
+    return Choice("definition", why)
 
 
 def choose_lists(device: torch.device, asked: str) -> Choice:

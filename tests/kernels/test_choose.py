@@ -1,6 +1,7 @@
 """What is chosen, and what is said where something asked for is not there."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -49,6 +50,32 @@ def test_hopper_has_cudnns_for_the_models_and_others_where_that_does_not_fit(
     hopper, dtype, channels, name
 ):
     assert choose_dense(CUDA, dtype, channels, "auto").name == name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "cudnn", "said"),
+    [
+        (torch.bfloat16, 128, False, ["cuDNN is turned off"]),
+        (
+            torch.float64,
+            128,
+            True,
+            ["takes float64 with heads of 128 channels, so .*; set model.d"],
+        ),
+        (torch.bfloat16, 256, True, []),
+    ],
+)
+def test_what_is_slower_than_it_could_be_is_said_once(
+    hopper, monkeypatch, caplog, dtype, channels, cudnn, said
+):
+    choose._say_once.cache_clear()
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", cudnn)
+    with caplog.at_level(logging.WARNING, "longreel"):
+        whys = [choose_dense(CUDA, dtype, channels, "auto").why for _ in range(2)]
+    assert len(caplog.records) == len(said)
+    for record, pattern in zip(caplog.records, said, strict=True):
+        assert re.search(pattern, record.message)
+        assert record.message.startswith(whys[0])
 
 
 def test_flash_attn_asked_for_and_absent_is_an_error_with_the_way_out(without):
