@@ -72,7 +72,23 @@ def encode_prompts(
     dtype: torch.dtype,
     cache: Path | None,
 ) -> Tensor:
-    """(N, S, D) with zeros past each prompt's end, as Wan was trained.
+    """(N, S, D) with zeros past each prompt's end, as Wan was trained."""
+    each = embed_prompts(prompts, source, device=device, dtype=dtype, cache=cache)
+    embeddings_NSD = torch.zeros(len(each), source.text_len, source.text_dim, dtype=dtype)
+    for padded_SD, embedding in zip(embeddings_NSD, each, strict=True):
+        padded_SD[: len(embedding.rows_SD)] = embedding.rows_SD
+    return embeddings_NSD.to(device)
+
+
+def embed_prompts(
+    prompts: Sequence[str],
+    source: TextSource,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    cache: Path | None,
+) -> list[Embedding]:
+    """Each without zeros past its end, on the CPU.
 
     Every prompt goes through the encoder alone, so its embedding does not depend on the others. The
     encoder is loaded only for prompts that are not in `cache`, and released before this returns.
@@ -92,11 +108,7 @@ def encode_prompts(
         done = _encode_cached(unique, source, device, dtype, TextCache(cache))
     for embedding in done.values():
         _warn_of_lost_words(embedding, source.text_len)
-    embeddings_NSD = torch.zeros(len(texts), source.text_len, source.text_dim, dtype=dtype)
-    for padded_SD, text in zip(embeddings_NSD, texts, strict=True):
-        rows_SD = done[text].rows_SD
-        padded_SD[: len(rows_SD)] = rows_SD
-    return embeddings_NSD.to(device)
+    return [done[text] for text in texts]
 
 
 def _encode_cached(

@@ -90,12 +90,16 @@ class SequenceGroup:
         return parcel.opened()
 
     def _check(self, arch: WanArch, num_tokens: int) -> None:
-        if num_tokens % self._num:
-            raise ValueError(
-                f"run.sequence_ranks={self._num} cannot share {num_tokens} tokens evenly; set it "
-                "to a divisor of that, or change data.frames, data.height or data.width"
-            )
+        check_tokens(num_tokens, self._num)
         check_heads(arch, self._num)
+
+
+def check_tokens(num_tokens: int, num: int) -> None:
+    if num_tokens % num:
+        raise ValueError(
+            f"run.sequence_ranks={num} cannot share {num_tokens} tokens evenly; set it "
+            "to a divisor of that, or change data.frames, data.height or data.width"
+        )
 
 
 def check_heads(arch: WanArch, num: int) -> None:

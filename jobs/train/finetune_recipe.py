@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...configs.train_schema import TrainConfig
@@ -20,7 +20,7 @@ from ...models.vae_load import load_vae
 from ...models.wan import WanDiT
 from ...models.wan_load import load_dit
 from ...parallel.ulysses import SequenceGroup
-from .clips import read_clips
+from .clips import find_clips, read_clip
 from .export import write_transformer
 from .lora import adapter_state, add_lora, merged_state
 from .patterns import shifted
@@ -81,16 +81,17 @@ class FinetuneRecipe:
         else:
             self.dit.requires_grad_(True)
         self.model = FlowLoss(self.dit, group)
-        self._clips, self._no_text_SD = read_clips(config.finetune, config.data)
+        self._clips, self._no_text_SD = find_clips(config.finetune, config.data)
 
     def batch(self, step: int, rank: int, num_ranks: int) -> Batch:
         rng = np.random.Generator(np.random.PCG64([self._seed, step, rank]))
-        picked = [load_file(self._clips[i]) for i in rng.integers(len(self._clips), size=self._num)]
-        clip_BCTHW = torch.stack([clip["latents_CTHW"] for clip in picked])
+        numbers = rng.integers(len(self._clips), size=self._num)
+        latents, captions = zip(*map(self._read, numbers), strict=True)
+        clip_BCTHW = torch.stack(latents)
         dropped = rng.random(self._num) < self._finetune.drop_prompt
         texts = [
-            self._no_text_SD if drop else clip["text_SD"]
-            for drop, clip in zip(dropped, picked, strict=True)
+            self._no_text_SD if drop else text_SD
+            for drop, text_SD in zip(dropped, captions, strict=True)
         ]
         even, shift = rng.random(self._num), self._finetune.shift
         sigma_B = torch.from_numpy(shifted(even, shift)).float()
@@ -106,13 +107,12 @@ class FinetuneRecipe:
     def sheet(self) -> np.ndarray[Any, Any]:
         """The first clip, and what the model makes of it in one step from much noise."""
         device = next(self.dit.parameters()).device
-        clip = load_file(self._clips[0])
-        clip_BCTHW, text_BSD = clip["latents_CTHW"][None].to(device), clip["text_SD"][None]
+        clip_BCTHW, text_BSD = (tensor[None].to(device) for tensor in self._read(0))
         generator = torch.Generator().manual_seed(self._seed)
         noise_BCTHW = torch.randn(clip_BCTHW.shape, generator=generator).to(device)
         sigma_B = torch.tensor([_SHOWN_LEVEL])
         noisy_BCTHW = _mix(clip_BCTHW, noise_BCTHW, sigma_B)
-        velocity = self.model.velocity(noisy_BCTHW, sigma_B, text_BSD.to(device), alone=True)
+        velocity = self.model.velocity(noisy_BCTHW, sigma_B, text_BSD, alone=True)
         path = locate(self._finetune.checkpoint, "vae", "finetune.checkpoint")
         vae_arch = ARCHS[self._finetune.arch].vae
         vae = load_vae(path, vae_arch, device=device, dtype=torch.float32)
@@ -132,6 +132,9 @@ class FinetuneRecipe:
             save_file(adapter, folder / "pytorch_lora_weights.safetensors", {"format": "pt"})
             return
         write_transformer(merged_state(self.dit), self.dit.arch, folder / "transformer")
+
+    def _read(self, number: int) -> tuple[Tensor, Tensor]:
+        return read_clip(self._clips[number], self._finetune)
 
     @property
     def _num(self) -> int:

@@ -1,5 +1,6 @@
 """Recipes by name."""
 
+import math
 import os
 from pathlib import Path
 from shutil import which
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...configs.checks import check_name
 from ...configs.files import expand
-from ...configs.train_schema import TrainConfig
+from ...configs.train_schema import DataConfig, TrainConfig
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _check_arch(config: TrainConfig) -> None:
     """ValueError unless the checkpoint is there, whole, and of a kind that we can teach."""
     from ...models.arch import ARCHS
     from ...models.checkpoint import check_transformer
-    from ...parallel.ulysses import check_heads
+    from ...parallel.ulysses import check_heads, check_tokens
 
     finetune = config.finetune
     check_name("finetune.arch", finetune.arch, tuple(ARCHS), "the training")
@@ -209,8 +210,16 @@ def _check_arch(config: TrainConfig) -> None:
                 f"finetune.arch={finetune.arch} has them; set it to a multiple of {whole}"
             )
     check_heads(arch.dit, config.run.sequence_ranks)
+    check_tokens(_tokens(arch, config.data), config.run.sequence_ranks)
     reference, field = finetune.checkpoint, "finetune.checkpoint"
     check_transformer(reference, "transformer", arch.dit, finetune.arch, field)
+
+
+def _tokens(arch: "ModelArch", data: DataConfig) -> int:
+    """Of a clip."""
+    latents = 1 + (data.frames - 1) // arch.vae.time_stride
+    cells = (latents, data.height // arch.vae.space_stride, data.width // arch.vae.space_stride)
+    return math.prod(side // patch for side, patch in zip(cells, arch.dit.patch, strict=True))
 
 
 _RECIPES = {"vae": _vae, "dit": _dit, "live": _live, "finetune": _finetune}

@@ -1,9 +1,11 @@
 """A Wan-shaped checkpoint learns from a folder of clips, through the same loop."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
+import av
 import numpy as np
 import pytest
 import tiny_pipeline
@@ -30,6 +32,7 @@ from longreel.jobs.train.launch import train
 from longreel.jobs.train.recipes import prepare_recipe
 from longreel.models import arch as archs
 from longreel.models.checkpoint import check_transformer
+from longreel.models.text import TextSource, encode_prompts
 from longreel.models.wan_load import load_dit
 
 ARCH = tiny_pipeline.ARCHS["test-t2v"]
@@ -168,6 +171,95 @@ def test_clips_are_encoded_once_and_again_when_they_change(place, monkeypatch, t
     caption.write_text(before)
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer"])
+def test_a_checkpoint_that_is_replaced_encodes_clips_of_its_own(place, tmp_path, part):
+    """Its folder keeps its name: what another model has encoded is nothing that it knows."""
+    settings = config(place, tmp_path / "run")
+    copied = shutil.copytree(place / "checkpoint", tmp_path / "checkpoint")
+    settings = replace(
+        settings,
+        finetune=replace(settings.finetune, checkpoint=str(copied)),
+        data=replace(settings.data, cache=str(tmp_path / "cache")),
+    )
+    prepare_recipe(settings)
+    before = {path.name for path in (tmp_path / "cache").iterdir()}
+    (file,) = (
+        path
+        for path in (copied / part).iterdir()
+        if path.suffix == ".safetensors" or path.name == "tokenizer.json"
+    )
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    if part == "tokenizer":
+        data = file.read_bytes() + b" "
+    file.write_bytes(data)
+    prepare_recipe(settings)
+    after = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert len(after) == 2 * len(before) == 6
+
+
+def test_captions_are_kept_without_the_zeros_that_the_model_reads_past_them(place, tmp_path):
+    settings = config(place, tmp_path / "run")
+    prepare_recipe(settings)
+    recipe = FinetuneRecipe(settings)
+    source = TextSource(
+        encoder=place / "checkpoint/text_encoder",
+        tokenizer=place / "checkpoint/tokenizer",
+        text_len=ARCH.text_len,
+        text_dim=ARCH.dit.text_dim,
+    )
+    wanted = {
+        text.numpy().tobytes()
+        for text in encode_prompts(
+            ["a red cat a", "a red cat b", ""],
+            source,
+            device="cpu",
+            dtype=torch.float32,
+            cache=None,
+        )
+    }
+    batches = (recipe.batch(step, 0, 1) for step in range(20))
+    read = {text.numpy().tobytes() for batch in batches for text in batch["text_BSD"]}
+    assert read == wanted
+    for file in (place / "cache").iterdir():
+        text_SD = load_file(file)["text_SD"]
+        assert len(text_SD) < ARCH.text_len
+        assert (text_SD != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda video: video.write_bytes(b"not a video"), r"a\.mp4 cannot be read as a video \("),
+        (lambda video: video.write_bytes(b""), r"a\.mp4 cannot be read as a video \("),
+        (lambda video: save_sound(video), r"a\.mp4 cannot be read as a video \("),
+        (
+            lambda video: video.with_suffix(".txt").write_bytes(b"a caf\xe9"),
+            r"a\.txt is not UTF-8 \(.* at byte 5\)",
+        ),
+    ],
+)
+def test_a_clip_that_cannot_be_read_is_named(place, tmp_path, spoil, message):
+    folder = shutil.copytree(place / "clips", tmp_path / "clips")
+    (folder / "._a.mp4").write_bytes(b"what a Mac leaves beside a file")
+    (folder / "more.mp4").mkdir()
+    settings = config(place, tmp_path / "run")
+    settings = replace(settings, data=replace(settings.data, folder=str(folder)))
+    prepare_recipe(settings)
+    spoil(folder / "a.mp4")
+    with pytest.raises(ValueError, match=rf"^data\.folder={folder}: {message}"):
+        train(settings)
+
+
+def save_sound(path):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.rate = 44100
+        for frame in (silence, None):
+            file.mux(stream.encode(frame))
+
+
 def test_what_an_interruption_left_out_is_encoded_later(place):
     """The embedding of no prompt, though every clip is there."""
     settings = config(place, place / "unused")
@@ -222,6 +314,7 @@ def test_a_copy_leaves_the_other_ranks_alone(place):
         ({"arch": "test-i2v"}, r"finetune\.arch=test-i2v reads pictures"),
         ({"arch": "test-causal"}, r"finetune\.arch=test-causal sees no later latents"),
         ({"arch": "skyreels-v2-df-1.3b"}, r"skyreels-v2-df-1\.3b is told the frame rate"),
+        ({"sequence_ranks": 2}, r"run\.sequence_ranks=2 cannot share 27 tokens evenly"),
         ({"arch": "wan2.2-ti2v-5b", "height": 48}, r"data\.height=48 .* tokens of 32 pixels"),
     ],
 )
@@ -230,6 +323,10 @@ def test_what_cannot_be_learnt_from_is_refused(place, tmp_path, change, message,
     monkeypatch.setitem(archs.ARCHS, "test-causal", replace(ARCH, causal_latents=3))
     settings = config(place, tmp_path)
     arch = change.pop("arch", settings.finetune.arch)
+    if num := change.pop("sequence_ranks", 0):
+        shared = replace(settings.run, sequence_ranks=num, num_processes=num)
+        settings, change = replace(settings, run=shared), {"frames": 9, "height": 48, "width": 48}
+        monkeypatch.setattr(clips, "_encode", None)  # it is said before minutes of encoding
     finetune, data = replace(settings.finetune, arch=arch), replace(settings.data, **change)
     settings = replace(settings, finetune=finetune, data=data)
     with pytest.raises(ValueError, match=message):
