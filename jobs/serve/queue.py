@@ -40,6 +40,7 @@ CREATE TABLE renders (
 );
 CREATE INDEX renders_state ON renders (state, deadline_at);
 CREATE INDEX renders_client ON renders (client, number);
+CREATE INDEX renders_client_state ON renders (client, state);
 CREATE TABLE clients (client TEXT PRIMARY KEY, served INTEGER NOT NULL);
 """
 
@@ -269,11 +270,10 @@ class Queue:
                 self._places = {number: place for place, (number,) in enumerate(rows)}
             return self._places.get(record.number, 0)
 
-    def with_state(self, *states: State) -> list[Record]:
-        marks = ",".join("?" * len(states))
+    def with_state(self, state: State) -> list[Record]:
         with self._lock:
             rows = self._file.execute(
-                f"SELECT * FROM renders WHERE state IN ({marks}) ORDER BY number", states
+                "SELECT * FROM renders WHERE state = ? ORDER BY number", (state,)
             ).fetchall()
         return [_record(row) for row in rows]
 

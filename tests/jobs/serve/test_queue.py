@@ -181,6 +181,7 @@ def test_a_long_queue_and_a_long_history_cost_each_render_the_same(tmp_path):
         queue._file.set_progress_handler(count, 1)
         done = {"look": lambda: queue.overdue(5.0), "begin": lambda: queue.take_next(9, 1.0)}
         records, _ = queue.page("a", states=("queued",), limit=waiting)
+        done["watch"] = lambda: queue.page("a", states=("running",))  # as a page does each second
         done["list"] = lambda: [queue.place(record) for record in records]
         counts = {}
         for name, do in done.items():
