@@ -42,3 +42,19 @@ def test_the_picture_is_the_frame_in_the_middle(tmp_path, monkeypatch, frames, c
         shown = np.asarray(sheet).astype(int)
     assert np.abs(shown - int(shades[frames // 2])).max() <= 4  # of two codecs
     assert len(seen) <= 8, "those of one segment at most"
+
+
+def test_a_damaged_video_keeps_its_place_and_is_named(tmp_path, caplog):
+    bright = np.full((5, 32, 48, 3), 200, np.uint8)
+    videos = [save(tmp_path / f"{name}.mp4", bright) for name in "abcd"]
+    videos[1].write_bytes(videos[1].read_bytes()[:300])
+    videos[2].write_bytes(b"")
+    write_sheet(tmp_path / "sheet.jpg", videos)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        shown = np.asarray(sheet).astype(int)
+    assert shown.shape[:2] == (2 * 32, 2 * 48)
+    places = [shown[row : row + 32, column : column + 48] for row in (0, 32) for column in (0, 48)]
+    # away from the edges, where JPEG smears
+    assert [int(place[8:-8, 8:-8].mean()) > 100 for place in places] == [True, False, False, True]
+    said = [record.getMessage() for record in caplog.records]
+    assert [str(videos[i]) in line for i, line in zip((1, 2), said, strict=True)] == [True, True]
