@@ -24,15 +24,10 @@ class Blocks:
     even: bool = False  # all tiles of keys are known to be k_tile long, but a shorter last
 
     @staticmethod
-    def from_mask(
-        mask_BHRC: Tensor, q_starts: Tensor, k_starts: Tensor, longest: int | None = None
-    ) -> "Blocks":
-        """A mask of booleans; `longest` saves asking the device for the longest list."""
+    def from_mask(mask_BHRC: Tensor, q_starts: Tensor, k_starts: Tensor) -> "Blocks":
+        """Of a mask of booleans."""
         counts_BHR = mask_BHRC.sum(-1, dtype=torch.int32)
-        alike = False
-        if longest is None:
-            longest = int(counts_BHR.max()) if counts_BHR.numel() else 0
-            alike = bool((counts_BHR == longest).all())
+        longest = int(counts_BHR.max()) if counts_BHR.numel() else 0
         order = torch.sort(mask_BHRC.to(torch.uint8), dim=-1, descending=True, stable=True)
         return Blocks(
             q_starts=q_starts.to(torch.int32),
@@ -41,7 +36,7 @@ class Blocks:
             counts_BHR=counts_BHR,
             q_tile=_longest_tile(q_starts),
             k_tile=_longest_tile(k_starts),
-            alike=alike,
+            alike=bool((counts_BHR == longest).all()),
             even=is_even(k_starts),
         )
 
