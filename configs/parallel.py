@@ -63,8 +63,13 @@ class ParallelConfig:
         if each % self.ring:
             raise ValueError(
                 f"parallel.ring={self.ring} cannot cut parallel.gpus_per_stage={each} into groups "
-                f"of one size; set it to 1 (heads are exchanged), {each} (keys go round), or a "
-                "divisor between (both)"
+                "of one size; "
+                + (
+                    f"set it to 1 (heads are exchanged), {each} (keys go round), or a divisor "
+                    "between (both)"
+                    if each > 1
+                    else f"set parallel.gpus_per_stage={self.ring}, or leave it out"
+                )
             )
         if each > 1 and self.backend == "local":
             raise ValueError(

@@ -190,6 +190,10 @@ def test_every_line_of_devices_is_one_group(layout):
             r"ring=3 cannot cut parallel\.gpus_per_stage=4 into groups of one size; set it to 1 \(",
         ),
         (
+            {"ring": 2},
+            r"ring=2 cannot cut .*=1 .*; set parallel\.gpus_per_stage=2, or leave it out",
+        ),
+        (
             {"gpus_per_stage": 2, "backend": "local"},
             r"gpus_per_stage=2 would be ignored, as parallel\.backend=local .*backend=ray",
         ),
