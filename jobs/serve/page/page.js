@@ -14,6 +14,7 @@ let events = null;
 const rows = new Map(); // of the list, by id of their renders: one that is pressed must stay
 let looks = 0; // at the list; an answer may be overtaken by a later one
 let newest = 0;
+let away = ""; // why the last look came to nothing
 
 function say(text) {
   $("note").textContent = text;
@@ -62,7 +63,16 @@ async function open() {
     $("preset").append(new Option(name, name, false, name === session.preset));
   }
   await list();
-  setInterval(() => list().catch((error) => say(error.message)), 1000);
+  setInterval(look, 1000);
+}
+
+async function look() {
+  try {
+    await list();
+    if (away) say((away = "")); // what it says of another call stays
+  } catch (error) {
+    say((away = error.message));
+  }
 }
 
 async function list() {

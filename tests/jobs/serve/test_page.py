@@ -115,12 +115,26 @@ def test_what_is_being_made_is_shown_however_long_the_queue_behind_it_is(page, t
         queue.end(first, "failed", time.time(), {"code": "bug", "message": "for a test"})
         until(lambda: find(page, "#state").text, lambda text: text.startswith("failed: for a"))
         until(lambda: page.find_elements(By.CSS_SELECTOR, row), lambda found: not found)
+        page.get("about:blank")  # or it would go on to ask a server that is gone
 
 
 def test_the_page_has_no_errors_of_its_own(page):
     """Whatever Chromium has to complain about, such as a policy that stops a style."""
     log = [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
     assert log == []
+
+
+def test_that_a_server_is_away_is_said_as_long_as_it_is(page, tmp_path):
+    with open_app(tmp_path / "home") as app, on_a_port(app) as url:
+        page.get(url)
+        until(lambda: find(page, "#desk"), lambda desk: desk.is_displayed())
+        page.execute_script(
+            "window.kept = window.fetch; window.fetch = () => Promise.reject(new Error('away'))"
+        )
+        until(lambda: find(page, "#note").text, lambda text: text == "away")
+        page.execute_script("window.fetch = window.kept")
+        until(lambda: find(page, "#note").text, lambda text: text == "")
+        page.get("about:blank")
 
 
 def test_the_page_asks_for_a_token_and_keeps_none(page, tmp_path):
