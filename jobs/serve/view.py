@@ -1,7 +1,10 @@
 """A render as clients see it: what the queue, its folder and its process say, put together."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..home.segments import Segment
+from .errors import ApiError
 from .record import Record
 from .schemas import Failure, Links, Progress, RenderView, StageView
 
@@ -11,12 +14,10 @@ if TYPE_CHECKING:
 
 def view(context: "Context", record: Record) -> RenderView:
     request, live = record.request, context.keeper.live.get(record.render)
-    segments = context.files.segments(record.render)
+    segments, done, first = _made(context, record.render)
     frames = segments[-1].stop if segments else 0
-    done = context.files.of(record.render).done if segments else 0
     denoise = live.stages.get("denoise") if live else None
     started = record.started_at
-    first = context.files.of(record.render).first_segment_at() if segments else None
     base = f"/api/v1/renders/{record.render}"
     return RenderView(
         id=record.render,
@@ -65,6 +66,16 @@ def view(context: "Context", record: Record) -> RenderView:
             thumbnail=f"{base}/thumbnail",
         ),
     )
+
+
+def _made(context: "Context", render: str) -> tuple[Sequence[Segment], int, float | None]:
+    """Segments, frames that are as they will be, and since when there is one; nothing where its
+    files are gone, which they may be from one look to the next, or cannot be read."""
+    try:
+        files = context.files.of(render)
+        return files.segments(), files.done, files.first_segment_at()
+    except (ApiError, OSError):
+        return (), 0, None
 
 
 def fraction(record: Record, frames: int, steps: float) -> float:

@@ -25,6 +25,7 @@ import longreel
 from longreel.jobs.home.edits import extend
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve import routes_socket
+from longreel.jobs.serve.errors import ApiError
 from longreel.jobs.serve.pace import is_paced
 from longreel.jobs.serve.streams import pieces, segments_from
 from longreel.jobs.serve.warm_run import WarmRun
@@ -299,6 +300,22 @@ def test_a_video_that_was_sent_is_found_beside_others_whose_files_are_gone(opene
     assert answer.json()["remixed_from_video_id"] == render
     form["video"] = ("v", b"another")
     assert call(app, "POST", "/v1/videos/extensions", files=form).status_code == 422
+
+
+def test_a_list_is_given_while_the_files_of_a_render_in_it_are_removed(opened, monkeypatch):
+    app, render = opened(frames=9)
+    files, looks = app.state.context.files, []
+    find = files.of
+
+    def gone_after_one_look(id):
+        looks.append(id)
+        if len(looks) > 1:
+            raise ApiError(404, "files_gone", "its files are not here any more")
+        return find(id)
+
+    monkeypatch.setattr(files, "of", gone_after_one_look)
+    answer = call(app, "GET", "/api/v1/renders")
+    assert [one["id"] for one in answer.json()["data"]] == [render]
 
 
 def test_a_render_is_not_copied_or_removed_while_it_is_edited(opened):
