@@ -1,6 +1,9 @@
 """One request to one file, to a stream of frames, or to latents: what every entry point calls."""
 
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,9 +15,13 @@ from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.noise import check_seed
 from ..pipeline.plan import Plan, Request, make_plan
 from .cluster import open_backend
+from .home.durable import PART
 from .stream import FrameStream
 from .target import check_output, kept
 from .video import Video
+
+_ON_THE_WAY = ".longreel-"  # how names of folders begin that a file is made in
+_SURELY_HELD_S = 60.0  # after a process has made one
 
 
 def plan_render(
@@ -58,18 +65,34 @@ def check_file(plan: Plan, path: Path, home: Path | None = None, made: int = 0) 
 def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video:
     """Render to a file (or a folder of pictures), which appears when it is complete."""
     from .home.home import Home
+    from .home.lock import read_by_us
     from .home.record import RenderRun
 
     path = expand(output)
-    check_file(plan, path)
     whole = path.absolute()  # the working directory may change while a render runs
+    _sweep(whole.parent)
+    check_file(plan, path)
     # segments on the way, as for the command line, so that both write the same bytes
-    with TemporaryDirectory(prefix=".longreel-", suffix=".part", dir=whole.parent) as folder:
+    with (
+        TemporaryDirectory(prefix=_ON_THE_WAY, suffix=PART, dir=whole.parent) as folder,
+        read_by_us(Path(folder)),
+    ):
         render = Home(Path(folder)).create(plan)
         RenderRun(render, report).run()
         render.export(whole)
     video = plan.config.video
     return Video(path=path, config=plan.config, num_frames=video.frames, fps=video.fps)
+
+
+def _sweep(folder: Path) -> None:
+    """Without what processes that were killed have left there of theirs."""
+    from .home.lock import is_read
+
+    for left in folder.glob(f"{_ON_THE_WAY}*{PART}"):
+        with suppress(OSError):  # another has removed it, or it is another's
+            is_old = time.time() - left.stat().st_mtime > _SURELY_HELD_S
+            if is_old and is_read(left) is False:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def stream_chunks(plan: Plan, report: Report = quiet) -> FrameStream:

@@ -123,8 +123,8 @@ def read_by_us(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_read(folder: Path) -> bool:
-    """By any process."""
+def is_read(folder: Path) -> bool | None:
+    """By any process; none: its file system does not tell."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:  # removed meanwhile
@@ -134,7 +134,7 @@ def is_read(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return None
     finally:
         os.close(descriptor)
     return False

@@ -3,6 +3,7 @@
 import os
 import pwd
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import av
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import longreel
 from longreel.configs.load import load_config
 from longreel.jobs.home import durable
+from longreel.jobs.home.lock import read_by_us
 from longreel.jobs.metadata import metadata
 from longreel.jobs.render import plan_render, render_file
 from longreel.models import arch as archs
@@ -53,6 +55,17 @@ def spoil(folder, name, change):
     state = load_file(path)
     state[name] = change(state[name])
     save_file(state, path)
+
+
+def test_what_renders_that_were_killed_have_left_is_removed_by_the_next(tmp_path):
+    killed, held, fresh = (tmp_path / f".longreel-{name}.part" for name in "abc")
+    for left in (killed, held, fresh):
+        (left / "renders" / "one").mkdir(parents=True)
+        if left != fresh:
+            os.utime(left, (time.time() - 3600,) * 2)
+    with read_by_us(held):
+        render(tmp_path / "a.mp4")
+    assert {*tmp_path.iterdir()} == {held, fresh, tmp_path / "a.mp4"}
 
 
 def test_the_same_request_gives_the_same_bytes(tmp_path):
