@@ -64,6 +64,9 @@ class Share:
         self.ring, self.ulysses = Line.of(ring), Line.of(ulysses)
         self._groups = [group for group in (ring, ulysses) if group is not None]
         self.dealt: dict[Deal, Dealt] = {}  # the last few
+        # of every head, by pass and layer: what it listed last. Not with a stage: in the next epoch
+        # some of these are new, and all ranks must know the same
+        self.costs: dict[tuple[int, int], list[int]] = {}
 
     @property
     def num(self) -> int:
@@ -233,13 +236,15 @@ class SharedWindow:
             return
         for layer, row in zip(attention.listed, listed.tolist(), strict=True):
             order = [head for theirs in self._dealt[layer] for head in theirs]
-            attention.weigh(layer, [cost for _, cost in sorted(zip(order, row, strict=True))])
+            costs = [cost for _, cost in sorted(zip(order, row, strict=True))]
+            self._share.costs[attention.passing, layer] = costs
 
     def _heads(self, layer: int) -> Heads:
         """Of every rank; where lists follow from queries and keys, by what these last cost."""
         if self._attend_heads is None:
             return self._even
-        costs = self._attend_heads.costs(layer) if self._by_cost else None
+        key = self._attend_heads.passing, layer
+        costs = self._share.costs.get(key) if self._by_cost else None
         self._dealt[layer] = share_heads(costs, self._ulysses.num) if costs else self._even
         return self._dealt[layer]
 

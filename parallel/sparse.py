@@ -3,7 +3,6 @@
 B batch, L queries, S keys, H heads, D channels of a head.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -42,8 +41,6 @@ class SparseAttention:
     config: AttentionConfig
     num_layers: int  # of the whole model
     num_steps: int
-    # of every head, by pass and layer: tiles that it listed last
-    costs: dict[tuple[int, int], Sequence[float]] = field(default_factory=dict)
     _kept: dict[tuple[tuple[int, ...], int, int], Kept] = field(default_factory=dict)
 
     def order(self, task: Task) -> TokenOrder:
@@ -79,7 +76,7 @@ class WindowAttention:
         self, sparse: SparseAttention, task: Task, passing: int, shape: WindowShape, expert: int
     ) -> None:
         self._sparse, self._config = sparse, sparse.config
-        self._shape, self._passing, self._expert = shape, passing, expert
+        self._shape, self.passing, self._expert = shape, passing, expert
         self.listed: dict[int, Tensor] = {}  # by layer: how long lists are, where heads differ
         self._blocks = tuple(part.block for part in task.written)
         self._spans = task.spans
@@ -93,14 +90,6 @@ class WindowAttention:
     @property
     def backend(self) -> str:
         return self._config.backend
-
-    def costs(self, layer: int) -> Sequence[float] | None:
-        """Of every head, in the window before; none: they are not known to differ."""
-        return self._sparse.costs.get((self._passing, layer))
-
-    def weigh(self, layer: int, costs: Sequence[float]) -> None:
-        """What every head has listed, wherever it is."""
-        self._sparse.costs[self._passing, layer] = costs
 
     def lists(self, layer: int) -> Blocks | None:
         """Where they follow from places alone; none: every token sees every other."""
@@ -139,7 +128,7 @@ class WindowAttention:
         self, layer: int, q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, seen: Blocks
     ) -> Tensor:
         """By what was kept of the same window, if that is not too old."""
-        key, backend = (self._blocks, self._passing, layer), self._config.backend
+        key, backend = (self._blocks, self.passing, layer), self._config.backend
         kept = self._sparse.find(key)
         if (
             kept is not None
