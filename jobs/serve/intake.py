@@ -220,7 +220,7 @@ def said() -> Iterator[None]:
     try:
         yield
     except NoRoom as error:
-        raise ApiError(503, "no_room", str(error), headers={"retry-after": "60"}) from None
+        raise ApiError(503, "no_room", str(error), headers={"retry-after": "5"}) from None
     except ValueError as error:
         if (cause := error.__cause__) is not None and is_short(cause):
             raise cause from None  # no fault of the request
