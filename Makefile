@@ -12,6 +12,9 @@ video: .venv/installed
 	@mkdir -p videos
 	@$(BIN)/longreel render "$(PROMPT)" --preset shapes --frames 257 parallel.num_stages=2 -o videos/first.mp4
 
+# tests and the processes they start by the hundred import the same files, which are compiled once
+test-most test-ray: export PYTHONDONTWRITEBYTECODE =
+
 # tests over Ray mostly wait for processes that start, so the others run beside them
 test: .venv/installed-dev
 	@$(MAKE) --jobs 2 --output-sync=target test-most test-ray

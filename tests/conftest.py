@@ -8,6 +8,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import atexit
+import gc
 import shutil
 import signal
 import tempfile
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are collected: nothing of what is imported is garbage
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="longreel-tests-")  # where renders are kept
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
@@ -33,6 +35,11 @@ def pytest_collection_modifyitems(items):
     The cluster of two nodes comes last: it stays to the end, and a process has one at a time."""
     served = {item.path for item in items if "server" in item.fixturenames}
     items.sort(key=lambda item: ("two_nodes" in item.fixturenames, item.path not in served))
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ os.cpu_count = lambda: 1
 
 def stream(prompt, *more):
     settings = ["blocks.policy=dualparal", "blocks.size=2", "model.device=cpu", *more]
+    settings += ["video.height=32", "video.width=48"]
     return longreel.stream(prompt, preset="tiny", frames=65, overrides=settings)
 
 def frames(chunks):

@@ -1,9 +1,8 @@
 """Ranks that share a window's tokens learn what one rank learns from all of them."""
 
-import multiprocessing
-
 import pytest
 import torch
+from forked_ranks import forked_processes
 from ulysses_peer import ARCH, batch, build_loss, share, train_once
 
 from longreel.models.protocol import Modulation
@@ -15,9 +14,10 @@ from longreel.parallel.ulysses import check_heads
 @pytest.mark.parametrize(("num", "num_latents", "levels"), [(2, 4, 1), (2, 3, 2)])
 def test_loss_and_gradients_are_those_of_one_rank(num, num_latents, levels, tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    context = multiprocessing.get_context("spawn")
     peers = [
-        context.Process(target=share, args=(rank, num, tmp_path, num_latents, levels))
+        forked_processes(monkeypatch).Process(
+            target=share, args=(rank, num, tmp_path, num_latents, levels)
+        )
         for rank in range(num)
     ]
     for peer in peers:

@@ -32,6 +32,7 @@ _QUIET = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",  # nobody looks at what a node says of itself
     "OMP_NUM_THREADS": "1",
 }
 
@@ -69,12 +70,12 @@ def two_nodes():
 
 @contextmanager
 def _nodes(*nodes, **system):
-    memory = {"object_store_memory": 100 * 2**20}
+    every = {"object_store_memory": 100 * 2**20, "include_log_monitor": False}
     head = {"include_dashboard": False, "_system_config": system}
-    cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **memory, **head})
+    cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **every, **head})
     try:
         for node in nodes[1:]:
-            cluster.add_node(**node, **memory)
+            cluster.add_node(**node, **every)
         yield cluster
     finally:
         cluster.shutdown()
