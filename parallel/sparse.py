@@ -20,7 +20,9 @@ from ..kernels.tiles import Window
 from ..models.protocol import TokenOrder, WindowShape
 from .tasks import Task
 
-_Spans = tuple[tuple[int, int], ...]  # latents of a window and of what it reads, in the video
+# what a window must have in common with a later one that uses what was kept of it: the expert, the
+# latents in the video, also of what it reads, the order of tokens, and the shape of queries
+_Like = tuple[int, tuple[tuple[int, int], ...], TokenOrder, torch.Size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +30,7 @@ class Kept:
     """Of one layer and pass of the blocks that a window writes."""
 
     step: int  # when it was made
-    expert: int  # whose keys and values it is of
-    spans: _Spans
-    shape: torch.Size  # of the queries
+    like: _Like
     part: Rest | Residual
 
 
@@ -44,7 +44,7 @@ class SparseAttention:
     _kept: dict[tuple[tuple[int, ...], int, int], Kept] = field(default_factory=dict)
 
     def order(self, task: Task) -> TokenOrder:
-        """Of a window's tokens: the same at every step, as every layer and cache relies on it."""
+        """Of a window's tokens: the same in every layer, and for all that caches bring."""
         cached = bool(task.reads or task.stores)
         return TokenOrder(self.config.order, by_latent=cached, tile=self.config.tile)
 
@@ -130,11 +130,10 @@ class WindowAttention:
         """By what was kept of the same window, if that is not too old."""
         key, backend = (self._blocks, self.passing, layer), self._config.backend
         kept = self._sparse.find(key)
+        now = self._expert, self._spans, self._shape.order, q_BLHD.shape
         if (
             kept is not None
-            and kept.expert == self._expert
-            and kept.spans == self._spans
-            and kept.shape == q_BLHD.shape
+            and kept.like == now
             and 0 < self._step - kept.step < self._config.refresh
         ):
             steps = self._step - kept.step
@@ -143,8 +142,7 @@ class WindowAttention:
         published = self._config.builder == "stale-published"
         out_BLHD, part = refresh(q_BLHD, k_BSHD, v_BSHD, seen, rest, backend, published)
         if self._blocks and self._step + 1 < self._sparse.num_steps:
-            kept = Kept(self._step, self._expert, self._spans, q_BLHD.shape, part)
-            self._sparse.keep(key, kept)
+            self._sparse.keep(key, Kept(self._step, now, part))
         return out_BLHD
 
     def _static(self, device: torch.device) -> Blocks:

@@ -14,7 +14,7 @@ from longreel.models.protocol import TokenOrder
 from longreel.models.wan import WanDiT
 from longreel.parallel.sparse import SparseAttention
 from longreel.parallel.stage import Inputs, Stage
-from longreel.parallel.tasks import Part, Task
+from longreel.parallel.tasks import Entry, Part, Task
 from longreel.pipeline import backend as backends
 from longreel.pipeline.plan import describe
 from longreel.pipeline.plan_attention import make_sparse
@@ -148,7 +148,7 @@ def test_what_is_kept_is_let_go_with_its_block():
 
 
 @torch.inference_mode()
-def test_what_one_expert_saw_is_nothing_to_the_other():
+def test_what_another_expert_saw_or_tokens_in_another_order_is_not_merged():
     arch = TINY["test-blocks"].dit
     experts = [WanDiT(arch).eval() for _ in range(2)]
     config = AttentionConfig(builder="stale", tile=16, dense_steps=0.0)
@@ -157,9 +157,9 @@ def test_what_one_expert_saw_is_nothing_to_the_other():
     def velocities(*steps):
         sparse = SparseAttention(config, arch.num_layers, 10)
         stage = Stage(experts.__getitem__, range(arch.num_layers), sparse)
-        for step, expert in steps:
+        for step, expert, stores in steps:
             part = Part(block=0, start=0, stop=3, step=step, write=True)
-            task = Task(number=step, tick=step, parts=(part,), positions=(0, 1, 2))
+            task = Task(number=step, tick=step, parts=(part,), positions=(0, 1, 2), stores=stores)
             inputs = Inputs(
                 latents_BCTHW=latents + step,
                 timesteps_BT=torch.tensor([[500.0]]),
@@ -171,11 +171,11 @@ def test_what_one_expert_saw_is_nothing_to_the_other():
             )
             yield stage.head(stage.run(task, stage.embed(task, inputs, 0)))[0]
 
-    *_, after_the_other = velocities((1, 0), (2, 1))
-    *_, after_its_own = velocities((1, 1), (2, 1))
-    (at_first,) = velocities((2, 1))
-    assert torch.equal(after_the_other, at_first)
-    assert not torch.equal(after_its_own, at_first)
+    left = (Entry(block=0, step=1, start=0, stop=1),)  # keys: then each latent's tokens are apart
+    (at_first,) = velocities((2, 1, ()))
+    for before, merged in (((1, 1, ()), True), ((1, 0, ()), False), ((1, 1, left), False)):
+        *_, ours = velocities(before, (2, 1, ()))
+        assert torch.equal(ours, at_first) != merged
 
 
 def _shape(task, sparse):
