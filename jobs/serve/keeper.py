@@ -115,8 +115,13 @@ class Keeper:
         self._changed(record, "dropped")
 
     def resume(self, record: Record) -> None:
-        self._queue.resume(record.render, time.time())
-        self._changed(record, "queued")
+        """One that is yet to stop goes on at once, or as soon as it has stopped."""
+        if record.state == "running":
+            self._queue.ask(record.render, "")
+            self._changed(record, "resumed")
+        else:
+            self._queue.resume(record.render, time.time())
+            self._changed(record, "queued")
 
     async def change_prompt(self, render: str, prompt: str, asked: int | None = None) -> bool:
         """ApiError unless the worker has taken it. `asked` is the reader's number for it; whether

@@ -52,8 +52,7 @@ WHERE r.state = 'queued' AND r.client NOT IN
 ORDER BY r.priority DESC, COALESCE(c.served, 0), r.number LIMIT 1
 """
 
-_QUEUED = "state = CASE state WHEN 'running' THEN 'running' ELSE 'queued' END"
-_ANEW = f"{_QUEUED}, wish = '', attempts = 0, ended_at = NULL, error = NULL"
+_ANEW = "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL"
 
 
 class KeyReusedError(ValueError):
@@ -220,8 +219,8 @@ class Queue:
         self._update(render, "state = 'queued', wish = '', attempts = ?", attempts)
 
     def resume(self, render: str, now: float) -> None:
-        """One that is paused, or was to be over, waits for its turn as if it had not ended, or once
-        it has come to its stop; a deadline that has passed is none any more."""
+        """One that is paused, or was to be over, waits for its turn as if it had not ended; a
+        deadline that has passed is none any more."""
         deadline = "deadline_at = CASE WHEN deadline_at >= ? THEN deadline_at END"
         self._update(render, f"{_ANEW}, {deadline}", now)
 

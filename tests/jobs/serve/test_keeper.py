@@ -306,6 +306,7 @@ def test_a_render_that_is_yet_to_stop_goes_on_when_it_is_told_to(tmp_path, start
         assert (await http.post(f"{path}/resume")).status_code == 409
         worker.news.put_nowait({"event": "over", "how": "stopped"})
         await until(lambda: [do for do, _ in worker.told].count("run") == 2)
+        assert (await http.get(path)).json()["attempts"] == 1
 
     play(tmp_path, part)
 

@@ -127,17 +127,6 @@ def test_what_was_added_is_there_after_a_kill(tmp_path):
     queue.close()
 
 
-@pytest.mark.parametrize("wish", ["pause", "cancel"])
-def test_one_that_is_yet_to_stop_is_told_to_go_on(queue, wish):
-    queue.add(new("x", deadline_at=5.0), 0.0)
-    queue.take_next(1, 1.0)
-    queue.ask("x", wish)
-    queue.resume("x", 9.0)
-    record = queue.get("x")
-    assert (record.state, record.wish, record.deadline_at) == ("running", "", None)
-    assert order(queue) == []  # nobody else may begin it before its process has stopped
-
-
 def test_a_home_has_one_server(queue, tmp_path):
     with pytest.raises(ValueError, match="served by another longreel"):
         Queue(tmp_path / "queue.sqlite3")
