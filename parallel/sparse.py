@@ -81,7 +81,7 @@ class WindowAttention:
         self._blocks = tuple(part.block for part in task.written)
         self._spans = task.spans
         # the noisiest block decides; a pass for keys and values alone is the last step
-        self._step = min((part.step for part in task.written), default=sparse.num_steps)
+        self._step = min((part.step for part in task.written), default=sparse.num_steps - 1)
 
     @property
     def reads_inputs(self) -> bool:

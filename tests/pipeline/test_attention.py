@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 from tiny_blocks import ARCHS as TINY
+from tiny_blocks import POLICIES
 from tiny_wan import T2V, TEXT_DIM, diffusers_model, our_model, run
 
 from longreel.configs.attention import AttentionConfig
@@ -117,10 +118,13 @@ def test_a_disc_may_be_of_any_size():
     assert torch.equal(huge, _latents(*_sparse("local", "attention.radius=99")))
 
 
-def test_a_share_of_one_leaves_everything_dense():
-    assert torch.equal(
-        _latents(*_sparse("radial", "attention.dense_steps=1.0")), _latents()
-    )  # radial's order is the raster: the same bits
+@pytest.mark.parametrize("policy", ["whole", "causal"])
+def test_a_share_of_one_leaves_everything_dense(policy):
+    blocks = [f"blocks.policy={policy}", *POLICIES[policy]]
+    dense = _latents(*blocks, frames=25)
+    share = _sparse("radial", "attention.dense_steps=1.0")
+    # radial's order is the raster: the same bits, also of passes for keys and values alone
+    assert torch.equal(_latents(*blocks, *share, frames=25), dense)
 
 
 def test_published_shares_count_first_steps_and_layers():
