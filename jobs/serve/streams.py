@@ -90,7 +90,8 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
         number = 1
         facts = {"render": record.render, "created_at": record.created_at}
         yield _event("admitted", facts, 1)
-    shown, moving, attempt = "", set[str](), None
+    shown, attempt = "", None
+    due = behind = -1  # the block to be told next, and the one after those begun; unknown yet
     while True:
         current = context.queue.get(record.render)
         if current is None or current.over:
@@ -106,12 +107,15 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
             yield _event(state, {"render": record.render, "error": error}, number)
             return
         status = context.status(current)
-        in_flight = status.view.progress.in_flight.keys()
+        in_flight = [int(block) for block in status.view.progress.in_flight]
         if attempt is not (attempt := context.keeper.live.get(record.render)):
-            moving = set()  # what another process was at
-        for block in sorted(moving - in_flight, key=int):
-            yield f"event: block\ndata: {json.dumps({'block': int(block)})}\n\n"
-        moving = set(in_flight)
+            due = behind = -1  # of what another process was at nothing is known
+        behind = max(in_flight, default=behind - 1) + 1
+        first = min(in_flight, default=behind)
+        # they end in order: those that have come and gone since the last look are told as well
+        for block in range(due, first) if due >= 0 else ():
+            yield f"event: block\ndata: {json.dumps({'block': block})}\n\n"
+        due = max(due, first)
         if status.progress != shown:
             yield f"event: progress\ndata: {status.progress}\n\n"
             shown, beat = status.progress, 0.0
