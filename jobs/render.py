@@ -35,6 +35,11 @@ def plan_render(
     overrides: Sequence[str] = (),
 ) -> Plan:
     """A request in the words people use, checked; nothing is loaded."""
+    if isinstance(overrides, str):
+        raise ValueError(
+            f"overrides={overrides!r} is one text, and each of its letters would be an override; "
+            f"give a list: overrides=[{overrides!r}]"
+        )
     if frames is not None:
         _check_once(frames, overrides)
         overrides = [*overrides, f"video.frames={frames}"]

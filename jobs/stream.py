@@ -1,5 +1,6 @@
 """Frames of a render as they become final, and what can be said to it meanwhile."""
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -17,8 +18,15 @@ class FrameStream(Iterator[Chunk]):
         self._chunks = generator.chunks()
         self._reading = threading.RLock()
         self._is_closed = False
+        self._process = 0  # that it was begun in
 
     def __next__(self) -> Chunk:
+        self._process = self._process or os.getpid()
+        if self._process != os.getpid():  # a fork of that one, where nobody makes any frames
+            raise ValueError(
+                "this stream was begun in another process, so no frame of it will come here; read "
+                "it there and send the frames, or begin it in this process"
+            )
         with self._reading:
             if self._is_closed:
                 raise StopIteration

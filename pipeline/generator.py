@@ -97,7 +97,7 @@ class Generator:
             begun = start.chain.walk.next_block
             seen = max(seen, begun, start.decoded, *(block + 1 for block in start.clean))
         self._telling = threading.Lock()
-        self._has_begun = False
+        self._has_begun = self._is_over = False
         self._maker = 0  # thread that makes the chain
         self._ready = threading.Event()  # there is a chain, or there will be none
         self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
@@ -128,6 +128,7 @@ class Generator:
             ) as blocks,
         ):
             for moved, arrays in blocks:
+                latents_BCTHW = moved.latents_BCTHW.clone()  # the reader's: later blocks read those
                 for decoded in self._decoding(arrays):
                     if isinstance(decoded, DecoderState):
                         self._keeper.add_decoder(moved.block, start, decoded)
@@ -136,7 +137,7 @@ class Generator:
                         block=moved.block,
                         start=start,
                         frames=decoded,
-                        latents_BCTHW=moved.latents_BCTHW,
+                        latents_BCTHW=latents_BCTHW,
                     )
                     start += len(decoded)
                     self._report("decode", start, total)
@@ -152,6 +153,8 @@ class Generator:
                 self._prompts[self._seen] = prompt
                 return self._seen
         chain = self._wait_for_chain()
+        if self._is_over:
+            raise ValueError("the render is over, so no block is left for another prompt")
         assert self._backend is not None
         return chain.change_text(self._texts(self._backend, [prompt])[0])
 
@@ -189,6 +192,7 @@ class Generator:
                     backend.given_up.set()
                 yield backend
         finally:
+            self._is_over = True
             self._ready.set()
 
     def _make_chain(self, backend: Backend) -> Chain:

@@ -1,5 +1,6 @@
 """A generator that runs ahead in a thread of its own, by a bounded number of items."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -16,7 +17,7 @@ def run_ahead(
 
     Whatever `items` raises is raised here, in its place. Closing this generator closes `items` as
     soon as it has made the item it is at, and joins the thread; `on_close` may make it give up
-    sooner.
+    sooner. So does the end of the process: a thread in the midst of C++ would abort it then.
     """
     ready: queue.Queue[tuple[T, ...] | BaseException] = queue.Queue(maxsize=most)
     stopped = threading.Event()
@@ -29,7 +30,7 @@ def run_ahead(
                 continue  # the reader takes its time
 
     def work() -> None:
-        end: tuple[T, ...] | BaseException = ()
+        last: tuple[T, ...] | BaseException = ()
         try:
             for item in items:
                 put((item,))
@@ -37,10 +38,16 @@ def run_ahead(
                     break
             items.close()
         except BaseException as error:  # handed to the reader, whatever it is
-            end = error
-        put(end)
+            last = error
+        put(last)
+
+    def end() -> None:
+        stopped.set()
+        on_close()
+        thread.join()
 
     thread = threading.Thread(target=work, name="longreel-run-ahead", daemon=True)
+    atexit.register(end)
     thread.start()
     try:
         while True:
@@ -51,6 +58,5 @@ def run_ahead(
                 return
             yield outcome[0]
     finally:
-        stopped.set()
-        on_close()
-        thread.join()
+        atexit.unregister(end)
+        end()

@@ -2,6 +2,8 @@
 
 import os
 import pwd
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -190,6 +192,60 @@ def test_a_bad_request_is_refused_by_the_call_itself(
 def test_two_numbers_of_frames_are_one_too_many():
     with pytest.raises(ValueError, match=r"^frames=9 and video\.frames=5 are both.*leave one out"):
         plan_render("a cat", frames=9, overrides=["video.frames=5"])
+
+
+def test_a_single_override_that_is_no_list_is_refused():
+    with pytest.raises(ValueError, match=r"give a list: overrides=\['sampling\.steps=3'\]"):
+        longreel.stream("a cat", overrides="sampling.steps=3")
+
+
+def test_what_is_done_to_a_chunk_changes_nothing_that_comes():
+    more = "blocks.policy=dualparal", "blocks.size=2", "video.frames=33"
+    whole, seen = frames_of(*more), []
+    for chunk in longreel.stream("a cat", overrides=[*SMALL, *more]):
+        seen.append(chunk.frames.copy())
+        chunk.frames[:] = 0
+        chunk.latents_BCTHW.zero_()  # which later blocks attend to
+    assert np.array_equal(np.concatenate(seen), whole)
+
+
+def test_a_stream_is_read_in_the_process_that_began_it(monkeypatch):
+    with longreel.stream("a cat", overrides=SMALL) as stream:
+        next(stream)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)  # as in a fork, where no thread goes on
+            with pytest.raises(ValueError, match="was begun in another process"):
+                next(stream)
+        next(stream)
+
+
+def test_what_runs_ahead_ends_before_its_program_does():
+    """In the midst of a step, a thread that goes on aborts the end of Python."""
+    program = """
+import threading
+from longreel.pipeline.overlap import run_ahead
+def items():
+    try:
+        yield 1
+        over.wait(60)
+        yield 2
+    finally:
+        print("closed")
+over = threading.Event()
+ahead = run_ahead(items(), most=1, on_close=over.set)
+next(ahead)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
+
+
+def test_a_prompt_for_a_render_that_is_over_is_refused():
+    stream = longreel.stream("a cat", overrides=SMALL)
+    assert len([*stream]) > 1
+    stream.stop()
+    with pytest.raises(ValueError, match="is over, so no block is left"):
+        stream.set_prompt("a dog")
 
 
 def test_a_stream_is_closed_from_any_thread():
