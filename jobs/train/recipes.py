@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ...configs.checks import check_name
 from ...configs.files import expand
 from ...configs.train_schema import DataConfig, TrainConfig
+from ...configs.train_small import VaeTraining
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from ...models.arch import ModelArch
+    from ...models.arch import ModelArch, VaeArch
     from .latents import LatentClips
 
 
@@ -32,6 +33,8 @@ def prepare_recipe(config: TrainConfig) -> None:
     """What is done once, before any process of the run starts."""
     device = device_type(config)
     _check_compiler(config, device)
+    if config.recipe == "vae":
+        _vae_start(config)
     if config.recipe in ("dit", "live"):
         _clips(config)  # by one process, for all
     if config.recipe == "finetune":
@@ -57,12 +60,10 @@ def _check_compiler(config: TrainConfig, device: str) -> None:
         )
 
 
-def _vae(config: TrainConfig) -> Recipe:
+def _vae_arch(vae: VaeTraining) -> "VaeArch":
     from ...models.arch import VaeArch
-    from .vae_recipe import Phase, VaeRecipe
 
-    vae = config.vae
-    arch = VaeArch(
+    return VaeArch(
         base_dim=vae.base_dim,
         z_dim=vae.z_dim,
         dim_mult=vae.dim_mult,
@@ -70,16 +71,33 @@ def _vae(config: TrainConfig) -> Recipe:
         patch=None if vae.patch == 1 else vae.patch,
         space_stride=vae.space_stride,
     )
+
+
+def _vae_start(config: TrainConfig) -> Path | None:
+    """ValueError unless it is there, whole, and this VAE."""
+    from ...models.vae_load import check_vae
+
+    if not config.vae.start:
+        return None
+    start = _folder("vae.start", config.vae.start, "shapes-vae")
+    check_vae(start, _vae_arch(config.vae))
+    return start
+
+
+def _vae(config: TrainConfig) -> Recipe:
+    from .vae_recipe import Phase, VaeRecipe
+
+    vae = config.vae
     columns = (vae.until, vae.clips, vae.frames, vae.long_frames, vae.crop)
     return VaeRecipe(
-        arch,
+        _vae_arch(vae),
         seed=config.run.seed,
         phases=[
             Phase(until=until, clips=clips, frames=frames, long_frames=long, crop=crop)
             for until, clips, frames, long, crop in zip(*columns, strict=True)
         ],
         mix=vae,
-        start=expand(vae.start) if vae.start else None,
+        start=_vae_start(config),
     )
 
 
@@ -102,8 +120,19 @@ def _dit(config: TrainConfig) -> Recipe:
 
 
 def _dit_start(config: TrainConfig) -> Path | None:
-    start = config.dit.start
-    return _folder("dit.start", start, "shapes") if start else None
+    dit = config.dit
+    return _whole_model("dit.start", dit.start, dit.arch) if dit.start else None
+
+
+def _whole_model(field: str, value: str, arch: str) -> Path:
+    """ValueError unless the DiT is there, whole, and of this kind, and so are its words."""
+    from ...models.checkpoint import check_transformer, locate
+
+    folder = _folder(field, value, "shapes")
+    check_transformer(str(folder), "transformer", _arch(field, arch).dit, arch, field)
+    for part in ("text_encoder", "tokenizer"):
+        locate(str(folder), part, field)
+    return folder
 
 
 def _live(config: TrainConfig) -> Recipe:
@@ -136,7 +165,7 @@ def _source(config: TrainConfig) -> tuple["ModelArch", Path]:
             f"live.clip_latents={live.clip_latents}, so no clip holds such a window; make chunks "
             f"{live.clip_latents // arch.causal_latents} at most, or clips longer"
         )
-    return arch, _folder("live.start", live.start, "shapes")
+    return arch, _whole_model("live.start", live.start, live.arch)
 
 
 def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:

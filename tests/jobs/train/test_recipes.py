@@ -14,6 +14,10 @@ from longreel.jobs.train.launch import train
         ("shapes", ["dit.vae={tmp}", "dit.arch=shpes"], r"^dit\.arch=shpes.*shapes"),
         ("shapes", ["dit.start={tmp}/none"], r"^dit\.start=.*/none.*longreel train shapes"),
         ("shapes-live", ["live.start={tmp}/none"], r"^live\.start=.*longreel train shapes"),
+        ("shapes", ["dit.start={tmp}"], r"^dit\.start=.* has no transformer"),
+        ("shapes-live", ["live.start={tmp}"], r"^live\.start=.* has no transformer"),
+        ("shapes-decoder", ["vae.start={tmp}/none"], r"^vae\.start=.*/none is no folder"),
+        ("shapes-decoder", ["vae.start={tmp}"], r" holds no weights"),
         (
             "shapes-live",
             ["live.start={tmp}", "live.arch=shapes"],
