@@ -19,7 +19,7 @@ def check_pictures(request: "Request", arch: ModelArch) -> None:
         if request.image is not None or last:
             field, value = ("image", request.image) if request.image else ("video.last_image", last)
             raise ValueError(
-                f"{field}={value} would be ignored: model.arch={name} takes a prompt alone; "
+                f"{field}={value} would be ignored: model.arch={name} takes a prompt alone here; "
                 "leave it out, or choose an image-to-video preset (see `longreel presets`)"
             )
     elif arch.image == "channels" and request.image is None:
