@@ -176,7 +176,6 @@ def _check_steps(attention: AttentionConfig, tasks: Sequence[Task], steps: int) 
     """ValueError where no step would use what an earlier one has kept."""
     asked = f"attention.builder={attention.builder} keeps what a window saw for its next steps"
     dense = _first(attention.dense_shares[0], steps)
-    tasks = list(tasks)
     if not _windows_stay(tasks, 0, steps):
         raise ValueError(
             f"{asked}, and with this blocks.policy and sampling.steps={steps} no window stays the "
