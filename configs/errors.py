@@ -1,5 +1,9 @@
 """What an error says, in a line, and whether it is a want of memory."""
 
+# of a CPU torch has no kind of its own; a GPU's is for its allocator alone, and what asks the
+# driver (a context, a handle of cuBLAS or cuDNN, NCCL's buffers) says so in words
+_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+
 
 def first_line(error: BaseException) -> str:
     """Its kind, where it says nothing."""
@@ -9,6 +13,7 @@ def first_line(error: BaseException) -> str:
 
 def is_memory(error: BaseException) -> bool:
     """Whether memory did not suffice, on whatever device: torch's, Ray's, NumPy's and Python's
-    errors; of a CPU torch has none of its own."""
+    errors."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or "allocate memory" in str(error)
+    said = str(error)
+    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or any(it in said for it in _MEMORY)
