@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tiny_blocks import overrides
 
-from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.cluster import connect
 from longreel.jobs.render import plan_render
 from longreel.jobs.serve.warm import WarmBackends
@@ -41,7 +40,7 @@ def backend(request):
         # actors give back what they free at once: glibc would keep some of a decoder's buffers for
         # the next frame, now more and now less, up to 4 % of all
         patch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
-        disconnect = connect(ParallelConfig(num_stages=2))
+        disconnect = connect("local")
         yield request.param
         disconnect()
 
