@@ -124,6 +124,19 @@ class LocalChain:
         wanted: Wanted = never,
         seen: int = 0,
     ) -> Generator[Done | Snapshot]:
+        try:
+            yield from self._run(schedule, start, limit, wanted, seen)
+        finally:
+            self._stages = self._unconditional = ()  # and with them the weights
+
+    def _run(
+        self,
+        schedule: Schedule,
+        start: Snapshot | None,
+        limit: int | None,
+        wanted: Wanted,
+        seen: int,
+    ) -> Generator[Done | Snapshot]:
         begin = self._restore(start) if start else WalkState()
         self._admission.resume(begin.next_block, limit, seen)
         self._windows.admit(seen)

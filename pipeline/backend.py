@@ -67,7 +67,8 @@ class LocalBackend:
         self._shelf = shelf or Shelf(keep=False)
         self.stages: tuple[Stage, ...] = ()  # of the conditional branch, once there is a chain
         self.given_up = threading.Event()
-        codec = Codec(plan, self._shelf)
+        self._busy_s: list[float] = []  # once it is over
+        self._codec = codec = Codec(plan, self._shelf)
         self.texts = codec.texts
         self.condition = codec.condition
         self.decode = codec.decode
@@ -92,10 +93,12 @@ class LocalBackend:
         pass
 
     def busy_s(self) -> list[float]:
-        return [stage.busy_s for stage in self.stages]
+        return [stage.busy_s for stage in self.stages] or self._busy_s
 
     def close(self) -> None:
-        pass
+        """What is on no shelf goes now: whoever has rendered may be held for long."""
+        self._busy_s, self.stages = self.busy_s(), ()
+        self._codec.close()
 
 
 class GivenUp(Exception):  # noqa: N818 -- nobody's error: nobody waits for it any more

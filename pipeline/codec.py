@@ -79,9 +79,11 @@ class Codec:
         self._num_frames = num_frames
 
     def close(self) -> None:
-        """What others of its kind exchange with it."""
+        """The VAE, and what others of its kind exchange with it."""
         if self._tiles is not None:
             self._tiles.close()
+        for part in ("_decoder", "_vae"):
+            vars(self).pop(part, None)
 
     def share_tiles(self, edges: TileEdges) -> None:
         """Before the first latent: this is one of several that decode the same."""

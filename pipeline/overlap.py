@@ -40,6 +40,7 @@ def run_ahead(
         except BaseException as error:  # handed to the reader, whatever it is
             last = error
         put(last)
+        del last  # its trace holds this frame, and with those below it a model: a ring of garbage
 
     def end() -> None:
         stopped.set()
@@ -53,7 +54,10 @@ def run_ahead(
         while True:
             outcome = ready.get()
             if isinstance(outcome, BaseException):
-                raise outcome
+                try:
+                    raise outcome
+                finally:
+                    del outcome  # as above
             if not outcome:
                 return
             yield outcome[0]

@@ -1,17 +1,21 @@
 """A request becomes the same frames every time, and one that fails leaves nothing behind."""
 
+import gc
 import os
 import pwd
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import av
 import numpy as np
 import pytest
 import tiny_pipeline
+import torch
 from command import SMALL, files_in, forbid_loading
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -23,7 +27,9 @@ from longreel.jobs.home.lock import read_by_us
 from longreel.jobs.metadata import metadata
 from longreel.jobs.render import plan_render, render_file
 from longreel.models import arch as archs
+from longreel.pipeline import parts
 from longreel.pipeline.errors import RenderError
+from longreel.pipeline.overlap import run_ahead
 from longreel.pipeline.plan import Request
 
 
@@ -240,12 +246,62 @@ next(ahead)
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
 
 
+def test_an_error_holds_nothing_once_it_is_dealt_with():
+    """Where memory did not suffice the next attempt begins at once: it would find all that this
+    one held of a GPU, until somebody looks for garbage."""
+    held = []
+
+    def items():
+        model = torch.nn.Linear(1, 1)
+        held.append(weakref.ref(model))
+        yield 1
+        raise torch.OutOfMemoryError
+
+    gc.collect()
+    gc.disable()
+    try:
+        with closing(run_ahead(items(), most=1)) as ahead:
+            assert next(ahead) == 1
+            assert held[0]() is not None
+            try:
+                next(ahead)
+            except torch.OutOfMemoryError:
+                ended = True
+        assert ended
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
 def test_a_prompt_for_a_render_that_is_over_is_refused():
     stream = longreel.stream("a cat", overrides=SMALL)
     assert len([*stream]) > 1
     stream.stop()
     with pytest.raises(ValueError, match="is over, so no block is left"):
         stream.set_prompt("a dog")
+
+
+@pytest.mark.parametrize("to_its_end", [False, True])
+def test_a_stream_that_is_closed_holds_no_model(monkeypatch, to_its_end):
+    """It may be a variable for long: another stream would not find its memory on a GPU."""
+    held = []
+    for name in ("load_dit", "random_vae"):
+        load = getattr(parts, name)
+
+        def noted(*args, load=load, **kwargs):
+            model = load(*args, **kwargs)
+            held.append(weakref.ref(model))
+            return model
+
+        monkeypatch.setattr(parts, name, noted)
+    with longreel.stream("a cat", overrides=SMALL) as stream:
+        next(stream)
+        if to_its_end:
+            assert [*stream]
+    gc.collect()
+    assert len(held) == 2
+    assert [model() for model in held] == [None, None]
+    stream.stop()
 
 
 def test_a_stream_is_closed_from_any_thread():
