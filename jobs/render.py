@@ -51,9 +51,19 @@ def plan_render(
             config=config,
             seed=check_seed(seed),
             image=path,
-            prompt_at=tuple((float(second), text) for second, text in prompt_at),
+            prompt_at=_changes(prompt_at),
         )
     )
+
+
+def _changes(prompt_at: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
+    try:
+        return tuple((float(second), text) for second, text in prompt_at)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"prompt_at={prompt_at!r} is no list of seconds, each with the prompt from then on; "
+            "write it like prompt_at=[(4.0, 'a dog')]"
+        ) from None
 
 
 def check_file(plan: Plan, path: Path, home: Path | None = None, made: int = 0) -> None:

@@ -47,6 +47,8 @@ def clean_prompt(prompt: str, field: str = "prompt") -> str:
     The tokenizer makes nothing alike by itself: Wan's own negative prompt has commas of Chinese
     width, which the models know as plain ones.
     """
+    if not isinstance(prompt, str):
+        raise ValueError(f"{field}={prompt!r} is no text; describe the video in a sentence")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
