@@ -21,6 +21,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
     Work,
 )
 
+from ..configs.errors import is_memory
 from .gloo_link import cut_gloo, in_short, make_gloo, own_address
 from .link import LinkClosed, find_store
 from .nccl_link import abort_nccl, missing_for_nccl
@@ -89,7 +90,8 @@ class Exchange:
 
 
 class Group:
-    """One member's side. One thread exchanges, any may close; LinkClosed is the only error."""
+    """One member's side. One thread exchanges, any may close; LinkClosed is the only error, but for
+    want of a GPU's memory."""
 
     def __init__(self, spec: GroupSpec) -> None:
         if spec.kind == "nccl" and (missing := missing_for_nccl()):
@@ -152,6 +154,8 @@ class Group:
             if isinstance(error, LinkClosed):
                 raise
             self._end(f"a device of the stage is gone or stopped ({in_short(error)})")
+            if is_memory(error):
+                raise
             self._check()
 
     def _check(self) -> None:

@@ -22,7 +22,8 @@ NCCL_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 class LinkClosed(RuntimeError):  # noqa: N818 -- an end that callers expect, not always a fault
-    """The only error of a link: the peer is gone, a wait timed out, or it was closed here."""
+    """The only error of a link, but for want of a GPU's memory: the peer is gone, a wait timed out,
+    or it was closed here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
     Work,
 )
 
+from ..configs.errors import is_memory
 from .gloo_link import GlooReceiver, GlooSender, in_short
 from .link import LinkClosed, LinkSpec, Message, find_store
 from .wire import Place, describe, parse, payload_bytes
@@ -133,6 +134,8 @@ class NcclSender:
             except RuntimeError as error:
                 self._words.end(f"the other side is gone or stopped ({in_short(error)})")
                 self._payloads.abort()
+                if is_memory(error):
+                    raise
                 self._words.check()
         # the other side has taken them; credits bound the others
         while self._under_way and self._under_way[0][0].is_completed():
@@ -151,13 +154,19 @@ class NcclReceiver(GlooReceiver):
     def __init__(self, spec: LinkSpec) -> None:
         self._payloads = GpuPayloads(spec, _RECEIVER)
         self._coming: deque[Coming] = deque()
+        self._lacks = ""  # what was said where memory did not suffice for what comes
         weakref.finalize(self, self._payloads.abort)
         super().__init__(replace(spec, kind="gloo"))
 
     def recv(self, timeout_s: float | None = None) -> Message:
         wait_s = self._spec.timeout_s if timeout_s is None else timeout_s
         deadline_s = time.monotonic() + wait_s
-        header = super().recv(timeout_s).header
+        try:
+            header = super().recv(timeout_s).header
+        except LinkClosed:
+            if self._lacks:
+                raise torch.OutOfMemoryError(self._lacks) from None
+            raise
         coming = self._coming.popleft()
         try:
             while coming.work is not None and not coming.work.is_completed():
@@ -180,7 +189,11 @@ class NcclReceiver(GlooReceiver):
 
     def _finish(self, envelope: Tensor) -> Message:
         header, places = parse(super()._finish(envelope).header)
-        self._coming.append(self._payloads.ask(places))
+        try:
+            self._coming.append(self._payloads.ask(places))
+        except RuntimeError as error:
+            self._lacks = str(error) if is_memory(error) else ""
+            raise
         return Message(header)
 
     def close(self) -> None:

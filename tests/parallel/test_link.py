@@ -483,6 +483,40 @@ def test_an_nccl_link_without_nccl_or_gpu_says_so_and_opens_nothing(
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_want_of_a_gpus_memory_is_no_lost_peer(rendezvous, monkeypatch, side):
+    """Who renders tries with less then, where a lost peer is replaced and would lack it again."""
+
+    class Full(link_peer.GlooPayloads):
+        def ask(self, *args):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        send = ask
+
+    spec, ends = make_spec(WORDS_APART, rendezvous), {}
+    for name, open_end in zip(SIDES, (open_sender, open_receiver), strict=True):
+        payloads = Full if name == side else link_peer.GlooPayloads
+        monkeypatch.setattr(nccl_link, "GpuPayloads", payloads)
+        ends[name] = open_end(spec)
+    sender, receiver = ends.values()
+
+    def send():
+        for _ in range(spec.credits + 1):
+            sender.send(Message(b"", (torch.ones(3),)))
+
+    try:
+        first, second = (send, receiver.recv) if side == "sender" else (receiver.recv, send)
+        if side == "receiver":
+            sender.send(Message(b"", (torch.ones(3),)))
+        with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+            first()
+        with pytest.raises(LinkClosed):
+            second()
+    finally:
+        sender.close()
+        receiver.close()
+
+
 def test_a_rendezvous_that_is_gone_is_a_closed_link():
     with Rendezvous("127.0.0.1") as gone:
         spec = make_spec("gloo", gone, timeout_s=0.5)
