@@ -78,6 +78,20 @@ def test_what_is_slower_than_it_could_be_is_said_once(
         assert record.message.startswith(whys[0])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.float32, "efficient"), (torch.float16, "efficient"), (torch.bfloat16, "definition")],
+)
+def test_a_gpu_older_than_ampere_has_no_fused_kernel_for_bfloat16(monkeypatch, caplog, dtype, name):
+    """torch's dispatch_cutlassF has it from compute capability 8.0 on, and launches none before."""
+    choose._say_once.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with caplog.at_level(logging.WARNING, "longreel"):
+        assert choose_dense(CUDA, dtype, 128, "auto").name == name
+    slow = ["set model.dtype=float16 or float32"] * (name == "definition")
+    assert [record.message[-len(slow[0]) :] for record in caplog.records] == slow
+
+
 def test_flash_attn_asked_for_and_absent_is_an_error_with_the_way_out(without):
     without("flash_attn")
     with pytest.raises(ValueError, match=r"attention.backend=flash-attn .* pip install flash-attn"):
