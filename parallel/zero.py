@@ -30,7 +30,8 @@ class ZeroEngine:
     ) -> None:
         deepspeed = _quiet_deepspeed()
         if not dist.is_initialized():  # DeepSpeed wants a group, even of one
-            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+            backend = "nccl" if ranks.device.type == "cuda" else "gloo"  # gloo's go by the host
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         self._deepspeed, self._ranks, self._stage = deepspeed, ranks, stage
         self._trained = trained(model)
         self._engine, *_ = deepspeed.initialize(
