@@ -134,6 +134,22 @@ def test_closing_ends_a_wait_here(specs):
             swap(group)
 
 
+def test_want_of_memory_is_raised_as_that_and_ends_the_group(specs, monkeypatch):
+    """As NCCL says it where a GPU has no room for its buffers."""
+
+    def full():
+        raise RuntimeError("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'")
+
+    with closing(Group(specs[0])) as group:
+        monkeypatch.setattr(group, "_met", full)
+        pieces = [torch.ones(1)] * 3
+        with pytest.raises(RuntimeError, match="out of memory") as said:
+            group.swap(pieces, [(1,)] * 3)
+        assert not isinstance(said.value, LinkClosed)
+        with pytest.raises(LinkClosed):
+            group.swap(pieces, [(1,)] * 3)
+
+
 def test_nccl_without_a_gpu_is_refused(specs):
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
