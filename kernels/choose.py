@@ -34,8 +34,8 @@ def choose_dense(device: torch.device, dtype: torch.dtype, channels: int, asked:
         return Choice("triton", "attention.backend asks for it")
     if device.type == "cpu":
         return Choice("cpu-flash", "ATen's kernel, which returns the log-sum-exp")
-    ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-    if dtype in _HALF and not channels % 8 and ampere:
+    older = dtype in _HALF and torch.cuda.get_device_capability(device) < (8, 0)
+    if dtype in _HALF and not channels % 8 and not older:
         if channels > 128:
             return Choice("flash", "cuDNN does not take these heads")
         if torch.backends.cudnn.enabled:
@@ -45,13 +45,13 @@ def choose_dense(device: torch.device, dtype: torch.dtype, channels: int, asked:
             "slower on Hopper; set torch.backends.cudnn.enabled = True"
         )
         return Choice("flash", "cuDNN is turned off in this process")
-    on_older = dtype == torch.bfloat16 and not ampere
-    if dtype != torch.float64 and not channels % 8 and not on_older:
+    lacks = (torch.float64, torch.bfloat16) if older else (torch.float64,)
+    if dtype not in lacks and not channels % 8:
         return Choice("efficient", "the fused kernel of torch that takes float32 and older GPUs")
     kind = str(dtype).removeprefix("torch.")
     why = f"no fused kernel takes {kind} with heads of {channels} channels"
     way = "model.dtype=bfloat16, with heads of a multiple of 8"
-    if on_older:
+    if older and dtype == torch.bfloat16:
         why, way = f"{why} on a GPU older than Ampere", "model.dtype=float16 or float32"
     _say_once(
         f"{why}, so attention makes all scores at once, many times slower and in memory that grows "
