@@ -88,6 +88,7 @@ class Chain(Protocol):
         may begin, where that was said before. `wanted` is asked between ticks, with whether a block
         has been finished since; if so, a snapshot follows, after every task that it counts. Blocks
         before `seen` had begun by the time that something was lost, and no change is for them.
+        All this is known with the call, after which the chain may be told.
         """
 
     def stop(self) -> int:
@@ -124,22 +125,22 @@ class LocalChain:
         wanted: Wanted = never,
         seen: int = 0,
     ) -> Generator[Done | Snapshot]:
-        try:
-            yield from self._run(schedule, start, limit, wanted, seen)
-        finally:
-            self._stages = self._unconditional = ()  # and with them the weights
-
-    def _run(
-        self,
-        schedule: Schedule,
-        start: Snapshot | None,
-        limit: int | None,
-        wanted: Wanted,
-        seen: int,
-    ) -> Generator[Done | Snapshot]:
         begin = self._restore(start) if start else WalkState()
         self._admission.resume(begin.next_block, limit, seen)
         self._windows.admit(seen)
+        return self._run(schedule, begin, wanted)
+
+    def _run(
+        self, schedule: Schedule, begin: WalkState, wanted: Wanted
+    ) -> Generator[Done | Snapshot]:
+        try:
+            yield from self._steps(schedule, begin, wanted)
+        finally:
+            self._stages = self._unconditional = ()  # and with them the weights
+
+    def _steps(
+        self, schedule: Schedule, begin: WalkState, wanted: Wanted
+    ) -> Generator[Done | Snapshot]:
         walk = schedule.walk(begin, self._admission.stopped, self._windows.begins_prompt)
         tick, has_finished = begin.tick, False
         for task in walk.tasks():

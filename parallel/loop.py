@@ -74,13 +74,13 @@ class Loop:
         self._links: list[Sender | Receiver] = []
         self.share: Share | None = None
 
-    def open(self, start: PackedSnapshot | None) -> None:
+    def open(self, start: PackedSnapshot | None, limit: int | None, seen: int) -> None:
         """Links to neighbours and groups within the stage; they meet as they are used."""
         edges = self._edges
         self.share = open_share(edges.shards, edges.heads)
         for stage in self._stages:
             stage.join(self.share)
-        self.restore(start)
+        self.restore(start, limit, seen)
         self._inlet, self._outlet = self._receiver(edges.inlet), self._sender(edges.outlet)
         self._ring, self._home = self._receiver(edges.ring), self._sender(edges.home)
         self._peers, self._forks = (
@@ -90,23 +90,26 @@ class Loop:
         self._merge_in = self._receiver(edges.merge_in)
         self._merge_out = self._sender(edges.merge_out)
 
-    def restore(self, start: PackedSnapshot | None) -> None:
-        """Go on from there; none: from the beginning."""
+    def restore(
+        self, start: PackedSnapshot | None, limit: int | None = None, seen: int = 0
+    ) -> None:
+        """Go on from there; none: from the beginning. See StageActor.join."""
         snapshot = start.unpack() if start else EMPTY
         self._walk = snapshot.walk
         for stage in self._stages:
             stage.restore(snapshot.walk.entries, snapshot.caches, self._passes)
-        if self.front is not None and start:
-            self.front.restore(snapshot)
+        if self.front is not None:
+            if start:
+                self.front.restore(snapshot)
+            self.admission.resume(self._walk.next_block, limit, seen)
+            self.front.admit(seen)
         if self._stepper is not None and start:
             self._stepper.restore(snapshot.samples)
 
-    def run(self, schedule: Schedule | None, limit: int | None, seen: int) -> None:
+    def run(self, schedule: Schedule | None) -> None:
         try:
             if self.front is not None:
                 assert schedule is not None
-                self.admission.resume(self._walk.next_block, limit, seen)
-                self.front.admit(seen)
                 self._lead(schedule, self.front)
             else:
                 self._follow()

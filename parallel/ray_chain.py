@@ -33,13 +33,13 @@ from .placement import this_node
 from .snapshot import EMPTY, PackedSnapshot, Snapshot, pack_snapshot
 from .stage import Stage
 from .taker import Taker
+from .telling import Telling
 from .verdict import Words, look
 
 _log = logging.getLogger("longreel")
 _NEWS_S = 0.1  # how old news of progress may be
 _BUSY_S = 1.0  # and of how long each stage has worked
 _CONTROL_S = 10.0  # for an answer to a control call
-_START_S = 180.0  # for a first stage to be there again
 _LOAD_S = 3600.0  # for a slice of the weights to come from a slow disk
 _BREAKS = (LinkClosed, TimeoutError, *GONE)
 
@@ -94,9 +94,8 @@ class RayChain:
         self._members: Sequence[Member] = ()
         self._runs: dict[int, ray.ObjectRef[Any]] = {}  # the data loops, by member
         self._vault = Vault()
+        self._telling = Telling(parts.remember, check)
         self._start: Snapshot | None = None  # of the next epoch
-        self._limit: int | None = None
-        self._seen = 0  # blocks before this one have begun
         self._done = 0  # tasks, in this epoch's count
         self._newest = -1  # block that is finished
         self._failures, self._failed_at = 0, -1  # in a row; the newest block at the last
@@ -114,7 +113,12 @@ class RayChain:
         wanted: Wanted = never,
         seen: int = 0,
     ) -> Generator[Done | Snapshot]:
-        self._start, self._limit, self._seen = start, limit, seen
+        """Of what it is told from the call on, the first epoch knows."""
+        self._go_on_from(start)
+        self._telling.limit, self._telling.seen = limit, seen
+        return self._run(schedule, wanted)
+
+    def _run(self, schedule: Schedule, wanted: Wanted) -> Generator[Done | Snapshot]:
         self._devices.crew.loaded.clear()  # it may have served another render
         try:
             while True:
@@ -123,42 +127,26 @@ class RayChain:
                     self.is_well = True
                     return
                 except _BREAKS as error:
+                    self._telling.shut()
                     lost, broken = self._judge(schedule, error)
                     self._bear(broken)
                 self._repair(lost)
         finally:
             self._runs = {}
+            self._telling.end(self._newest + 1)
             if not self.is_well:
                 self._devices.crew.close()
             self._enter("OVER")
 
     def stop(self) -> int:
-        self._limit = self._ask_first("stop")
-        return self._limit
+        return self._telling.stop()
 
     def change_text(self, text: object) -> int:
-        block = self._ask_first("change_text", text)
-        self._parts.remember(block, text, (self._start or EMPTY).walk.oldest_prompt)
-        self._seen = max(self._seen, block)  # those before it have begun
-        return block
+        return self._telling.change_text(text)
 
-    def _ask_first(self, method: str, *args: object) -> int:
-        """A block, by the first stage: while it is being replaced, by the one that comes."""
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline:
-            if self.state == "LOAD":  # for which there is a limit already
-                deadline = time.monotonic() + _START_S
-            if self.state in ("DRAIN", "OVER"):
-                return self._newest + 1  # there will be none
-            if self.state == "RUN" and self._runs:
-                try:
-                    ref = self._members[0].control(method, *args)
-                    return int(wait_all([ref], _CONTROL_S, method, self._check)[0])
-                except (TimeoutError, *GONE):
-                    pass
-            self._check()
-            time.sleep(SLICE_S)
-        raise ChainBroken(f"no first stage to tell of '{method}' within {_START_S:g} s")
+    def _go_on_from(self, start: Snapshot | None) -> None:
+        self._start = start
+        self._telling.walk = (start or EMPTY).walk
 
     def _epoch(self, schedule: Schedule, wanted: Wanted) -> Generator[Done | Snapshot]:
         """From the last snapshot to the end, or to what breaks it."""
@@ -170,10 +158,12 @@ class RayChain:
         self._load()
         with Rendezvous(this_node()) as meeting:
             self._enter("JOIN")
-            self._join(meeting)
+            with self._telling.joining():
+                self._join(meeting)
+                self._telling.open(members[0])
             # the first stage walks through the schedule; the others are told, task by task
             self._runs = {
-                i: member.call("run", schedule if i == 0 else None, self._limit, self._seen)
+                i: member.call("run", schedule if i == 0 else None)
                 for i, member in enumerate(members)
             }
             self._counting = []
@@ -182,6 +172,7 @@ class RayChain:
             # the last stage's news also end when it fails; once it ends well, everything is done
             last = self._runs[members.index(self._last)]
             wait_all([last], self._timeout_s, "the last stage to end", self._check)
+            self._telling.end(self._newest + 1)
             self._enter("DRAIN")
             settle_all(list(self._runs.values()), self._timeout_s, self._check)
 
@@ -205,7 +196,8 @@ class RayChain:
             windows = partial(self._parts.windows, device) if first else None
             stepper = partial(self._parts.stepper, device) if last else None
             passes, start = self._passes(i), self._part_of_start(i, first=first, last=last)
-            refs.append(member.call("join", edges[i], windows, stepper, passes, start))
+            told = self._telling.limit, self._telling.seen
+            refs.append(member.call("join", edges[i], windows, stepper, passes, start, *told))
         wait_all(refs, max(self._timeout_s, _CONTROL_S), "stages to join", self._check)
 
     def _passes(self, i: int) -> range:
@@ -243,8 +235,8 @@ class RayChain:
             batch = self._news(watched)
             finished = False
             for done in batch.done():
+                self._telling.came(done.task.admits)
                 self._done = done.task.number + 1
-                self._seen = max(self._seen, *(block + 1 for block in done.task.admits), 0)
                 yield done
                 if done.finished:
                     finished = True
@@ -252,7 +244,7 @@ class RayChain:
                     self._newest = max(self._newest, *(moved.block for moved in done.finished))
                     self._members[0].control("taken", taken)
             if snapshot := taker.poll(self._done, finished):
-                self._start = snapshot
+                self._go_on_from(snapshot)
                 yield snapshot
             self._count()
             if batch.over:

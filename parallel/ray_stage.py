@@ -57,11 +57,15 @@ class StageActor:
         stepper: Callable[[], Stepper] | None,
         passes: range = range(2),
         start: PackedSnapshot | None = None,
+        limit: int | None = None,
+        seen: int = 0,
     ) -> None:
         """Open this epoch's links; the first stage is given windows, the last a stepper.
 
         Of two branches, the conditional one's: the other's first and last stage send and receive.
         `passes`: those through the model that this stage runs. `start`: where the chain goes on.
+        `limit`: blocks that may begin at all, if it was stopped in an earlier epoch; `seen`: those
+        that had begun in it. The first stage may be told from here on.
         """
         settle()
         assert self._stages, "load() comes first"
@@ -69,19 +73,16 @@ class StageActor:
         front = None if windows is None else Front(windows(), edges.timeout_s / 4)
         made = None if stepper is None else stepper()
         self._loop = Loop(self._stages, self._device, edges, passes, front, made)
-        self._loop.open(start)  # `cut` closes what is open by then
+        self._loop.open(start, limit, seen)  # `cut` closes what is open by then
 
-    def run(self, schedule: Schedule | None, limit: int | None = None, seen: int = 0) -> None:
+    def run(self, schedule: Schedule | None) -> None:
         """Every task: the first stage is given them all, the others hear of them from it.
-
-        `limit`: blocks that may begin at all, if it was stopped in an earlier epoch; `seen`: those
-        that had begun in it.
 
         LinkClosed when a neighbour is lost or this stage is cut off. At a good end links stay open,
         until all stages have theirs: closing loses what is under way.
         """
         settle()
-        self.loop.run(schedule, limit, seen)
+        self.loop.run(schedule)
 
     def take(self, wait_s: float) -> Batch:
         """Last stage: what is done since the last call."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..models.vae_state import DecoderState
-from ..parallel.chain import Chain, never
+from ..parallel.chain import Chain, Done, never
 from ..parallel.errors import ChainBroken
 from ..parallel.snapshot import Snapshot
 from ..parallel.stage import Moved
@@ -115,7 +115,7 @@ class Generator:
     def blocks(self) -> Stream[Moved]:
         """Clean blocks in order, each as soon as its last step is done."""
         with self._begun() as backend:
-            yield from self._denoise(backend, self._make_chain(backend))
+            yield from self._denoise(backend, self._begin_chain(backend))
 
     def chunks(self) -> Stream[Chunk]:
         """Frames in order, decoded while later blocks are still being made."""
@@ -156,7 +156,8 @@ class Generator:
         if self._is_over:
             raise ValueError("the render is over, so no block is left for another prompt")
         assert self._backend is not None
-        return chain.change_text(self._texts(self._backend, [prompt])[0])
+        with _given_up_is_over():
+            return chain.change_text(self._texts(self._backend, [prompt])[0])
 
     def stop(self) -> int:
         """Begin no more blocks; those in flight are finished. How many in all. As `set_prompt`."""
@@ -164,7 +165,9 @@ class Generator:
             if not self._has_begun:
                 self._limit = self._seen
                 return self._seen
-        return max(self._seen, self._wait_for_chain().stop())
+        chain = self._wait_for_chain()
+        with _given_up_is_over():
+            return max(self._seen, chain.stop())
 
     @property
     def is_loaded(self) -> bool:
@@ -195,11 +198,17 @@ class Generator:
             self._is_over = True
             self._ready.set()
 
-    def _make_chain(self, backend: Backend) -> Chain:
+    def _begin_chain(self, backend: Backend) -> Stream[Done | Snapshot]:
+        """Its steps; it knows where it begins before anybody can tell it anything."""
         self._maker = threading.get_ident()
-        self._chain = backend.chain(self.sampling(backend))
+        chain = backend.chain(self.sampling(backend))
+        held, wants = self._start.chain if self._start else None, self._keeper.wants_chain
+        if self._plan.config.attention.keeps_state:  # which is in no snapshot
+            wants = never
+        steps = chain.run(self._plan.schedule, held, self._limit, wants, self._seen)
+        self._chain = chain
         self._ready.set()
-        return self._chain
+        return steps
 
     def _wait_for_chain(self) -> Chain:
         if self._maker == threading.get_ident() and not self.is_loaded:
@@ -214,7 +223,7 @@ class Generator:
             raise ValueError("the render has ended before it began, so nothing can be told to it")
         return self._chain
 
-    def _denoise(self, backend: Backend, chain: Chain) -> Stream[Moved]:
+    def _denoise(self, backend: Backend, steps: Stream[Done | Snapshot]) -> Stream[Moved]:
         schedule, start = self._plan.schedule, self._start
         total = (schedule.num_blocks or 0) * schedule.steps  # each block takes each of them once
         walk = start.chain.walk if start else WalkState()
@@ -228,10 +237,7 @@ class Generator:
         self._report("denoise", taken(), total)
         if start:
             yield from out.resume(start.decoded, start.clean)
-        held, wants = start.chain if start else None, self._keeper.wants_chain
-        if self._plan.config.attention.keeps_state:  # which is in no snapshot
-            wants = never
-        with closing(chain.run(schedule, held, self._limit, wants, self._seen)) as done:
+        with closing(steps) as done:
             for one in done:
                 if backend.given_up.is_set():
                     return
@@ -265,9 +271,9 @@ class Generator:
             for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
                 if backend.given_up.is_set():
                     return
-        chain = self._make_chain(backend)
+        steps = self._begin_chain(backend)
         backend.expect_decoding()
-        with closing(self._denoise(backend, chain)) as blocks:
+        with closing(self._denoise(backend, steps)) as blocks:
             for block in blocks:
                 number = block.block
                 keep = self._cuts.ends(number) and self._keeper.wants_decoder(number)
@@ -323,6 +329,15 @@ class Generator:
     def _guidance(self) -> GuidancePlan:
         plan = self._plan
         return plan_guidance(plan.config.sampling, plan.levels, plan.config.model.boundary)
+
+
+@contextmanager
+def _given_up_is_over() -> Iterator[None]:
+    """For who tells: it is somebody else who has given it up."""
+    try:
+        yield
+    except GivenUp:
+        raise ValueError("the render is over, so nothing can be told to it") from None
 
 
 @contextmanager

@@ -140,9 +140,9 @@ def test_stages_have_a_gpu_each_where_the_cluster_has_some():
     placement.remove()
 
 
-def test_what_is_told_while_weights_load_waits_for_them(monkeypatch):
-    monkeypatch.setattr(ray_chain, "_START_S", 0.5)
-    chain = ray_chain.RayChain(None, None, timeout_s=1.0)
+def test_what_is_told_while_weights_load_is_heard_by_the_first_stage_that_comes():
+    parts = ray_chain.ChainParts(stage=None, windows=None, stepper=None)
+    chain = ray_chain.RayChain(None, parts, timeout_s=1.0)
     generator = Generator(make_plan("dualparal"))
     with generator._begun():
         generator._chain = chain  # as when it has been made
@@ -154,11 +154,8 @@ def test_what_is_told_while_weights_load_waits_for_them(monkeypatch):
                 generator._maker = threading.get_ident()  # who would load them meanwhile
                 with pytest.raises(ValueError, match="would wait for itself"):
                     generator.stop()
-    chain._enter("LOAD")
-    over = threading.Timer(1.5, chain._enter, ("OVER",))
-    over.start()
-    assert chain.stop() == 0  # blocks that there will be
-    over.join()
+    chain.run(None, limit=None, seen=3)
+    assert (chain.stop(), chain._telling.limit) == (3, 3)
 
 
 def test_a_cluster_that_cannot_be_reached_is_named_within_seconds():

@@ -59,22 +59,23 @@ class ThreadChain:
         return branch_passes(seat.branch if self._layout.num_branches > 1 else None)
 
     def run(self, schedule, start=None, limit=None, wanted=lambda has_finished: False, seen=0):
+        for i, (stage, seat) in enumerate(zip(self.stages, self._layout.seats, strict=True)):
+            packed = start and pack_snapshot(
+                start,
+                first=i == 0,
+                last=stage is self.last,
+                layers={layer for n in seat.stages for layer in self._cut[n]},
+                passes=self._passes(seat),
+            )
+            stage.loop.restore(packed, limit, seen)
+        return self._run(schedule, wanted)
+
+    def _run(self, schedule, wanted):
         errors = []
-        if start is not None:
-            for i, (stage, seat) in enumerate(zip(self.stages, self._layout.seats, strict=True)):
-                passes = self._passes(seat)
-                packed = pack_snapshot(
-                    start,
-                    first=i == 0,
-                    last=stage is self.last,
-                    layers={layer for n in seat.stages for layer in self._cut[n]},
-                    passes=passes,
-                )
-                stage.loop.restore(packed)
 
         def work(stage):
             try:
-                stage.run(schedule, limit, seen)
+                stage.run(schedule)
             except BaseException as error:
                 errors.append(error)
 
