@@ -8,7 +8,6 @@ from typing import Any
 import ray
 
 from .crew import GONE, Check, result
-from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous
 from .messages import Stamp
 from .placement import Placement, this_node
@@ -95,7 +94,8 @@ class RayTiles:
             raise self._reason(error) from error
 
     def _reason(self, first: LinkClosed) -> BaseException:
-        """Why a link of the first worker closed: what another raised, or that it is gone."""
+        """Why a link of the first worker closed: what another raised, or that it is gone, or hangs,
+        or that its end is not known yet."""
         for ref in self._over(1.0):
             try:
                 result(ref)
@@ -109,9 +109,10 @@ class RayTiles:
                 )
             except BaseException as error:
                 return error
-        return ChainBroken(
+        return WorkerLost(
             f"workers that decode tiles lost touch: {first}; raise parallel.transfer_timeout_s if "
-            "a latent takes that long"
+            "a latent takes that long",
+            self,
         )
 
     def _over(self, wait_s: float) -> "list[ray.ObjectRef[Any]]":

@@ -1,5 +1,6 @@
 """An object in a process of its own on the cluster: its methods are called there."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -83,6 +84,7 @@ class RayWorker:
         self._actor = actor.options(**options).remote(build)
         self._check = check
         self._timeout_s = timeout_s
+        self._watching = threading.Lock()  # several threads may wait for it
         self._ping: Any = None
         self._pinged_s = time.monotonic()
         self._patience_s = max(timeout_s, _START_S)  # until it has answered once
@@ -138,6 +140,10 @@ class RayWorker:
     def _watch(self) -> None:
         """WorkerLost when a ping has had no answer for too long."""
         self._check()
+        with self._watching:
+            self._look()
+
+    def _look(self) -> None:
         now = time.monotonic()
         if self._ping is None:
             if now - self._pinged_s > _PING_EVERY_S:

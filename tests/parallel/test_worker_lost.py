@@ -1,6 +1,7 @@
 """Workers that read prompts and decode, and are lost; played, so that timing is the test's."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-from longreel.parallel import ray_tiles
+from longreel.parallel import ray_tiles, ray_worker
 from longreel.parallel.crew import GONE
 from longreel.parallel.link import LinkClosed
 from longreel.parallel.ray_tiles import RayTiles
-from longreel.parallel.ray_worker import WorkerLost
+from longreel.parallel.ray_worker import RayWorker, WorkerLost
 from longreel.pipeline.decoding import SteadyDecoder
 from longreel.pipeline.ray_backend import RayBackend
 
@@ -116,6 +117,35 @@ def test_a_second_tile_worker_that_is_gone_between_two_renders_is_replaced():
     assert (len(began), len(workers), len(heard)) == (2, 2, 1)
 
 
+def test_two_that_wait_for_one_worker_read_each_answer_of_it_once(monkeypatch):
+    worker = object.__new__(RayWorker)
+    worker._check, worker._timeout_s, worker._patience_s = lambda: None, WAIT_S, WAIT_S
+    worker._watching, worker._has_answered = threading.Lock(), True
+    worker._ping, worker._pinged_s = "a ping", time.monotonic()
+    both, read = threading.Barrier(2, timeout=0.5), []
+
+    def wait(refs, timeout):
+        try:
+            if both.wait() == 0:  # this one comes back when the other has read the answer
+                while worker._ping is not None:
+                    time.sleep(0.01)
+        except threading.BrokenBarrierError:
+            pass  # one after the other
+        return refs, []
+
+    def get(ref, timeout):
+        read.append(ref)
+
+    monkeypatch.setattr(ray_worker, "ray", SimpleNamespace(wait=wait, get=get))
+
+    threads = [threading.Thread(target=worker._watch, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert read == ["a ping"]
+
+
 def test_what_ray_ends_for_want_of_memory_is_lost_too():
     assert issubclass(ActorDiedError, GONE)
     assert issubclass(OutOfMemoryError, GONE)
@@ -130,7 +160,7 @@ class PlayedCall:
 
 class TileWorker:
     def __init__(self):
-        self.calls, self.beside = [], None
+        self.calls, self.beside, self.hangs = [], None, False
 
     def start(self, method, *args):
         self.calls.append(PlayedCall(over=method == "share_tiles"))
@@ -141,7 +171,7 @@ class TileWorker:
 
     def stream(self, method, *args):
         for _ in range(3):
-            if any(call.error for call in self.beside.calls):
+            if self.beside.hangs or any(call.error for call in self.beside.calls):
                 raise LinkClosed("the other side is gone")
             yield FRAME
         self.beside.calls[-1].over = True
@@ -165,8 +195,9 @@ def result(call):
 
 
 @pytest.mark.parametrize("begun_ahead", [False, True])
+@pytest.mark.parametrize("hangs", [False, True])
 def test_a_second_tile_worker_that_is_lost_is_replaced_whenever_it_is_noticed(
-    monkeypatch, begun_ahead
+    monkeypatch, begun_ahead, hangs
 ):
     def wait(calls, num_returns, timeout):
         return [call for call in calls if call.over], []
@@ -183,7 +214,10 @@ def test_a_second_tile_worker_that_is_lost_is_replaced_whenever_it_is_noticed(
     latents = torch.zeros(1, 4, 3, 2, 2)
     blocks = [decoder.decode(latents, False)]
     frames = [next(blocks[0])]
-    made[0]._others[0].die()
+    if hangs:  # or its end is not known yet
+        made[0]._others[0].hangs = True
+    else:
+        made[0]._others[0].die()
     if begun_ahead:  # the next block is begun before the reader comes back
         blocks.append(decoder.decode(latents, False))
     for block in blocks:
