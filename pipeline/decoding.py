@@ -105,10 +105,12 @@ class SteadyDecoder:
         self, begun_by: Worker | None, stream: Iterator[Any], latents_BCTHW: Tensor, keep: bool
     ) -> Iterator[Decoded]:
         with self._lock:
-            self._unread.popleft()
             self._reading = True
-        if begun_by is not self._worker():
+            is_begun = begun_by is self._worker()
+        if not is_begun:
             stream = self._begin(None, latents_BCTHW, keep)
+        with self._lock:
+            self._unread.popleft()  # not before it is begun: those after it would be ahead of it
         count, over = 0, False  # items that came; the state that ends a block was one of them
         while not over:
             try:

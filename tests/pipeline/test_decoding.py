@@ -1,5 +1,7 @@
 """A worker that decodes may be lost between any two items: every frame comes once, and right."""
 
+import threading
+
 import pytest
 import torch
 
@@ -72,3 +74,55 @@ def test_whenever_a_worker_is_lost_the_frames_are_those_of_one(lost_after, again
     values = range(1, BLOCKS * LATENTS + 1)
     assert frames == [sum(values[: n + 1]) for n in range(len(values))]
     assert len(workers) > 1 or lost_after >= BLOCKS * (LATENTS + 1) + 2
+
+
+class EagerWorker(SumWorker):
+    """Begins with the call, as an actor does; what has come of it is lost with it."""
+
+    def stream(self, method, latents, keep):
+        return self._told([*super().stream(method, latents, keep)])
+
+    def _told(self, items):
+        for item in items:
+            self._say()
+            yield item
+
+
+def test_a_block_is_not_begun_before_one_that_is_about_to_be_begun_anew():
+    """One thread begins a block just as the other reads the first that nobody has begun."""
+    workers = [EagerWorker(1000)]
+
+    def revive(error):
+        workers.append(EagerWorker(1000))
+
+    blocks = [torch.arange(LATENTS).float() + LATENTS * i + 1 for i in range(BLOCKS)]
+    late, is_time = [], []
+
+    def worker():
+        if is_time:
+            is_time.clear()
+            thread = threading.Thread(target=lambda: late.append(begin(4)), daemon=True)
+            thread.start()
+            thread.join(0.5)  # longer than it takes, unless it has to wait
+        return workers[-1]
+
+    decoder = SteadyDecoder(worker, revive, LostError)
+
+    def begin(i):
+        return decoder.decode(blocks[i], keep=False)
+
+    frames = [*begin(0)]
+    one, two = begin(1), begin(2)
+    workers[0].left = 0
+    frames += one  # by another worker
+    three = begin(3)  # behind one that the lost worker had begun: not ahead of its turn
+    frames += two
+    is_time.append(True)
+    frames += three
+    while not late:
+        threading.Event().wait(0.01)
+    frames += late[0]
+    values = range(1, BLOCKS * LATENTS + 1)
+    assert [float(frame[0]) for frame in frames] == [
+        sum(values[: n + 1]) for n in range(len(values))
+    ]
