@@ -98,20 +98,20 @@ class RenderRun:
 
     def finish(self) -> None:
         """Begin no more blocks: those in flight are the last. From any thread, once it runs."""
-        generator, attempt = self._running()
-        if attempt.redoes:
-            raise ValueError(
-                f"a section of render {self._folder.id} is being made anew, and without its last "
-                "blocks the video would have a hole; stop it, or wait"
-            )
         with self._telling:
+            generator, attempt = self._running()
+            if attempt.redoes:
+                raise ValueError(
+                    f"a section of render {self._folder.id} is being made anew, and without its "
+                    "last blocks the video would have a hole; stop it, or wait"
+                )
             attempt.limit = generator.stop()
             attempt.note("finishing", blocks=attempt.limit)
 
     def set_prompt(self, prompt: str) -> None:
         """Another prompt for the blocks that are yet to begin. From any thread, once it runs."""
-        generator, attempt = self._running()
         with self._telling:
+            generator, attempt = self._running()
             block = generator.set_prompt(prompt)
             attempt.prompts[block] = prompt
             attempt.note("prompt", block=block, prompt=prompt)
@@ -171,17 +171,18 @@ class RenderRun:
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
         tail = plan.schedule.num_blocks if attempt.edit else None  # decoded anew, as one segment
         with Saver(attempt) as saver:
-            self._generator = Generator(
-                plan,
-                self._report,
-                partial(self._open_backend, hear=self._hear),
-                start=start,
-                keep=saver.keep,
-                prompts=attempt.prompts,
-                limit=attempt.limit,
-                seen=max(plan.cuts.blocks_before(attempt.frames_done), *attempt.prompts, 0),
-                around=around,
-            )
+            with self._telling:  # what the one before was told is known
+                self._generator = Generator(
+                    plan,
+                    self._report,
+                    partial(self._open_backend, hear=self._hear),
+                    start=start,
+                    keep=saver.keep,
+                    prompts=attempt.prompts,
+                    limit=attempt.limit,
+                    seen=max(plan.cuts.blocks_before(attempt.frames_done), *attempt.prompts, 0),
+                    around=around,
+                )
             if self._asked.is_set():
                 self._generator.give_up()
             with closing(self._generator.chunks()) as chunks:

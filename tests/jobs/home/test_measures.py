@@ -1,5 +1,6 @@
 """Where memory is not enough, the same render goes on with what needs less, and says so."""
 
+import threading
 from functools import partial
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.record import RenderRun
 from longreel.models.vae import StreamingDecoder
 from longreel.pipeline import backend as backends
+from longreel.pipeline.codec import Codec
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
 
@@ -127,3 +129,34 @@ def test_what_was_tried_counts_in_later_attempts(home, monkeypatch):
     assert tried[-1] == {"max_inflight": 1}
     assert RenderRun(home.open(render.id)).run().state == "done"
     assert changes_of(render) == tried
+
+
+def test_what_is_told_while_memory_runs_out_counts_in_what_goes_on(home, monkeypatch):
+    """The new prompt is read while the chain that it was to go to fails."""
+    reads, has_read, texts, thread = threading.Event(), threading.Event(), Codec.texts, []
+
+    def slow(self, prompts):
+        if prompts == ["a dog"]:
+            reads.set()
+            assert has_read.wait(60)
+        return texts(self, prompts)
+
+    def enough(plan, task):
+        if task.number < 4 or plan.schedule.max_inflight <= 2:
+            return True
+        thread.append(threading.Thread(target=run.set_prompt, args=["a dog"], daemon=True))
+        thread[0].start()
+        assert reads.wait(60)
+        threading.Timer(1.0, has_read.set).start()  # when the next has begun, if it did not wait
+        return False
+
+    monkeypatch.setattr(Codec, "texts", slow)
+    monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
+    render = home.create(make_plan("dualparal", "checkpoint.every_s=0", frames=33))
+    run = RenderRun(render)
+    assert run.run().state == "done"
+    thread[0].join(60)
+    events = JournalReader(render.path / "journal").poll()
+    told = {event["block"]: event["prompt"] for event in events if event["event"] == "prompt"}
+    assert [*told.values()] == ["a dog"]
+    assert told.items() <= run._generator._prompts.items()
