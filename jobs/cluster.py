@@ -24,19 +24,30 @@ _connecting = threading.Lock()
 _connections: "list[_Connection]" = []  # that were made here: one at most
 
 
-def open_backend(plan: Plan, hear: Callable[[str], None] = _log.warning) -> Backend:
+def open_backend(
+    plan: Plan,
+    hear: Callable[[str], None] = _log.warning,
+    given_up: threading.Event | None = None,
+) -> Backend:
     """As the plan says; a connection that is made here is given up when the backend is closed.
 
-    `hear` is told of failures that the render survives.
+    `hear` is told of failures that the render survives; `given_up` ends a wait for devices.
     """
-    return LocalBackend(plan) if plan.backend == "local" else open_ray(plan, hear)
+    if plan.backend == "local":
+        return LocalBackend(plan)
+    return open_ray(plan, hear, given_up=given_up)
 
 
-def open_ray(plan: Plan, hear: Callable[[str], None], stays: bool = False) -> RayBackend:
+def open_ray(
+    plan: Plan,
+    hear: Callable[[str], None],
+    stays: bool = False,
+    given_up: threading.Event | None = None,
+) -> RayBackend:
     """`stays`: for one render after the other; `end` it."""
     disconnect = connect(plan.config.parallel.address)
     try:
-        return RayBackend(plan, at_end=disconnect, hear=hear, stays=stays)
+        return RayBackend(plan, at_end=disconnect, hear=hear, stays=stays, given_up=given_up)
     except BaseException:
         disconnect()
         raise

@@ -76,14 +76,14 @@ class Generator:
         limit: int | None = None,
         seen: int = 0,
         around: Surroundings | None = None,
+        given_up: threading.Event | None = None,
     ) -> None:
         """`start`: go on from there, or begin there with a section, which `around` is beside.
         `keep` is handed a checkpoint now and then, and returns soon.
 
         What it is handed may be saved in any other thread: nothing in it is written into.
         `prompts` and `limit` are what `set_prompt` and `stop` were told and gave before, and blocks
-        before `seen` had begun by then.
-        """
+        before `seen` had begun by then. `given_up`: ends waits of `open_backend`, too."""
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
         self._plan = plan
@@ -91,7 +91,7 @@ class Generator:
         self._open_backend = open_backend
         self._backend: Backend | None = None
         self._chain: Chain | None = None
-        self._given_up = threading.Event()
+        self._given_up = given_up or threading.Event()
         self._start = start
         if start:
             begun = start.chain.walk.next_block
@@ -114,7 +114,7 @@ class Generator:
 
     def blocks(self) -> Stream[Moved]:
         """Clean blocks in order, each as soon as its last step is done."""
-        with self._begun() as backend:
+        with _broken_ends_render(), self._begun() as backend:
             yield from self._denoise(backend, self._begin_chain(backend))
 
     def chunks(self) -> Stream[Chunk]:
@@ -122,6 +122,7 @@ class Generator:
         total = self._last_frame()
         start = self._start.frames if self._start else 0
         with (
+            _broken_ends_render(),
             self._begun() as backend,
             closing(
                 run_ahead(self._decode(backend), most=1, on_close=backend.given_up.set)
@@ -189,7 +190,7 @@ class Generator:
         with self._telling:
             self._has_begun = True
         try:
-            with _broken_ends_render(), closing(self._open_backend(self._plan)) as backend:
+            with closing(self._open_backend(self._plan)) as backend:
                 self._backend = backend
                 if self._given_up.is_set():
                     backend.given_up.set()
@@ -333,10 +334,9 @@ class Generator:
 
 @contextmanager
 def _given_up_is_over() -> Iterator[None]:
-    """For who tells: it is somebody else who has given it up."""
     try:
         yield
-    except GivenUp:
+    except GivenUp:  # by somebody else than who tells
         raise ValueError("the render is over, so nothing can be told to it") from None
 
 

@@ -46,17 +46,19 @@ class RayBackend:
         at_end: Callable[[], None] = lambda: None,
         hear: Callable[[str], None] = _log.warning,
         stays: bool = False,
+        given_up: threading.Event | None = None,
     ) -> None:
         """In a process that is connected to the cluster; `at_end` is called when all is over, and
         `hear` is told of failures that the render survives. `stays`: a render that ends well
-        leaves everything for `renew`, and somebody calls `end`."""
+        leaves everything for `renew`, and somebody calls `end`. `given_up`: set from any thread,
+        it ends the wait for devices, too."""
         self._at_end = at_end
         self._stays = stays
         self._ended = False
         self._tiles: RayTiles | None = None
         self._slices: list[range] | None = None
         self._moving = threading.RLock()  # held while devices change: a new worker waits for them
-        self._take_on(plan, hear)
+        self._take_on(plan, hear, given_up)
         self._placement = self._place()
         try:
             self._crew = self._begin_crew()
@@ -67,13 +69,15 @@ class RayBackend:
             self.end()
             raise
 
-    def renew(self, plan: Plan, hear: Callable[[str], None]) -> bool:
+    def renew(
+        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None = None
+    ) -> bool:
         """Ready for another render of the same model and layout; not if what it ran on is gone."""
         from ..parallel.errors import ChainBroken
 
         if not (self._stays and self._is_well):
             return False
-        self._take_on(plan, hear)
+        self._take_on(plan, hear, given_up)
         try:
             if not self._placement.is_whole():
                 return False
@@ -84,13 +88,15 @@ class RayBackend:
             return False
         return True
 
-    def _take_on(self, plan: Plan, hear: Callable[[str], None]) -> None:
+    def _take_on(
+        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None = None
+    ) -> None:
         from ..parallel.ray_worker import WorkerLost
 
         self._plan, self._hear = plan, hear
         self._failures = 0  # of the worker, since the last block
         self._chain: RayChain | None = None
-        self.given_up = threading.Event()
+        self.given_up = given_up or threading.Event()
         self._decoder = SteadyDecoder(lambda: self._tiles or self._worker, self._revive, WorkerLost)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """The parts of a model that stay loaded from one render to the next, here or on a cluster."""
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
 
 from ...models.shelf import Shelf
@@ -21,8 +22,10 @@ class WarmBackends:
         self._ray: RayBackend | None = None  # with its actors and their devices
         self._fits: Hashable = None  # the renders that those are for
 
-    def open(self, plan: Plan, hear: Callable[[str], None]) -> Backend:
-        self._backend = self._open(plan, hear)
+    def open(
+        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None = None
+    ) -> Backend:
+        self._backend = self._open(plan, hear, given_up)
         return self._backend
 
     def release(self) -> None:
@@ -38,22 +41,31 @@ class WarmBackends:
         """Of each stage, since its chain began."""
         return [] if self._backend is None else [round(s, 4) for s in self._backend.busy_s()]
 
-    def _open(self, plan: Plan, hear: Callable[[str], None]) -> Backend:
+    def _open(
+        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None
+    ) -> Backend:
         if plan.backend == "local":
             self.release()
             return LocalBackend(plan, self._shelf)
         config = plan.config
         fits = config.model, config.parallel, plan.policy == "whole"
-        if self._ray is not None and self._fits == fits and self._renewed(self._ray, plan, hear):
-            return self._ray
+        ray = self._ray if self._fits == fits else None
+        if ray is not None and self._renewed(ray, plan, hear, given_up):
+            return ray
         self.release()
         self._shelf = Shelf()
-        self._ray, self._fits = open_ray(plan, hear, stays=True), fits
+        self._ray, self._fits = open_ray(plan, hear, True, given_up), fits
         return self._ray
 
-    def _renewed(self, ray: RayBackend, plan: Plan, hear: Callable[[str], None]) -> bool:
+    def _renewed(
+        self,
+        ray: RayBackend,
+        plan: Plan,
+        hear: Callable[[str], None],
+        given_up: threading.Event | None,
+    ) -> bool:
         try:
-            return ray.renew(plan, hear)
+            return ray.renew(plan, hear, given_up)
         except Exception as error:  # whatever it is, to begin anew finds out or goes well
             _log.warning("the last render's actors cannot be used again (%s)", error)
             return False
