@@ -1,13 +1,14 @@
 """What has become of a batch's items, on disk: a line an event, read back when it goes on."""
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..home.lock import try_lock
 from .batch_items import Asked
 
 NAME = "batch.jsonl"
@@ -49,15 +50,12 @@ class BatchLog:
         os.close(self._file)
 
     def _take(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{self._path} is written by another batch that is going on, and two would make "
-                "the same videos twice; wait for it, or name another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without such locks
+        with suppress(OSError):  # a file system without such locks
+            if not try_lock(self._file):
+                raise ValueError(
+                    f"{self._path} is written by another batch that is going on, and two would "
+                    "make the same videos twice; wait for it, or name another folder"
+                )
 
     def _append(self, line: dict[str, Any]) -> None:
         os.write(self._file, json.dumps(line).encode() + b"\n")

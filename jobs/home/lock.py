@@ -97,18 +97,24 @@ class Lock:
     def _guarded(self, name: str) -> Iterator[None]:
         with self._guard.open("w") as guard:
             deadline = time.monotonic() + _TAKE_S
-            while True:
-                try:
-                    fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise Taken(
-                            f"render {name} is being taken by another process, which does not come "
-                            "to an end; look for a stopped longreel process and end it"
-                        ) from None
-                    time.sleep(0.05)
+            while not try_lock(guard.fileno()):
+                if time.monotonic() > deadline:
+                    raise Taken(
+                        f"render {name} is being taken by another process, which does not come "
+                        "to an end; look for a stopped longreel process and end it"
+                    )
+                time.sleep(0.05)
             yield
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether it is ours alone from now on, until it is closed; OSError: its file system has no
+    such locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -130,14 +136,11 @@ def is_read(folder: Path) -> bool | None:
     except FileNotFoundError:  # removed meanwhile
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(descriptor)
     except OSError:
         return None
     finally:
         os.close(descriptor)
-    return False
 
 
 class Held:

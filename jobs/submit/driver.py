@@ -37,9 +37,10 @@ def main() -> None:
 def _make(errand: Errand) -> str:
     """How it ended."""
     folder = _folder(errand)
-    plan, made = folder.plan_with(_placed(errand)), folder.status().frames_done
-    check_home(plan, folder.path.parents[1], made)
-    run = RenderRun(folder, _report(), changes=_placed(errand))
+    placed = _placed(errand)
+    made = folder.status().frames_done
+    check_home(folder.plan_with(placed), folder.path.parents[1], made)
+    run = RenderRun(folder, _report(), changes=placed)
     stopped = threading.Event()
 
     def stop(signum: int, frame: object) -> None:

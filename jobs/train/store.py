@@ -1,7 +1,6 @@
 """A run's folder: its configuration, its log, and checkpoints that are whole or not there."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import Any
 from ...configs.train_load import load_training, training_yaml
 from ...configs.train_schema import TrainConfig
 from ..home.durable import name, write_whole
+from ..home.lock import try_lock
 
 _log = logging.getLogger("longreel")
 _CONFIG, _LOG, _LOCK = "run.yaml", "log.jsonl", ".lock"
@@ -78,12 +78,11 @@ class RunFolder:
 
     def _take(self, lock: "Lock") -> None:
         try:
-            fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"run.output={self.path} is being trained by another process, and two would write "
-                "over each other; wait for it, or end it first"
-            ) from None
+            if not try_lock(lock.descriptor):
+                raise ValueError(
+                    f"run.output={self.path} is being trained by another process, and two would "
+                    "write over each other; wait for it, or end it first"
+                )
         except OSError as error:  # a file system that has no such locks
             _log.warning("%s cannot be locked (%s): train there once at a time", self.path, error)
 
