@@ -94,8 +94,12 @@ def render(
         Path | None,
         typer.Option("-o", "--output", help="File to write; by default named after the prompt."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Model and settings to start from.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Model and settings to start from; by default shapes.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Number of frames; by default the preset's.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another video.")] = 0,
     image: Annotated[Path | None, typer.Option(help="Picture the video starts from.")] = None,
     prompt_at: Annotated[

@@ -52,7 +52,10 @@ def resume(
         bool, typer.Option("--submit", help="As another Ray job, where `longreel submit` sent it.")
     ] = False,
     address: Annotated[
-        str | None, typer.Option(help="Dashboard of the cluster that it was sent to (--submit).")
+        str | None,
+        typer.Option(
+            help="Dashboard of the cluster that it was sent to (--submit); by default as of submit."
+        ),
     ] = None,
     extend: Annotated[
         str | None,

@@ -15,12 +15,18 @@ def _number(text: str) -> Any:
 
 
 def simulate(
-    policy: Annotated[str | None, typer.Option(help="Queue to simulate.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Queue to simulate; by default the preset's, or dualparal-grouped."),
+    ] = None,
     stages: Annotated[
         int | None, typer.Option(help="Slices of the model's layers; by default 8, if it has them.")
     ] = None,
     cfg: Annotated[
-        str | None, typer.Option(help="batch, or split: stages for each branch of guidance.")
+        str | None,
+        typer.Option(
+            help="batch, or split: stages for each branch of guidance; by default as configured."
+        ),
     ] = None,
     blocks: Annotated[int, typer.Option(help="Length of the video in blocks.")] = 33,
     latents: Annotated[int | None, typer.Option(help="Its length in latents, instead.")] = None,
@@ -41,7 +47,10 @@ def simulate(
             help="Block with another prompt, cached keys made again (causal); repeatable.",
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Model to count seconds and bytes of.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Model to count seconds and bytes of; by default slots alone."),
+    ] = None,
     tflops: Annotated[float, typer.Option(help="What a device reaches, with --preset.")] = 100.0,
     gbytes: Annotated[float, typer.Option(help="What a link carries a second, in GB.")] = 25.0,
     calibrate: Annotated[

@@ -23,8 +23,12 @@ def batch(
 
     token = None if token_file is None else read_token(token_file)
     with Client(url, token) as client:
-        result = client.batch(file, out, concurrency=concurrency)
-    print(f"{len(result.done)} of {len(result.items)} videos in {out}")
+        try:
+            result = client.batch(file, out, concurrency=concurrency)
+        except KeyboardInterrupt as error:
+            error.add_note("the server goes on with what it has; the same command again fetches it")
+            raise
+    typer.echo(f"{len(result.done)} of {len(result.items)} videos in {out}")
     if result.failed:
         first = result.failed[0]
         raise OSError(

@@ -11,7 +11,9 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Configuration that all settings share."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Model and settings to start from.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Model and settings to start from; by default shapes.")
+    ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="Queue to render with; repeatable. By default auto.")
     ] = None,

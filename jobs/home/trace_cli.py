@@ -5,19 +5,23 @@ from typing import Annotated
 
 import typer
 
+from ..renders_cli import HomeOption
+
 
 def trace(
-    render: Annotated[str, typer.Argument(help="Its id, or the beginning of one.")],
+    render: Annotated[str, typer.Argument(help="Its id, or the beginning of it.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="By default RENDER.trace.json.")
+        Path | None,
+        typer.Option("-o", "--output", help="File to write; by default RENDER.trace.json."),
     ] = None,
-    home: Annotated[Path | None, typer.Option(help="Folder of renders.")] = None,
+    home: HomeOption = None,
 ) -> None:
     """Write what a render did when, for chrome://tracing or Perfetto."""
+    from ...configs.files import expand
     from .home import Home
     from .trace import write_trace
 
     folder = Home(home).open(render)
-    path = output or Path(f"{folder.id}.trace.json")
+    path = expand(output) if output else Path(f"{folder.id}.trace.json")
     spans = write_trace(folder.path, path)
-    print(f"{path}: {spans} spans")
+    typer.echo(f"{path}: {spans} spans")

@@ -15,7 +15,12 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8500,
-    home: Annotated[Path | None, typer.Option(help="Folder of the queue and the renders.")] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the queue and the renders; by default in the user's data folder."
+        ),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster that renders run on, host:port of its head.")
     ] = None,

@@ -1,7 +1,6 @@
 """`longreel submit`, `status`, `watch`, `logs`, `cancel`, `download`: renders as Ray jobs."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,10 @@ if TYPE_CHECKING:
     from .jobs_client import Jobs
 
 Address = Annotated[
-    str | None, typer.Option(help="Dashboard of the cluster; by default RAY_API_SERVER_ADDRESS.")
+    str | None,
+    typer.Option(
+        help="Dashboard of the cluster; by default RAY_API_SERVER_ADDRESS, or this machine's."
+    ),
 ]
 Render = Annotated[str, typer.Argument(help="The id that `longreel submit` printed.")]
 
@@ -25,18 +27,29 @@ def submit(
     ] = None,
     address: Address = None,
     gpus: Annotated[
-        int | None, typer.Option(help="Stages, each on a device of its own.", min=1)
+        int | None,
+        typer.Option(help="Stages, each on a device of its own; by default as configured.", min=1),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it is over.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write; waits for it.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Model and settings to start from.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed, another video.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Model and settings to start from; by default shapes.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Number of frames; by default the preset's.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Another seed, another video; by default 0.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Picture the video starts from.")] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Folder of renders on the cluster, for all its machines.")
+        Path | None,
+        typer.Option(
+            help="Folder of renders that all machines of the cluster see; by default in the user's "
+            "data folder, there."
+        ),
     ] = None,
     wheel: Annotated[
         Path | None, typer.Option(help="A wheel of longreel, where none is installed there.")
@@ -72,7 +85,7 @@ def submit(
     )
     jobs = _jobs(address)
     jobs.submit(errand, wheel=wheel)
-    print(errand.render)
+    typer.echo(errand.render)
     if wait or output:
         _watch(jobs, errand.render)
     if output:
@@ -88,17 +101,17 @@ def submit_again(
             f"{overrides[0]} would be ignored, as --submit goes on with the stages that it was "
             "sent with; leave it out, or resume on a machine of the cluster"
         )
-    print(_jobs(address).submit_again(render, wheel=wheel))
+    typer.echo(_jobs(address).submit_again(render, wheel=wheel))
 
 
 def status(render: Render, address: Address = None) -> None:
     """How a submitted render stands."""
     seen = _jobs(address).view(render)
-    print(f"{seen.render}  {seen.state}  job {seen.job}")
+    typer.echo(f"{seen.render}  {seen.state}  job {seen.job}")
     for what, fact in seen.progress.items():
-        print(f"  {what} {fact['done']} of {fact['total']}")
+        typer.echo(f"  {what} {fact['done']} of {fact['total']}")
     if seen.state == "failed" and seen.message:
-        print(f"  {seen.message}")
+        typer.echo(f"  {seen.message}")
 
 
 def watch(render: Render, address: Address = None) -> None:
@@ -108,13 +121,13 @@ def watch(render: Render, address: Address = None) -> None:
 
 def logs(render: Render, address: Address = None) -> None:
     """What a submitted render's newest job has printed."""
-    print(_jobs(address).log(render), end="")
+    typer.echo(_jobs(address).log(render), nl=False)
 
 
 def cancel(render: Render, address: Address = None) -> None:
     """End a submitted render; `longreel resume --submit` goes on with it."""
     state = _jobs(address).cancel(render)
-    print(f"{render} is {state}" if state else f"{render} is being cancelled")
+    typer.echo(f"{render} is {state}" if state else f"{render} is being cancelled")
 
 
 def download(
@@ -126,7 +139,7 @@ def download(
     from ...configs.files import expand
 
     _export(_jobs(address), render, expand(output))
-    print(output)
+    typer.echo(output)
 
 
 def _watch(jobs: "Jobs", render: str) -> None:
@@ -138,7 +151,7 @@ def _watch(jobs: "Jobs", render: str) -> None:
             parts = [f"{w} {f['done']}/{f['total']}" for w, f in seen.progress.items()]
             line = "  ".join([seen.state, *parts])
             if line != shown:
-                print(line, file=sys.stderr)
+                typer.echo(line, err=True)
                 shown = line
     except KeyboardInterrupt as error:
         error.add_note(way_on)

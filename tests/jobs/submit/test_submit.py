@@ -1,5 +1,6 @@
 """Renders as jobs of a real `ray start --head` with Ray's token authentication on."""
 
+import io
 import json
 import subprocess
 import sys
@@ -249,6 +250,15 @@ def test_the_folder_of_renders_is_the_same_from_the_job_s_own_folder(sent, tmp_p
     monkeypatch.chdir(tmp_path)
     submit_cli.submit("a cat", [], preset="tiny", home=Path("renders"))
     assert sent[0].home == str(tmp_path / "renders")
+
+
+def test_the_id_is_out_before_the_wait_for_the_render_begins(sent, monkeypatch):
+    """A script that reads it through a pipe may want to watch, or cancel, meanwhile."""
+    out, seen = io.BytesIO(), []
+    monkeypatch.setattr(submit_cli, "_watch", lambda *_: seen.append(out.getvalue().decode()))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8"))
+    submit_cli.submit("a cat", [], preset="tiny", wait=True)
+    assert seen == [f"{sent[0].render}\n"]
 
 
 class PlayedJobs:
