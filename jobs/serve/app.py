@@ -21,7 +21,7 @@ from . import routes_media, routes_page, routes_renders, routes_socket, routes_v
 from .context import Context
 from .edits import Editing
 from .errors import ApiError, envelope, is_short, without_paths
-from .files import AllFiles
+from .files import AllFiles, gone
 from .guard import Guard
 from .intake import Intake
 from .keeper import Keeper
@@ -140,6 +140,9 @@ async def _http_error(request: Request, error: Any) -> JSONResponse:
 
 
 async def _short(request: Request, error: Any) -> JSONResponse:
+    render, files = request.path_params.get("id", ""), request.app.state.context.files
+    if isinstance(error, FileNotFoundError) and render and not files.home.holds(render):
+        return await _api_error(request, gone())  # somebody removes it meanwhile
     if not is_short(error):
         raise error
     complain("no room for a request", path=request.url.path, error=str(error))

@@ -131,7 +131,7 @@ class AllFiles:
             files = self._open.pop(render, None)
             if files is None or not files.folder.path.is_dir():
                 if not self.home.holds(render):
-                    raise ApiError(404, "files_gone", "its files are not here any more")
+                    raise gone()
                 try:
                     files = RenderFiles(self.home.open(render))
                 except ValueError as error:  # damaged, or of another version
@@ -184,6 +184,10 @@ class AllFiles:
                 raise ApiError(409, "running", "its process is yet to let go of it") from None
             except ValueError:  # one that nobody can open is made by nobody
                 self.home.discard(render)
+
+
+def gone() -> ApiError:
+    return ApiError(404, "files_gone", "its files are not here any more")
 
 
 def told(event: Event) -> dict[str, Any]:

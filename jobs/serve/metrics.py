@@ -60,8 +60,8 @@ class Metrics:
         for state in STATES:
             self._renders.labels(state).set(counts.get(state, 0))
         self._queue.set(counts.get("queued", 0))
-        waiting = [r.created_at for r in queue.with_state("queued") if r.started_at is None]
-        self._waited.set(time.time() - min(waiting) if waiting else 0)
+        since = queue.waits_since()
+        self._waited.set(0 if since is None else time.time() - since)
         self._busy.set(len(keeper.live))
         self._idle.clear()
         for render, live in keeper.live.items():

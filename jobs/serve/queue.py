@@ -12,46 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .queue_file import open_file
 from .record import OVER, NewRender, Record, State, Wish
 
-VERSION = 1
 _KEPT = 4096  # records
-
-_TABLES = """
-CREATE TABLE renders (
-  number INTEGER PRIMARY KEY AUTOINCREMENT,
-  render TEXT NOT NULL UNIQUE,
-  client TEXT NOT NULL,
-  request TEXT NOT NULL,
-  digest TEXT NOT NULL,
-  state TEXT NOT NULL,
-  wish TEXT NOT NULL DEFAULT '',
-  priority INTEGER NOT NULL,
-  created_at REAL NOT NULL,
-  started_at REAL,
-  ended_at REAL,
-  deadline_at REAL,
-  attempts INTEGER NOT NULL DEFAULT 0,
-  gpu_seconds REAL NOT NULL DEFAULT 0,
-  error TEXT,
-  parent TEXT,
-  idempotency_key TEXT,
-  UNIQUE (client, idempotency_key)
-);
-CREATE INDEX renders_state ON renders (state, deadline_at);
-CREATE INDEX renders_client ON renders (client, number);
-CREATE INDEX renders_client_state ON renders (client, state);
-CREATE TABLE clients (client TEXT PRIMARY KEY, served INTEGER NOT NULL);
-"""
+_PAGE = 100  # that are looked at in one go
 
 # priority first; among equals the client that has waited longest since its last turn; then age
 _NEXT = """
-SELECT r.* FROM renders r LEFT JOIN clients c ON c.client = r.client
-WHERE r.state = 'queued' AND r.client NOT IN
-  (SELECT client FROM renders WHERE state = 'running' GROUP BY client HAVING COUNT(*) >= ?)
+SELECT r.* FROM counts w LEFT JOIN clients c ON c.client = w.client
+JOIN renders r ON r.number = (SELECT number FROM renders
+  WHERE client = w.client AND state = 'queued' ORDER BY priority DESC, number LIMIT 1)
+WHERE w.state = 'queued' AND w.renders > 0 AND w.client NOT IN
+  (SELECT client FROM counts WHERE state = 'running' AND renders >= ?)
 ORDER BY r.priority DESC, COALESCE(c.served, 0), r.number LIMIT 1
 """
 
+_TO_BEGIN = "ended_at IS NULL AND started_at IS NULL"
 _ANEW = "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL"
 
 
@@ -67,48 +44,7 @@ class Queue:
         self._kept: dict[str, Record] = {}
         self._places: dict[int, int] | None = None  # of all that wait, by number
         self.version = 0  # counts what was written
-        try:
-            self._file = sqlite3.connect(
-                path, check_same_thread=False, isolation_level=None, timeout=0
-            )
-        except sqlite3.OperationalError as error:
-            raise _unusable(path, error) from error
-        self._file.row_factory = sqlite3.Row
-        try:
-            self._open(path)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _open(self, path: Path) -> None:
-        try:
-            # held until close or death: a second server on this home would run renders twice
-            self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
-                (version,) = self._file.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _TABLES.split(";"):
-                        self._file.execute(statement)
-                    self._file.execute(f"PRAGMA user_version = {VERSION}")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise _unusable(path, error) from error
-            raise ValueError(
-                f"home={path.parent} is served by another longreel already, and two would run its "
-                "renders twice; end that one, or give --home another folder"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"home={path.parent} holds {path.name}, which is no queue of longreel ({error}); "
-                "move that file away, or give --home another folder"
-            ) from error
-        if version > VERSION:
-            raise ValueError(
-                f"home={path.parent} was written by a newer longreel (queue format {version}, this "
-                f"one reads up to {VERSION}), so its renders cannot be understood; use that version"
-            )
+        self._file = open_file(path)
 
     def close(self) -> None:
         with self._lock:
@@ -123,8 +59,8 @@ class Queue:
                     return known, False
             self._file.execute(
                 "INSERT INTO renders (render, client, request, digest, state, priority,"
-                " created_at, deadline_at, parent, idempotency_key)"
-                " VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
+                " created_at, deadline_at, parent, idempotency_key, room_bytes)"
+                " VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
                 (
                     new.render,
                     new.client,
@@ -135,6 +71,7 @@ class Queue:
                     new.deadline_at,
                     new.parent,
                     new.idempotency_key,
+                    new.room_bytes,
                 ),
             )
             return self._get(new.render), True
@@ -161,7 +98,7 @@ class Queue:
         with self._lock:
             row = self._one(
                 "SELECT * FROM renders WHERE client = ? AND digest = ? AND created_at >= ?"
-                " ORDER BY number DESC LIMIT 1",
+                " ORDER BY created_at DESC, number DESC LIMIT 1",
                 (client, digest, since),
             )
         return None if row is None else _record(row)
@@ -176,24 +113,20 @@ class Queue:
         newest_first: bool = True,
     ) -> tuple[list[Record], bool]:
         """Renders after the named one, and whether there are more; `client=None`: everybody's."""
-        where, values = ["1"], []
-        if client is not None:
-            where.append("client = ?")
-            values.append(client)
-        if states:
-            where.append(f"state IN ({','.join('?' * len(states))})")
-            values += states
+        values: dict[str, str | None] = {"client": client, "after": after}
+        values |= {state: state for state in states}
         sign, order = ("<", "DESC") if newest_first else (">", "ASC")
+        where = ["1" if client is None else "client = :client"]
         if after is not None:
-            where.append(f"number {sign} (SELECT number FROM renders WHERE render = ?)")
-            values.append(after)
-        with self._lock:
-            rows = self._file.execute(
-                f"SELECT * FROM renders WHERE {' AND '.join(where)}"
-                f" ORDER BY number {order} LIMIT ?",
-                (*values, limit + 1),
-            ).fetchall()
-        return [_record(row) for row in rows[:limit]], len(rows) > limit
+            where.append(f"number {sign} (SELECT number FROM renders WHERE render = :after)")
+        # each state on its own: for several at once all that a client ever had would be looked at
+        queries = (
+            f"SELECT * FROM (SELECT * FROM renders WHERE {' AND '.join(where)} AND {its}"
+            f" ORDER BY number {order} LIMIT {limit + 1})"
+            for its in [f"state = :{state}" for state in dict.fromkeys(states)] or ["1"]
+        )
+        found = self._all(f"{' UNION ALL '.join(queries)} ORDER BY number {order}", values)
+        return found[:limit], len(found) > limit
 
     def take_next(self, max_running_per_client: int, now: float) -> Record | None:
         """The render whose turn it is, now running; none if nobody waits who may run."""
@@ -226,7 +159,8 @@ class Queue:
 
     def edit(self, render: str, request: Mapping[str, Any]) -> Record:
         """One that is done waits for its turn again, with more to be made of it."""
-        self._update(render, f"{_ANEW}, deadline_at = NULL, request = ?", json.dumps(request))
+        change = f"{_ANEW}, deadline_at = NULL, video_bytes = NULL, request = ?"
+        self._update(render, change, json.dumps(request))
         with self._lock:
             return self._get(render)
 
@@ -270,29 +204,66 @@ class Queue:
             return self._places.get(record.number, 0)
 
     def with_state(self, state: State) -> list[Record]:
-        with self._lock:
-            rows = self._file.execute(
-                "SELECT * FROM renders WHERE state = ? ORDER BY number", (state,)
-            ).fetchall()
-        return [_record(row) for row in rows]
+        return self._all("SELECT * FROM renders WHERE state = ? ORDER BY number", (state,))
 
     def overdue(self, now: float) -> list[Record]:
-        with self._lock:
-            rows = self._file.execute(
-                "SELECT * FROM renders WHERE deadline_at < ?"
-                " AND state IN ('queued', 'running', 'paused') AND wish = ''",
-                (now,),
-            ).fetchall()
-        return [_record(row) for row in rows]
+        return self._all(
+            "SELECT * FROM renders WHERE deadline_at < ?"
+            " AND state IN ('queued', 'running', 'paused') AND wish = ''",
+            (now,),
+        )
 
     def counts(self, client: str | None = None) -> dict[str, int]:
         """How many renders are in each state."""
         where, values = ("", ()) if client is None else ("WHERE client = ?", (client,))
+        query = (
+            f"SELECT state, SUM(renders) FROM counts {where} GROUP BY state HAVING SUM(renders) > 0"
+        )
         with self._lock:
-            rows = self._file.execute(
-                f"SELECT state, COUNT(*) FROM renders {where} GROUP BY state", values
-            ).fetchall()
-        return dict(rows)
+            return dict(self._file.execute(query, values).fetchall())
+
+    def waits_since(self) -> float | None:
+        """When the oldest of those was accepted that wait for their first turn."""
+        query = f"SELECT MIN(created_at) FROM renders WHERE {_TO_BEGIN} AND state = 'queued'"
+        with self._lock:
+            since: float | None = self._file.execute(query).fetchone()[0]
+        return since
+
+    def room_bytes(self) -> int:
+        """Of the disk, that those which have yet to begin may take."""
+        query = f"SELECT COALESCE(SUM(room_bytes), 0) FROM renders WHERE {_TO_BEGIN}"
+        with self._lock:
+            room: int = self._file.execute(query).fetchone()[0]
+        return room
+
+    def begun(self) -> list[Record]:
+        """Those that a worker has been at, and that have not ended."""
+        query = "SELECT * FROM renders WHERE ended_at IS NULL AND started_at IS NOT NULL"
+        return self._all(query, ())
+
+    def with_video(self, client: str, num_bytes: int) -> list[Record]:
+        """Those that are done whose video has so many bytes, as far as they were measured."""
+        return self._all(
+            "SELECT * FROM renders WHERE client = ? AND state = 'done' AND video_bytes = ?"
+            " ORDER BY number DESC",
+            (client, num_bytes),
+        )
+
+    def not_measured(self, client: str, after: int = 0) -> list[Record]:
+        """Some of those that are done and whose video nobody has measured, by number."""
+        return self._all(
+            "SELECT * FROM renders INDEXED BY renders_video WHERE client = ? AND state = 'done'"
+            " AND video_bytes IS NULL AND number > ? ORDER BY number LIMIT ?",
+            (client, after, _PAGE),
+        )
+
+    def measured(self, sizes: Sequence[tuple[Record, int]]) -> None:
+        """Bytes of the videos of these, unless an edit has made another of it meanwhile."""
+        with self._transaction():
+            self._file.executemany(
+                "UPDATE renders SET video_bytes = ? WHERE number = ? AND ended_at = ?",
+                [(size, record.number, record.ended_at) for record, size in sizes],
+            )
 
     def _update(self, render: str, change: str, *values: object) -> None:
         with self._transaction():
@@ -314,6 +285,11 @@ class Queue:
         assert row is not None, render
         return _record(row)
 
+    def _all(self, query: str, values: Sequence[Any] | Mapping[str, Any]) -> list[Record]:
+        with self._lock:
+            rows = self._file.execute(query, values).fetchall()
+        return [_record(row) for row in rows]
+
     def _one(self, query: str, values: Sequence[object]) -> sqlite3.Row | None:
         row: sqlite3.Row | None = self._file.execute(query, values).fetchone()
         return row
@@ -333,16 +309,9 @@ class Queue:
             self._file.execute("COMMIT")
 
 
-def _unusable(path: Path, error: sqlite3.OperationalError) -> ValueError:
-    return ValueError(
-        f"home={path.parent} cannot keep the queue in {path.name} ({error}), so no render would "
-        "outlive the server; make it a folder that can be written, or give --home another one"
-    )
-
-
 def _record(row: sqlite3.Row) -> Record:
     values = dict(row)
-    for name in ("digest", "idempotency_key"):
+    for name in ("digest", "idempotency_key", "room_bytes", "video_bytes"):
         del values[name]
     for name in ("request", "error"):
         values[name] = json.loads(values[name] or "null")

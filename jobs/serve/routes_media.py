@@ -14,6 +14,7 @@ from ..home.segments import Frames
 from .context import Context
 from .errors import ApiError
 from .files import RenderFiles
+from .record import Record
 from .routes_renders import Here, Own
 from .schemas import failures
 from .streams import events, growing_mp4, pieces, playlist, raw_frames
@@ -49,6 +50,7 @@ async def get_events(
     )
 
 
+@router.head("/video", include_in_schema=False)
 @router.get(
     "/video",
     response_class=Response,
@@ -61,15 +63,24 @@ async def get_events(
 async def get_video(own: Own, here: Here, request: Request) -> Response:
     """A fragmented MP4. While the render is made the answer goes on until it is over; the same
     bytes come by ranges afterwards."""
+    return whole_video(here, own, request)
+
+
+def whole_video(here: Context, own: Record, request: Request) -> Response:
+    """For HEAD what is said of it, and none of its bytes."""
     files = here.files.of(own.render)
-    if not (own.over or files.cut().is_whole):
-        stream = here.metrics.counted(growing_mp4(here, own), "video")
-        headers = {"accept-ranges": "none", "cache-control": "no-store"}
-        return StreamingResponse(stream, media_type="video/mp4", headers=headers)
-    return ranged(here, files, request)
+    if own.over or files.cut().is_whole:
+        return _ranged(here, files, request)
+    headers = {"accept-ranges": "none", "cache-control": "no-store"}
+    if request.method == "HEAD":
+        answer = Response(media_type="video/mp4", headers=headers)
+        del answer.headers["content-length"]  # nobody knows yet
+        return answer
+    stream = here.metrics.counted(growing_mp4(here, own), "video")
+    return StreamingResponse(stream, media_type="video/mp4", headers=headers)
 
 
-def ranged(here: Context, files: RenderFiles, request: Request) -> Response:
+def _ranged(here: Context, files: RenderFiles, request: Request) -> Response:
     segments = files.segments()  # of one look, as an edit may be done before the next
     if not segments:
         raise ApiError(409, "no_frames", "it ended before its first frame was final")
@@ -79,6 +90,9 @@ def ranged(here: Context, files: RenderFiles, request: Request) -> Response:
     headers = {"accept-ranges": "bytes", "etag": tag, "cache-control": "private, no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":  # for which a range means nothing
+        headers["content-length"] = str(size)
+        return Response(media_type="video/mp4", headers=headers)
     start, stop, status = 0, size, 200
     asked = _RANGE.fullmatch(request.headers.get("range", ""))
     if asked and any(asked.groups()) and request.headers.get("if-range", tag) == tag:

@@ -1,22 +1,18 @@
 """/v1/videos, in the shape that the `openai` Python client speaks: a thin layer over the queue."""
 
 import asyncio
-import contextlib
-import hashlib
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from .context import Context
 from .errors import ApiError
-from .files import RenderFiles
 from .intake import Sender
+from .known_video import find_video
 from .record import Record
-from .routes_media import ranged, spritesheet, thumbnail
+from .routes_media import spritesheet, thumbnail, whole_video
 from .routes_renders import Asker, Client, Here, Own
 from .schemas import CreateRender, ExtendRender, RenderId, failures
-from .streams import growing_mp4, pieces
 from .video_form import (
     CreateVideo,
     EditVideo,
@@ -70,6 +66,7 @@ async def retrieve(own: Own, here: Here, response: Response) -> Video:
     return video_view(here, own)
 
 
+@router.head("/{id}/content", include_in_schema=False)
 @router.get(
     "/{id}/content",
     response_class=Response,
@@ -86,18 +83,15 @@ async def content(
     variant: Literal["video", "thumbnail", "spritesheet"] = "video",
 ) -> Response:
     """The video as it grows until it is done; or a picture of it."""
-    files = here.files.of(own.render)
     if variant != "video":
+        files = here.files.of(own.render)
         if not files.segments():
             raise ApiError(404, "not_ready", "no frame of it is final yet")
         if variant == "thumbnail":
             picture = await asyncio.to_thread(thumbnail, files)
             return Response(picture, media_type="image/webp")
         return Response(await asyncio.to_thread(spritesheet, files), media_type="image/jpeg")
-    if not (own.over or files.cut().is_whole):
-        stream = here.metrics.counted(growing_mp4(here, own), "video")
-        return StreamingResponse(stream, media_type="video/mp4")
-    return ranged(here, files, request)
+    return whole_video(here, own, request)
 
 
 @router.delete("/{id}", responses=failures(404, 409))
@@ -191,28 +185,12 @@ async def _source(here: Context, client: str, id: str, upload: bytes | None) -> 
     """The render that is named, or whose video was sent: of any other we have no latents."""
     if upload is None:
         return here.record(id, client)
-    wanted, more, last = hashlib.sha256(upload).digest(), True, None
-    while more:
-        records, more = here.queue.page(client, states=("done",), after=last, limit=100)
-        for record in records:
-            with contextlib.suppress(ApiError, OSError):  # whose files are gone
-                files = here.files.of(record.render)
-                if await asyncio.to_thread(_has, files, len(upload), wanted):
-                    return record
-            last = record.render
+    found = await asyncio.to_thread(find_video, here.queue, here.files, client, upload)
+    if found is not None:
+        return found
     raise ApiError(
         422,
         "unknown_video",
         "this is no video that was made here; give one as it came from this server",
         field="video",
     )
-
-
-def _has(files: RenderFiles, size: int, digest: bytes) -> bool:
-    parts = files.parts(files.segments())
-    if sum(count for _, count in parts) != size:
-        return False
-    hashed = hashlib.sha256()
-    for piece in pieces(parts, 0, size):
-        hashed.update(piece)
-    return hashed.digest() == digest

@@ -1,5 +1,7 @@
 """The queue's promises: fair order, limits, keys, and nothing lost when its process is."""
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 
@@ -133,8 +135,6 @@ def test_a_home_has_one_server(queue, tmp_path):
 
 
 def test_a_queue_of_a_later_version_is_refused(tmp_path):
-    import sqlite3
-
     path = tmp_path / "queue.sqlite3"
     Queue(path).close()
     with sqlite3.connect(path) as file:
@@ -162,6 +162,7 @@ def test_a_long_queue_and_a_long_history_cost_each_render_the_same(tmp_path):
             queue.add(new(f"r{number:04}", deadline_at=9.0), 0.0)
             if number < over:
                 queue.end(f"r{number:04}", "done", 1.0)
+        queue.measured([(queue.get(f"r{number:04}"), number) for number in range(over)])
 
         def count():
             steps[0] += 1
@@ -171,7 +172,13 @@ def test_a_long_queue_and_a_long_history_cost_each_render_the_same(tmp_path):
         done = {"look": lambda: queue.overdue(5.0), "begin": lambda: queue.take_next(9, 1.0)}
         records, _ = queue.page("a", states=("queued",), limit=waiting)
         done["watch"] = lambda: queue.page("a", states=("running",))  # as a page does each second
+        done["not over"] = lambda: queue.page("a", states=("running", "paused"))
         done["list"] = lambda: [queue.place(record) for record in records]
+        done["sent again"] = lambda: queue.find_same("a", "d", 5.0)
+        done["another"] = lambda: queue.find_same("a", "e", 0.0)
+        done["counted"] = lambda: (queue.counts(), queue.counts("a"), queue.waits_since())
+        done["room"] = lambda: (queue.room_bytes(), queue.begun())
+        done["video"] = lambda: (queue.not_measured("a"), queue.with_video("a", 7))
         counts = {}
         for name, do in done.items():
             steps[0] = 0
@@ -182,5 +189,78 @@ def test_a_long_queue_and_a_long_history_cost_each_render_the_same(tmp_path):
 
     few, many, old = work(20, 0), work(200, 0), work(20, 180)
     for name, steps in few.items():
-        assert many[name] < 15 * steps
-        assert old[name] < 2 * steps
+        assert many[name] < 15 * steps, name
+        assert old[name] < 2 * steps, name
+    for name in ("look", "begin", "watch", "not over", "sent again", "another", "counted", "video"):
+        assert many[name] < 2 * few[name], name
+
+
+FIRST = """
+CREATE TABLE renders (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, render TEXT NOT NULL UNIQUE, client TEXT NOT NULL,
+  request TEXT NOT NULL, digest TEXT NOT NULL, state TEXT NOT NULL, wish TEXT NOT NULL DEFAULT '',
+  priority INTEGER NOT NULL, created_at REAL NOT NULL, started_at REAL, ended_at REAL,
+  deadline_at REAL, attempts INTEGER NOT NULL DEFAULT 0, gpu_seconds REAL NOT NULL DEFAULT 0,
+  error TEXT, parent TEXT, idempotency_key TEXT, UNIQUE (client, idempotency_key)
+);
+CREATE INDEX renders_client ON renders (client, number);
+CREATE TABLE clients (client TEXT PRIMARY KEY, served INTEGER NOT NULL);
+INSERT INTO renders (render, client, request, digest, state, priority, created_at)
+  VALUES ('x', 'a', '{}', 'd', 'queued', 0, 1), ('y', 'a', '{}', 'd', 'done', 0, 2),
+         ('z', 'b', '{}', 'd', 'queued', 1, 3);
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.mark.parametrize(
+    "indexes",
+    [
+        "CREATE INDEX renders_state ON renders (state);",
+        "CREATE INDEX renders_state ON renders (state, deadline_at);"
+        "CREATE INDEX renders_client_state ON renders (client, state);",
+    ],
+)
+def test_a_home_of_an_earlier_version_is_as_fast_as_a_new_one(tmp_path, indexes):
+    def built(path):
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            return {
+                *file.execute("SELECT type, name, sql FROM sqlite_master WHERE type != 'table'")
+            }
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "old")) as file:
+        file.executescript(FIRST + indexes)
+    for name in ("old", "new"):
+        Queue(tmp_path / name).close()
+    assert built(tmp_path / "old") == built(tmp_path / "new")
+    queue = Queue(tmp_path / "old")
+    assert (queue.counts(), queue.counts("b")) == ({"queued": 2, "done": 1}, {"queued": 1})
+    assert (queue.waits_since(), queue.room_bytes()) == (1.0, 0)
+    assert order(queue) == ["z", "x"]
+    queue.close()
+
+
+def test_renders_are_counted_as_they_move_and_go(queue):
+    for number in range(4):
+        queue.add(new(f"r{number}", "ab"[number % 2]), 0.0)
+    queue.take_next(9, 1.0)
+    queue.end("r1", "failed", 2.0)
+    queue.remove("r2")
+    queue.end("r3", "done", 2.0)
+    queue.edit("r3", {})
+    assert queue.counts() == {"running": 1, "failed": 1, "queued": 1}
+    assert queue.counts("b") == {"failed": 1, "queued": 1}
+    assert queue.counts("c") == {}
+
+
+def test_the_size_of_a_video_is_forgotten_when_it_is_edited(queue):
+    queue.add(new("x"), 0.0)
+    queue.end("x", "done", 1.0)
+    (found,) = queue.not_measured("a")
+    queue.measured([(found, 7)])
+    assert [r.render for r in queue.with_video("a", 7)] == ["x"]
+    assert (queue.not_measured("a"), queue.with_video("b", 7)) == ([], [])
+    queue.edit("x", {})
+    queue.end("x", "done", 2.0)
+    queue.measured([(found, 7)])  # of before the edit
+    assert queue.with_video("a", 7) == []
+    assert [r.render for r in queue.not_measured("a")] == ["x"]

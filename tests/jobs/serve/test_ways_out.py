@@ -1,0 +1,82 @@
+"""What a video says of itself before it is read, and which render one is of that comes back."""
+
+import threading
+import time
+
+import httpx
+import pytest
+from app import call, made, on_a_port, open_app
+from server import asked
+
+from longreel.jobs.home.record import RenderRun
+
+
+@pytest.mark.parametrize("way", ["/api/v1/renders/{}/video", "/v1/videos/{}/content"])
+def test_head_says_what_get_would_and_sends_nothing(tmp_path, way):
+    """Players and `curl -I` ask so before they take ranges."""
+    with open_app(tmp_path) as app, on_a_port(app) as url:
+        done = made(app, frames=9)
+        coming = call(app, "POST", "/api/v1/renders", json=asked(frames=9)).json()["id"]
+        with httpx.Client(base_url=url, timeout=20) as http:
+            whole = http.get(way.format(done))
+            for headers in ({}, {"range": "bytes=10-19"}):  # which only GET knows
+                head = http.head(way.format(done), headers=headers)
+                assert (head.status_code, head.content) == (200, b"")
+                for name in ("content-length", "content-type", "etag", "accept-ranges"):
+                    assert head.headers[name] == whole.headers[name]
+            fresh = {"if-none-match": whole.headers["etag"]}
+            assert http.head(way.format(done), headers=fresh).status_code == 304
+            head = http.head(way.format(coming))  # at once, though no frame is there
+            assert (head.status_code, head.headers["accept-ranges"]) == (200, "none")
+            assert "content-length" not in head.headers
+            assert http.head(way.format("20200101-000000-nothere")).status_code == 404
+            part = http.get(way.format(done), headers={"range": "bytes=10-19"})
+            assert (part.status_code, part.content) == (206, whole.content[10:20])
+
+
+def test_a_video_that_comes_back_is_found_without_opening_every_render_again(tmp_path, monkeypatch):
+    with open_app(tmp_path) as app:
+        renders = [made(app, frames=frames) for frames in (5, 9, 13)]
+        videos = [call(app, "GET", f"/api/v1/renders/{id}/video").content for id in renders]
+        files, looks = app.state.context.files, []
+        find = files.of
+
+        def counted(render):
+            looks.append((render, threading.current_thread() is threading.main_thread()))
+            return find(render)
+
+        monkeypatch.setattr(files, "of", counted)
+
+        def remixed(video):
+            looks.clear()
+            form = {"prompt": (None, "x"), "video": ("v.mp4", video)}
+            answer = call(app, "POST", "/v1/videos/edits", files=form)
+            return answer.json().get("remixed_from_video_id"), {
+                render for render, _ in looks if render in renders
+            }
+
+        assert remixed(videos[1]) == (renders[1], {*renders})
+        # not by the event loop, which all clients share
+        assert not any(is_loop for render, is_loop in looks if render in (renders[0], renders[2]))
+        assert remixed(videos[2]) == (renders[2], {renders[2]})
+        assert remixed(b"another") == (None, set())
+        call(app, "POST", f"/api/v1/renders/{renders[1]}/extend", json={"frames": 4})
+        RenderRun(files.home.open(renders[1])).run()
+        app.state.context.queue.end(renders[1], "done", time.time())
+        assert remixed(videos[1]) == (None, {renders[1]})  # it is another video by now
+        longer = call(app, "GET", f"/api/v1/renders/{renders[1]}/video").content
+        assert remixed(longer) == (renders[1], {renders[1]})
+
+
+def test_a_file_that_is_removed_with_its_render_while_it_is_asked_for_is_404(tmp_path, monkeypatch):
+    with open_app(tmp_path) as app:
+        render = made(app, frames=5)
+        files = app.state.context.files.of(render)
+
+        def removed(*_):
+            app.state.context.files.remove(render)
+            raise FileNotFoundError(files.folder.init)
+
+        monkeypatch.setattr(files, "parts", removed)
+        answer = call(app, "GET", f"/api/v1/renders/{render}/video")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "files_gone")
