@@ -79,12 +79,16 @@ def kept(plan: "Plan", what: str, folder: Path, made: int = 0) -> Written:
     return Written(what, folder, segments + plan.latents_bytes * rest // video.frames)
 
 
-def check_home(plan: "Plan", home: Path, made: int = 0) -> None:
-    """NoRoom where its disk cannot take what is left to be made; of a plan without end it can."""
+def check_home(plan: "Plan", home: Path, made: int = 0, promised: int = 0) -> None:
+    """NoRoom where its disk cannot take what is left to be made; of a plan without end it can.
+
+    `promised`: bytes that others may yet write there.
+    """
     if plan.config.video.frames:
-        _check_room(
-            [kept(plan, "the render", home, made)], "free some space or ask for fewer frames"
-        )
+        written = [kept(plan, "the render", home, made)]
+        if promised:
+            written.append(Written("those that were accepted before it", home, promised))
+        _check_room(written, "free some space or ask for fewer frames")
 
 
 def _check_room(written: Sequence[Written], way_out: str) -> None:

@@ -56,13 +56,15 @@ def extend(
     prompt: str | None = None,
     prompt_at: Sequence[tuple[float, str]] = (),
     changes: Mapping[str, Any] = _NONE,
+    promised: int = 0,
 ) -> Edit:
     """So many frames more after its end: whoever makes the render next makes them.
 
     `prompt`: of all of them; none: the last one goes on. `prompt_at`: in seconds of the whole
-    video. `changes`: of fields that change no frame, for the checks alone.
+    video. `changes`: of fields that change no frame, for the checks alone. `promised`: bytes that
+    others may yet write to the home.
     """
-    desk = _Desk(folder, changes)
+    desk = _Desk(folder, changes, promised)
     stride = desk.plan.arch.vae.time_stride
     if frames < 1:
         raise ValueError(f"extend={frames} adds no frame to render {folder.id}; give 1 or more")
@@ -95,12 +97,13 @@ def redo(
     *,
     prompt: str | None = None,
     changes: Mapping[str, Any] = _NONE,
+    promised: int = 0,
 ) -> Edit:
     """Frames from `first` to before `stop` anew, with other noise: made by whoever makes it next.
 
-    `prompt`: of the section; none: those it had.
+    `prompt`: of the section; none: those it had. The rest as above.
     """
-    desk = _Desk(folder, changes)
+    desk = _Desk(folder, changes, promised)
     asked = f"redo={first}..{stop}"
     if first > stop:
         raise ValueError(f"{asked} ends before it begins; use redo={stop}..{first}")
@@ -140,9 +143,10 @@ def redo(
 class _Desk:
     """A render that is to be edited, opened and found to be fit for it."""
 
-    def __init__(self, folder: "RenderFolder", changes: Mapping[str, Any]) -> None:
+    def __init__(self, folder: "RenderFolder", changes: Mapping[str, Any], promised: int) -> None:
         self._folder = folder
         self._changes = changes
+        self._promised = promised
         check_done(folder)
         self.plan = folder.plan_with(changes)
         self.segments: Sequence[Segment] = folder.segments()
@@ -178,7 +182,7 @@ class _Desk:
         splice.opening()
         splice.around()
         made = edit.frames - (edit.stop - edit.first)
-        check_home(plan, self._folder.path.parents[1], made)
+        check_home(plan, self._folder.path.parents[1], made, self._promised)
         self._folder.edit(edit)
 
 

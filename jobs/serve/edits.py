@@ -15,6 +15,7 @@ from .limits import Limits
 from .pace import longest_segment
 from .queue import Queue
 from .record import NewRender, Record
+from .room import promised
 from .schemas import ExtendRender, RedoRender
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Editing:
             self._intake.check_room(record.client)
             folder = self._files.of(record.render).folder
             pending = folder.status().state != "done"  # one was lost on its way to the queue
-            with said():
+            with said(asked):
                 if not pending:
                     await asyncio.to_thread(self._begin, folder, record, asked)
                 request = await asyncio.to_thread(_measured, folder, record)
@@ -85,9 +86,10 @@ class Editing:
             name = new_name()
             with self._files.coming(name):
                 copy = await asyncio.to_thread(self._files.home.copy, folder, name)
-                with said():
+                with said(asked):
                     await asyncio.to_thread(self._begin, copy, source, asked)
                     request = await asyncio.to_thread(_measured, copy, source)
+                more = request["frames"] - source.request["frames"]
                 new = NewRender(
                     render=copy.id,
                     client=sender.client,
@@ -96,6 +98,7 @@ class Editing:
                     priority=source.priority,
                     idempotency_key=sender.key,
                     parent=source.render,
+                    room_bytes=request.get("frame_bytes", 0) * more,
                 )
                 return await asyncio.to_thread(self._queue.add, new, time.time())
 
@@ -105,8 +108,9 @@ class Editing:
         times = [] if isinstance(asked, RedoRender) else asked.prompt_at
         words = [asked.prompt, *(change.prompt for change in times)]
         self._intake.check_length([text for text in words if text is not None])
+        others = promised(self._queue, self._files)
         if isinstance(asked, RedoRender):
-            edits.redo(folder, asked.first, asked.stop, prompt=asked.prompt)
+            edits.redo(folder, asked.first, asked.stop, prompt=asked.prompt, promised=others)
             return
         frames = _frames(asked, record.request["fps"])
         total = folder.segments()[-1].stop + frames
@@ -116,7 +120,7 @@ class Editing:
                 "that this server makes; ask for less"
             )
         prompt_at = [(change.seconds, change.prompt) for change in times]
-        edits.extend(folder, frames, prompt=asked.prompt, prompt_at=prompt_at)
+        edits.extend(folder, frames, prompt=asked.prompt, prompt_at=prompt_at, promised=others)
 
 
 def _measured(folder: "RenderFolder", record: Record) -> dict[str, Any]:

@@ -15,15 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from ...configs.load import load_config, to_override
 from ..home.home import new_name
-from ..target import NoRoom, check_home
+from ..target import NoRoom, check_home, kept
 from .errors import ApiError, is_short, without_paths
 from .files import AllFiles
 from .limits import Limits
 from .logs import complain
 from .queue import KeyReusedError, Queue
 from .record import NewRender, Record
+from .room import promised
 from .schemas import CreateRender, Setting
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 _GROUPS = ("video", "sampling", "blocks", "output")
 _OURS = ("video.last_image", "output.format")  # a file of the server's; what our segments are
+_SPOKEN = {"redo": "stop", "extend": "frames"}  # as a person has it, and as a request has it
 STRIDE = 4  # frames that a latent stands for, in every model there is; the first stands for one
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _RETRIED_S = 120.0  # how long a request that is sent again counts as the same
@@ -73,19 +77,21 @@ class Intake:
             self.check_room(sender.client)
             render = new_name()
             with self._files.coming(render):
-                with said():
+                with said(asked):
                     plan = await asyncio.to_thread(self._make, asked, render)
                 now = time.time()
                 deadline = None if asked.deadline_s is None else now + asked.deadline_s
+                request = _kept(asked, plan, self._preset(asked.preset))
                 new = NewRender(
                     render=render,
                     client=sender.client,
-                    request=_kept(asked, plan, self._preset(asked.preset)),
+                    request=request,
                     digest=digest,
                     priority=asked.priority,
                     deadline_at=deadline,
                     idempotency_key=sender.key,
                     parent=parent,
+                    room_bytes=request["frames"] * request["frame_bytes"],
                 )
                 return await asyncio.to_thread(self._queue.add, new, now)
 
@@ -147,7 +153,8 @@ class Intake:
                 prompt_at=[(change.seconds, change.prompt) for change in asked.prompt_at],
                 overrides=overrides,
             )
-            check_home(plan, self._files.home.path)
+            others = promised(self._queue, self._files)
+            check_home(plan, self._files.home.path, promised=others)
             self._files.home.create(plan, name=render)
             return plan
 
@@ -215,7 +222,7 @@ def frames_of(seconds: float, fps: int) -> int:
 
 
 @contextmanager
-def said() -> Iterator[None]:
+def said(asked: BaseModel) -> Iterator[None]:
     """What a request cannot have, without what the server's folders are called."""
     try:
         yield
@@ -225,10 +232,16 @@ def said() -> Iterator[None]:
         if (cause := error.__cause__) is not None and is_short(cause):
             raise cause from None  # no fault of the request
         message = without_paths(str(error))
-        field = re.match(r"(?:parallel\.|model\.)?([\w.]+)[ =]", message)
-        raise ApiError(
-            422, "invalid_request", message, field=field[1] if field else None
-        ) from error
+        raise ApiError(422, "invalid_request", message, field=_field(message, asked)) from error
+
+
+def _field(message: str, asked: BaseModel) -> str | None:
+    """What an error begins with, if it is in the request's hands."""
+    found = re.match(r"([\w.]+)[ =]", message)
+    name = _SPOKEN.get(found[1], found[1]) if found else ""
+    fields = type(asked).model_fields
+    is_setting = "settings" in fields and name.startswith(tuple(f"{group}." for group in _GROUPS))
+    return name if name in fields or is_setting else None
 
 
 def _kept(asked: CreateRender, plan: "Plan", preset: str | None) -> dict[str, Any]:
@@ -247,6 +260,7 @@ def _kept(asked: CreateRender, plan: "Plan", preset: str | None) -> dict[str, An
         "frames": config.video.frames,
         "steps": config.sampling.steps,
         "segment_frames": longest_segment(plan),
+        "frame_bytes": kept(plan, "", Path()).num_bytes // config.video.frames,
         "blocks": schedule.num_blocks or 0,
         "stages": layout.num_stages,
         "devices": layout.num_devices,

@@ -13,7 +13,9 @@ from app import call, made, open_app
 from server import asked
 
 from longreel.jobs.home.home import Home
+from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve.queue import Queue
+from longreel.jobs.serve.room import promised
 from longreel.jobs.serve.workers import Workers
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/secret")
@@ -64,6 +66,55 @@ def test_what_the_disk_could_not_hold_is_refused_before_it_is_begun(tmp_path, mo
         assert call(app, "GET", path).json()["status"] == "done"
         monkeypatch.undo()
         assert call(app, "POST", f"{path}/extend", json={"frames": 64}).status_code == 200
+
+
+def test_room_that_was_promised_to_others_is_not_free(tmp_path, monkeypatch):
+    """Ten requests would pass one after the other, and the disk fill before the last is made."""
+    path = "/api/v1/renders"
+    with open_app(tmp_path) as app:
+        here = app.state.context
+        first = made(app, frames=9)
+        call(app, "POST", path, json=asked(frames=33))
+        whole = here.queue.room_bytes()
+        disk = SimpleNamespace(free=int(2.9 * whole))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk)
+        second = call(app, "POST", path, json=asked(frames=33)).json()["id"]
+        for where, body in (
+            (path, asked(frames=33)),
+            (f"{path}/{first}/extend", {"frames": 48}),
+            ("/v1/videos/extensions", {"prompt": "x", "seconds": "6", "video": {"id": first}}),
+        ):
+            answer = call(app, "POST", where, json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_room"), where
+            assert "those that were accepted before it" in answer.json()["error"]["message"]
+        assert call(app, "POST", path, json=asked(frames=1)).status_code == 201
+        call(app, "POST", f"{path}/{second}/cancel")
+        assert call(app, "POST", path, json=asked(frames=33)).status_code == 201
+
+
+def test_what_a_render_has_made_is_promised_to_it_no_more(tmp_path):
+    with open_app(tmp_path) as app:
+        here = app.state.context
+        render = call(app, "POST", "/api/v1/renders", json=asked(frames=33)).json()["id"]
+        whole = promised(here.queue, here.files)
+        here.queue.take_next(1, 0.0)
+        assert promised(here.queue, here.files) == whole
+        folder = here.files.home.open(render)
+
+        def stop_midway(*_):
+            if folder.frames_done:
+                run.stop()
+
+        run = RenderRun(folder, stop_midway)
+        run.run()
+        here.queue.pause(render)
+        assert promised(here.queue, here.files) == (33 - folder.frames_done) * whole // 33
+        assert 0 < folder.frames_done < 33
+        RenderRun(folder).run()
+        here.queue.end(render, "done", 1.0)
+        assert promised(here.queue, here.files) == 0
+        call(app, "POST", f"/api/v1/renders/{render}/redo", json={"first": 16, "stop": 18})
+        assert 0 < promised(here.queue, here.files) < whole
 
 
 def test_what_was_coming_when_a_server_ended_is_swept_away_by_the_next(tmp_path, monkeypatch):

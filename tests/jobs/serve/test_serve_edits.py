@@ -382,19 +382,20 @@ def test_an_edit_that_was_cancelled_is_dropped(opened, edit, body):
 
 
 REFUSED = [
-    ("extend", {"frames": 6}, "use 4 or 8"),
-    ("extend", {}, "give one of them"),
-    ("extend", {"frames": 4, "seconds": 1}, "give one of them"),
-    ("extend", {"frames": 10_000_000}, "more than the 57601"),
-    ("redo", {"first": 8, "stop": 8}, "holds no frame"),
-    ("redo", {"first": 0, "stop": 99}, "is not inside render"),
+    ("extend", {"frames": 6}, "frames", "use 4 or 8"),
+    ("extend", {}, "frames", "give one of them"),
+    ("extend", {"frames": 4, "seconds": 1}, "frames", "give one of them"),
+    ("extend", {"frames": 10_000_000}, "frames", "more than the 57601"),
+    ("redo", {"first": 8, "stop": 8}, "stop", "holds no frame"),
+    ("redo", {"first": 0, "stop": 99}, "stop", "is not inside render"),
 ]
 
 
 def test_what_cannot_be_edited_is_refused_and_stays_done(opened):
     app, render = opened(frames=9)
-    for path, body, said in REFUSED:
+    for path, body, field, said in REFUSED:
         answer = call(app, "POST", f"/api/v1/renders/{render}/{path}", json=body)
-        assert answer.status_code == 422
-        assert said in answer.json()["error"]["message"]
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (422, field)
+        assert said in error["message"]
     assert call(app, "GET", f"/api/v1/renders/{render}").json()["status"] == "done"
