@@ -3,6 +3,7 @@
 import logging
 import threading
 
+from ...configs.errors import first_line
 from ...pipeline.checkpoint import Checkpoint
 from .attempt import Attempt
 from .lock import Taken
@@ -18,6 +19,7 @@ class Saver:
         self._changed = threading.Condition()
         self._waiting: Checkpoint | None = None
         self._closed = False
+        self._told = ""  # to the journal: what fails again and again is there once
         self._thread = threading.Thread(target=self._work, name="longreel-saver", daemon=True)
 
     def keep(self, checkpoint: Checkpoint) -> None:
@@ -51,15 +53,24 @@ class Saver:
                     return
                 self._waiting = None
             try:
-                self._attempt.save(checkpoint)
+                self._save(checkpoint)
             except Taken:
                 return  # whoever writes next says so
-            except OSError as error:
-                _log.warning(
-                    "a checkpoint cannot be saved (%s); the render goes on, and after a crash it "
-                    "would begin at the one before",
-                    error,
-                )
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Whatever it ends with, the next one may go well, and the frames do without."""
+        try:
+            self._attempt.save(checkpoint)
+        except Taken:
+            raise
+        except Exception as error:
+            what = f"a checkpoint cannot be saved ({first_line(error)})"
+            so = "the render goes on, and after a crash it would begin at the one before"
+            # of a bug the trace as well
+            _log.warning("%s; %s", what, so, exc_info=not isinstance(error, OSError))
+            if what != self._told:
+                self._told = what
+                self._attempt.tell("repair", reason=f"{what}; {so}")
 
     def _is_ready(self) -> bool:
         waiting = self._waiting
