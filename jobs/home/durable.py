@@ -1,13 +1,17 @@
 """Files and folders that are whole or not there, whatever ends the process or the machine."""
 
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part"  # how names of what is being written end
+_TOKEN_BYTES = 4
+_SURELY_LEFT_S = 86_400.0  # whoever writes something changes it more often
 
 
 def anyone() -> None:
@@ -20,11 +24,14 @@ def written_aside(path: Path, may: Callable[[], None] = anyone) -> Iterator[Path
     nothing is left if not.
 
     `may` raises if that is for another process by now. It is asked last, when all is on the disk:
-    one that takes over after that removes what has no name yet.
+    one that takes over after that removes what has no name yet. Where nobody can take over, what a
+    process that was killed has left of `path` is removed by the next one to write it.
     """
     path = path.absolute()  # the working directory may change while a render runs
-    # 40 characters, because a name of 255 bytes leaves no room for the rest
-    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}{PART}")
+    start = f".{path.name[:40]}."  # a name of 255 bytes leaves no room for the rest
+    part = path.with_name(f"{start}{secrets.token_hex(_TOKEN_BYTES)}{PART}")
+    if may is anyone:
+        _remove_left(path.parent, start)
     try:
         yield part
         name(part, path, may)
@@ -36,6 +43,13 @@ def written_aside(path: Path, may: Callable[[], None] = anyone) -> Iterator[Path
         if isinstance(error, FileNotFoundError):
             may()  # it was removed by whoever has taken over
         raise
+
+
+def _remove_left(folder: Path, start: str) -> None:
+    for left in folder.glob(f"{glob.escape(start)}{'[0-9a-f]' * 2 * _TOKEN_BYTES}{PART}"):
+        with suppress(OSError):  # another was first
+            if time.time() - left.stat().st_mtime > _SURELY_LEFT_S:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_whole(path: Path, data: bytes, may: Callable[[], None] = anyone) -> None:
