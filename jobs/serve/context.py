@@ -58,7 +58,13 @@ class Context:
                 raise ApiError(409, "running", "it is being made; cancel it first")
             if record.state == "queued":
                 self.queue.pause(record.render)  # or it would begin meanwhile
-            await asyncio.to_thread(self.files.remove, record.render)
+            try:
+                await asyncio.to_thread(self.files.remove, record.render)
+            except Exception:
+                if record.state == "queued":
+                    self.queue.put_back(record.render, record.attempts)
+                    self.keeper.wake()
+                raise
             self.queue.remove(record.render)
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ...configs.load import load_config, to_override
 from ..home.home import new_name
+from ..home.lock import Taken
 from ..target import NoRoom, check_home, kept
 from .errors import ApiError, is_short, without_paths
 from .files import AllFiles
@@ -226,6 +227,8 @@ def said(asked: BaseModel) -> Iterator[None]:
     """What a request cannot have, without what the server's folders are called."""
     try:
         yield
+    except Taken:
+        raise ApiError(409, "running", "another process is at it; try again later") from None
     except NoRoom as error:
         raise ApiError(503, "no_room", str(error), headers={"retry-after": "5"}) from None
     except ValueError as error:

@@ -138,12 +138,14 @@ async def pause(own: Own, here: Here) -> RenderView:
 async def resume(own: Own, here: Here) -> RenderView:
     """It waits for its turn again, with all that is final. Also one that has failed, or that is yet
     to stop."""
-    if own.state not in ("paused", "failed", "cancelled") and not own.wish:
-        raise ApiError(409, "not_paused", f"it is {own.state}, so there is nothing to resume")
-    if own.over:
-        here.intake.check_room(own.client)
-    here.keeper.resume(own)
-    return view(here, here.again(own))
+    async with here.intake.turn:  # not while it is removed, or an edit of it is given up
+        own = here.record(own.render, own.client)
+        if own.state not in ("paused", "failed", "cancelled") and not own.wish:
+            raise ApiError(409, "not_paused", f"it is {own.state}, so there is nothing to resume")
+        if own.over:
+            here.intake.check_room(own.client)
+        here.keeper.resume(own)
+        return view(here, here.again(own))
 
 
 @router.post("/{id}/extend", responses=failures(404, 409, 429))
