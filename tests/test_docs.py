@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import longreel
+from longreel.configs import attention, parallel, schema
 from longreel.configs.fields import fields
 from longreel.configs.load import load_config, preset_names
 from longreel.configs.schema import Config
@@ -254,6 +255,29 @@ def test_every_field_is_documented_with_its_default(page, schema):
         value = getattr(getattr(config, group) if group else config, name)
         expected[key] = list(value) if isinstance(value, tuple) else value
     assert documented == expected
+
+
+CHOICES = {
+    "model.dtype": schema.DTYPES,
+    "sampling.solver": schema.SOLVERS,
+    "sampling.guidance_mode": schema.GUIDANCE,
+    "blocks.recache": schema.RECACHES,
+    "blocks.levels": schema.LEVELS,
+    "blocks.noise": schema.NOISE,
+    "attention.builder": attention.BUILDERS,
+    "attention.backend": attention.BACKENDS,
+    "parallel.cfg": parallel.CFG,
+    "parallel.backend": parallel.BACKENDS,
+    "parallel.link": parallel.LINKS,
+    "output.format": schema.FORMATS,
+    "output.pixel_format": schema.PIXEL_FORMATS,
+}
+
+
+def test_every_choice_of_a_field_is_documented():
+    for key, choices in CHOICES.items():
+        row = re.search(rf"^\| `{key}` \|.*", PAGES["configuration.md"], re.MULTILINE)
+        assert {*re.findall(r"`([^`]+)`", row[0])} >= {*choices}, key
 
 
 def shown_preset(name: str) -> list[str]:

@@ -25,7 +25,7 @@ Setting = str | int | float | bool | None | Sequence[int]
 class Writer(Protocol):
     """Takes frames in order, n x height x width x 3."""
 
-    def write(self, frames: Frames) -> object: ...
+    def write(self, frames: Frames, /) -> object: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,7 @@ class AsyncRender:
         return self.info.id
 
     async def refresh(self) -> RenderInfo:
+        """Ask the server how it stands."""
         self.info = _info((await self._http.ask("GET", self._path)).json())
         return self.info
 
@@ -161,14 +162,20 @@ class AsyncRender:
         """How it stands, again and again until it is over. TimeoutError after so many seconds."""
         clock = asyncio.get_running_loop().time
         deadline = None if timeout_s is None else clock() + timeout_s
-        while True:
-            async with asyncio.timeout_at(deadline):
-                info = await self.refresh()
-            yield info
-            if info.over:
-                return
-            async with asyncio.timeout_at(deadline):
-                await asyncio.sleep(_POLL_S)
+        try:
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    info = await self.refresh()
+                yield info
+                if info.over:
+                    return
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"render {self.id} was {self.info.status} when timeout_s={timeout_s} was over; it "
+                "is not ended by that: wait for it again, or cancel it"
+            ) from error
 
     async def events(self, after: int = 0) -> AsyncGenerator[Event]:
         """What happens to it, until it is over; `after`: the number of the last one known."""
@@ -292,12 +299,15 @@ class AsyncRender:
         await self._do("drop", again=False)
 
     async def cancel(self) -> None:
+        """At the end of its step; what is final can still be had."""
         await self._do("cancel")
 
     async def pause(self) -> None:
+        """At the end of its step; its devices are free for others until `resume`."""
         await self._do("pause")
 
     async def resume(self) -> None:
+        """Back into the queue, with all that is final; also after a cancel or a failure."""
         await self._do("resume", then=409)
 
     async def delete(self) -> None:
@@ -312,6 +322,7 @@ class AsyncRender:
             self.info = _info(answer.json())
 
     def check(self) -> None:
+        """RenderFailed, if it has ended otherwise than as done."""
         if self.info.status in ("failed", "cancelled"):
             raise RenderFailed(self.id, self.info.status, self.info.message)
 

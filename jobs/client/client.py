@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .async_client import AsyncClient, AsyncRender, RenderInfo, Writer
@@ -23,6 +24,8 @@ def _made(
     def call(client: "Client", /, *args: P.args, **more: P.kwargs) -> "Render":
         return Render(client._loop, client._loop.call(method(client._client, *args, **more)))
 
+    shown = signature(method).replace(return_annotation="Render")
+    setattr(call, "__signature__", shown)  # noqa: B010 -- as help() shows it
     return call
 
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 _log = logging.getLogger("longreel.serve")
-_OWN = set(vars(logging.makeLogRecord({})))
+_OWN = {*vars(logging.makeLogRecord({})), "color_message"}  # uvicorn's event again, for terminals
 
 
 class _Json(logging.Formatter):

@@ -46,7 +46,10 @@ def run_server(
     where = url_of(host, listening.getsockname()[1])
     print(f"longreel serves at {where}", file=sys.stdout, flush=True)
     say("serving", url=where, clients="by token" if tokens else "local")
-    uvicorn.Server(_config(app)).run(sockets=[listening])
+    with contextlib.suppress(
+        KeyboardInterrupt
+    ):  # uvicorn raises the signal again, once all is done
+        uvicorn.Server(_config(app)).run(sockets=[listening])
 
 
 def url_of(host: str, port: int) -> str:

@@ -1,10 +1,12 @@
 """docs/schedule.md says what the code does."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from any_schedule import NUMBERS, QUEUES
+from command import longreel
 
 from longreel.configs.schema import BlocksConfig
 from longreel.pipeline.policies import make_schedule
@@ -45,3 +47,14 @@ def test_the_slots_are_those_of_the_simulator():
         slots = count_slots(schedule, 8)
         shown = [int(cell.replace(",", "")) for cell in (total, idle, first)]
         assert shown == [slots.total_slots, slots.idle_slots, slots.first_block_slots]
+
+
+def test_the_fields_of_the_simulator_s_json_are_those_it_prints():
+    tables = re.findall(r"^\| in the JSON .*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, re.M)
+    shown = {name for row in "".join(tables).splitlines() for name in _names(row)}
+    done = longreel("simulate", "--preset", "tiny", "--blocks", 4, "--stages", 2, "--json")
+    assert shown | {"policy", "latents", "blocks", "tasks"} == json.loads(done.out).keys()
+
+
+def _names(row):
+    return re.findall(r"`(\w+)`", row.split("|")[1])

@@ -75,10 +75,12 @@ class Server:
         self.process.stdout.close()
 
     def stop(self):
-        if self.process.poll() is None:
+        is_asked = self.process.poll() is None
+        if is_asked:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(60)
+            code = self.process.wait(60)
+            assert code == 0 or not is_asked, f"{code}\n{self.log.read_text()}"
         except subprocess.TimeoutExpired:
             self.kill()
             raise

@@ -2,7 +2,9 @@
 
 import asyncio
 import csv
+import inspect
 import json
+import subprocess
 import threading
 
 import httpx
@@ -77,6 +79,12 @@ def test_pictures_and_any_writer_take_the_frames(done, kept, tmp_path):
     keep = Keep()
     done.write(keep, start=11)
     assert np.array_equal(np.stack(keep.frames), kept[11:])
+    with (
+        (tmp_path / "raw").open("wb") as raw,
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=raw) as pipe,
+    ):
+        done.write(pipe.stdin)
+    assert (tmp_path / "raw").read_bytes() == kept.tobytes()
 
 
 def test_events_are_told_in_order(done):
@@ -298,3 +306,9 @@ def test_bytes_may_come_in_any_pieces():
         events += reader.feed(letter)
     assert [(e.name, e.number) for e in events] == [("segment", 7), ("progress", None)]
     assert reader.last == 7
+
+
+def test_what_help_shows_of_a_client_is_its_own():
+    assert inspect.signature(longreel.Client.render).return_annotation == "Render"
+    assert {*longreel.__all__} <= {*dir(longreel)}
+    assert all(getattr(longreel, name).__doc__ for name in longreel.__all__)

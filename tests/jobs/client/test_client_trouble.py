@@ -93,7 +93,8 @@ def test_a_callback_may_steer_the_render_that_is_waited_for(url, render):
 
 
 def test_a_wait_has_an_end(url, render):
-    with longreel.Client(url) as client, pytest.raises(TimeoutError):
+    said = rf"{render} was .* when timeout_s=0.2 was over.* cancel it"
+    with longreel.Client(url) as client, pytest.raises(TimeoutError, match=said):
         client.get(render).wait(timeout_s=0.2)
 
 

@@ -1,6 +1,8 @@
 """A journal or manifest that was hurt anywhere opens as a prefix of the truth, or says so."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from longreel.configs.load import load_config
 from longreel.jobs.home.journal import JournalReader, JournalWriter
+from longreel.jobs.home.ledger import ENDS
 from longreel.jobs.home.manifest import Manifest, _digest, read_manifest, write_manifest
 
 WORDS = st.text(max_size=12)
@@ -144,3 +147,15 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(manifest, tmp_
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"format": 7}))
     with pytest.raises(ValueError, match=r"is of format 7 .* use longreel 9\.9\.9, which wrote it"):
         read_manifest(tmp_path)
+
+
+def test_the_page_of_the_format_has_the_events_that_are_written():
+    root = Path(__file__).resolve().parents[3]
+    code = "".join(path.read_text() for path in (root / "jobs" / "home").glob("*.py"))
+    written = {*re.findall(r'(?:note|tell)\(\s*"(\w+)"|event="(\w+)"', code)}
+    page = (root / "docs" / "format.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| event \|.*\n.*\n((?:\|.*\n)+)", page, re.M)[1]
+    named = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert named == {one or other for one, other in written} | {*ENDS}

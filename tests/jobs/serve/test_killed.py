@@ -136,6 +136,16 @@ def test_a_server_that_is_killed_finds_its_renders_again(tmp_path, renders, kill
     assert not list(tmp_path.glob("home/renders/*/lock"))
 
 
+def test_a_server_that_is_asked_to_end_has_done_what_it_was_asked(tmp_path):
+    """For whatever looks after it, and reads its log line by line."""
+    server = Server(tmp_path / "home").start()
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
+    server.process.stdout.close()
+    told = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert all("\x1b" not in str(value) for line in told for value in line.values())
+
+
 def test_a_worker_that_stands_still_is_as_good_as_gone(tmp_path, monkeypatch):
     """Stopped from outside, or in native code that holds the interpreter: it would never end."""
 
