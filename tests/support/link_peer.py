@@ -197,7 +197,7 @@ class Peer:
 
     def __init__(self, context: BaseContext | None = None) -> None:
         self._process: Any = None
-        self._pool = ThreadPoolExecutor(6)
+        self._pool = _whole_pool()
         self._answers: dict[int, Future[Any]] = {}
         if context is not None:
             self._pipe, theirs = context.Pipe()
@@ -247,6 +247,16 @@ class Peer:
             self._pipe.close()
 
 
+def _whole_pool() -> ThreadPoolExecutor:
+    """All of its threads are there: one that came later, as the others were about to be free, would
+    count as left behind by what a test does meanwhile."""
+    pool = ThreadPoolExecutor(6)
+    met = threading.Barrier(6)
+    for waiting in [pool.submit(met.wait) for _ in range(6)]:
+        waiting.result()
+    return pool
+
+
 def _serve(pipe: Connection) -> None:
     global gpu
     gpu = 1
@@ -263,6 +273,6 @@ def _serve(pipe: Connection) -> None:
         with lock:
             pipe.send((number, result, error))
 
-    with ThreadPoolExecutor(6) as pool:
+    with _whole_pool() as pool:
         while order := pipe.recv():
             pool.submit(run, *order)
