@@ -30,16 +30,21 @@ def read_prompts(path: Path) -> list[tuple[float, str]]:
             f"prompts={path} cannot be read ({first_line(error)}); give a YAML file with "
             "lines such as `12.5: a dog runs`"
         ) from error
+    changes = changes_of(content, f"prompts={path}")
+    if len(changes) < len(yaml.compose(lines, Loader=yaml.SafeLoader).value):
+        raise ValueError(
+            f"prompts={path} has two prompts for one second, and one would be lost; leave one out"
+        )
+    return changes
+
+
+def changes_of(content: object, where: str) -> list[tuple[float, str]]:
+    """Of such lines, as YAML reads them."""
     if not isinstance(content, dict) or not all(
         isinstance(second, int | float) and isinstance(text, str)
         for second, text in content.items()
     ):
         raise ValueError(
-            f"prompts={path} is no list of seconds and prompts; write lines such as "
-            "`12.5: a dog runs`"
-        )
-    if len(content) < len(yaml.compose(lines, Loader=yaml.SafeLoader).value):
-        raise ValueError(
-            f"prompts={path} has two prompts for one second, and one would be lost; leave one out"
+            f"{where} is no list of seconds and prompts; write lines such as `12.5: a dog runs`"
         )
     return sorted((float(second), text) for second, text in content.items())

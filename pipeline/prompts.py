@@ -30,10 +30,13 @@ def prompts_by_block(
                 "block has one prompt; leave one out, or make blocks.size smaller"
             )
         if block == 0 and second > 0:
+            later = "more frames"
+            if schedule.num_blocks != 1:
+                later = f"a time of {_second_of(1, schedule, fps, frames_per_latent)} or later"
             raise ValueError(
                 f"prompt_at={second:g} falls into the first block, which has the prompt of the "
-                f"render; choose a time of {_second_of(1, schedule, fps, frames_per_latent)} or "
-                "later, or a policy with smaller blocks, as blocks.policy=dualparal-grouped"
+                f"render; choose {later}, or a policy with smaller blocks, as "
+                "blocks.policy=dualparal-grouped"
             )
         prompts[block] = text
         changed.add(block)

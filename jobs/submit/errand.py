@@ -10,6 +10,7 @@ from typing import Any
 from ...configs.errors import first_line
 from ...configs.files import expand
 from ...configs.load import to_override
+from ..prompt_file import changes_of
 
 NAME = "errand.json"
 MARK = "longreel "  # a line of the job's log that begins so goes on as JSON
@@ -89,12 +90,10 @@ def read_request(path: Path) -> dict[str, Any]:
     if unknown := sorted(values.keys() - {*_FIELDS}):
         raise ValueError(f"{path} sets {unknown[0]}, which no render has; use {', '.join(_FIELDS)}")
     settings = values.pop("settings", None) or {}
-    changes = values.pop("prompt_at", None) or {}
-    if not isinstance(settings, Mapping) or not isinstance(changes, Mapping):
+    if not isinstance(settings, Mapping):
         raise ValueError(
-            f"{path}: settings and prompt_at are lists of `key: value` lines, such as "
-            "`sampling.steps: 4` and `12.5: a dog runs`"
+            f"settings in {path} are no `key: value` lines; write them like `sampling.steps: 4`"
         )
     values["overrides"] = [to_override(key, value) for key, value in settings.items()]
-    values["prompt_at"] = sorted((float(second), str(text)) for second, text in changes.items())
+    values["prompt_at"] = changes_of(values.get("prompt_at") or {}, f"prompt_at in {path}")
     return values

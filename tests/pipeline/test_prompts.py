@@ -12,7 +12,7 @@ from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render, render_file, render_latents, stream_chunks
 from longreel.parallel.snapshot import EMPTY, Snapshot
-from longreel.pipeline.backend import LocalBackend
+from longreel.pipeline.backend import LocalBackend, open_backend
 from longreel.pipeline.generator import Generator
 
 FRAMES = 57  # 15 latents: five blocks of three
@@ -56,6 +56,11 @@ def test_a_change_leaves_blocks_alone_that_share_no_window_with_it():
 def test_a_change_that_cannot_be_seen_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         plan("dualparal", prompt_at=changes)
+
+
+def test_a_video_of_one_window_has_no_later_time_for_another_prompt():
+    with pytest.raises(ValueError, match=r"the first block.*; choose more frames, or a policy"):
+        plan_render("a cat", preset="tiny", frames=81, prompt_at=[(2.5, "a dog")])
 
 
 def test_a_live_change_equals_a_planned_one():
@@ -161,7 +166,7 @@ def test_what_goes_to_actors_holds_every_prompt_once():
     assert text_BSD.nbytes <= sent < text_BSD.nbytes + 3000
 
 
-@pytest.mark.parametrize("backend", [LocalBackend, ThreadBackend])
+@pytest.mark.parametrize("backend", [open_backend, ThreadBackend])
 @pytest.mark.parametrize("tell", [Generator.stop, partial(Generator.set_prompt, prompt="a dog")])
 def test_what_is_made_once_more_is_as_it_was_told_before(tell, backend):
     generator = Generator(plan("causal", frames=0), open_backend=backend, seen=5)

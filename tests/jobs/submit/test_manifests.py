@@ -11,6 +11,9 @@ import pytest
 import yaml
 from command import longreel
 
+from longreel.jobs.render import plan_render
+from longreel.jobs.submit.errand import read_request
+
 TEXT = (Path(__file__).resolve().parents[3] / "docs" / "cluster.md").read_text()
 # the JSON names in KubeRay's ray-operator/apis/ray/v1 of what we use or might
 JOB = {
@@ -48,6 +51,11 @@ def test_the_rayjob_has_the_fields_that_kuberay_knows_and_a_command_that_we_do()
     assert done.code == 0, done.err
     gpus = workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
     assert f"parallel.num_stages={workers['replicas'] * gpus}" in arguments
+
+
+def test_the_request_file_is_one_that_can_be_met(tmp_path):
+    (tmp_path / "request.yaml").write_text(block("yaml", "prompt: "), encoding="utf-8")
+    assert plan_render(**read_request(tmp_path / "request.yaml")).schedule.num_blocks > 1
 
 
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")

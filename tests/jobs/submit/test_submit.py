@@ -387,7 +387,9 @@ def test_where_the_file_goes_is_looked_at_before_anything_is_sent(sent, tmp_path
         ("", "no prompt"),
         ("prompt: [x]", "no prompt"),
         ("prompt: x\nfames: 3", "fames"),
-        ("prompt: x\nsettings: 3", "lines"),
+        ("prompt: x\nsettings: 3", "^settings in .* lines"),
+        ("prompt: x\nprompt_at:\n  soon: y", r"^prompt_at in .* `12\.5: a dog runs`"),
+        ("prompt: x\nprompt_at:\n  2.5:", r"^prompt_at in .* `12\.5: a dog runs`"),
         ("prompt: !!python/object/apply:os.system [ls]", "cannot be read"),
     ],
 )
