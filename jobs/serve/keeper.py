@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from itertools import count
 from typing import Any
 
 from .errors import ApiError, is_short, without_paths
@@ -52,7 +53,8 @@ class Keeper:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
-        self._prompts = 0
+        self._prompts = count(1)
+        self._looked = time.monotonic()
         self.live: dict[str, Live] = {}
 
     def recover(self) -> None:
@@ -91,8 +93,12 @@ class Keeper:
     def _look(self) -> None:
         """At deadlines, at what has become final, and at who may begin."""
         self._expire()
+        before, self._looked = self._looked, time.monotonic()
         for live in self.live.values():
             self._count(live)
+            if live.worker is not None and live.stands_still(self._looked - before):
+                live.still_s = 0.0  # said once
+                self._spawn(self._end_worker(live, live.worker, "a render stands still"))
         self._start_some()
 
     def stop(self, record: Record, wish: str) -> None:
@@ -126,20 +132,9 @@ class Keeper:
     async def change_prompt(self, render: str, prompt: str, asked: int | None = None) -> bool:
         """ApiError unless the worker has taken it. `asked` is the reader's number for it; whether
         it is the newest change, sent once more, which counts once."""
-        live = self.live.get(render)
-        if live is None or live.worker is None:
+        if (live := self.live.get(render)) is None:
             raise ApiError(409, "not_running", "the prompt of a render changes while it runs")
-        if (answer := live.asked_again(asked, prompt)) is None:
-            repeated, answer = False, asyncio.get_running_loop().create_future()
-            self._prompts += 1
-            live.newest, live.prompts[self._prompts] = (asked, prompt, answer), answer
-            live.worker.tell("prompt", number=self._prompts, prompt=prompt)
-        else:
-            repeated = True
-        news = await asyncio.shield(answer)  # which comes though the reader may leave
-        if "error" in news:
-            raise ApiError(409, "prompt_not_changed", news["error"], field="prompt")
-        return repeated
+        return await live.change_prompt(next(self._prompts), prompt, asked)
 
     def take(self, render: str, frames: int, waits: bool = False) -> None:
         """A reader has so many frames of a render, which may wait for it; or waits for more."""
@@ -159,9 +154,13 @@ class Keeper:
 
     async def _end_if_deaf(self, live: Live, worker: Worker) -> None:
         await asyncio.sleep(_STOP_S)
-        if self.live.get(live.record.render) is live:
-            complain("worker does not stop", render=live.record.render, pid=worker.pid)
-            await worker.end()
+        if live.worker is worker:
+            await self._end_worker(live, worker, "worker does not stop")
+
+    async def _end_worker(self, live: Live, worker: Worker, why: str) -> None:
+        """Whoever listens to it learns that."""
+        complain(why, render=live.record.render, pid=worker.pid)
+        await worker.end()
 
     def _expire(self) -> None:
         for record in self._queue.overdue(time.time()):
@@ -199,12 +198,13 @@ class Keeper:
             if is_short(error):
                 news = {"how": "not begun"}  # nothing was lost over it
         finally:
-            if live.worker is not None:
+            worker, live.worker = live.worker, None  # it may be at another render soon
+            if worker is not None:
                 # one that has met a bug may have a device that fails whatever comes next
                 if news is None or self._ending or news.get("code") == "internal_error":
-                    await live.worker.end()
+                    await worker.end()
                 else:
-                    self._workers.take_back(live.worker)
+                    self._workers.take_back(worker)
             try:
                 await self._surely(partial(self._settle, live, news))
             finally:
@@ -237,17 +237,14 @@ class Keeper:
                 case "progress":
                     live.note(news)
                 case "prompt":
-                    if answer := live.prompts.pop(news["number"], None):
-                        answer.set_result(news)
+                    live.answer_prompt(news)
                 case "over":
                     return news
         return None
 
     def _settle(self, live: Live, news: News | None) -> None:
         """What the queue holds from here on."""
-        while live.prompts:
-            _, answer = live.prompts.popitem()
-            answer.set_result({"error": "the render ended before its prompt was changed"})
+        live.end_prompts()
         render = live.record.render
         self._count(live, at_end=True)
         now, devices = time.monotonic(), live.record.request.get("devices", 1)

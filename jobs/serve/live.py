@@ -4,9 +4,17 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from .errors import ApiError
 from .pace import is_paced
 from .record import Record
 from .worker_link import News, Worker
+
+# A process whose native code hangs still gives signs of life. Half an hour is longer than whatever
+# else a render may wait for: a full disk, devices, a model that is loaded once more. Of two steps
+# one may take many times the other: more is in sight, and guided in two passes.
+_STILL_S = 1800.0
+_TIMES_LONGEST = 30
+_LOOK_S = 1.0
 
 
 @dataclass
@@ -38,6 +46,8 @@ class Live:
     newest: tuple[int | None, str, asyncio.Future[News]] | None = None
     seen: int = 0  # segments
     busy_s: list[float] = field(default_factory=list)  # by stage
+    still_s: float = 0.0  # since the last news of progress
+    longest_s: float = 0.0  # between two of them
     taken: int = 0  # frames that a reader has, of a render that is paced by it
     taken_at: float = 0.0  # monotonic
 
@@ -50,15 +60,49 @@ class Live:
         if self.taken and self.worker is not None:
             self.worker.tell("taken", frames=self.taken)
 
-    def asked_again(self, number: int | None, prompt: str) -> "asyncio.Future[News] | None":
+    async def change_prompt(self, number: int, prompt: str, asked: int | None) -> bool:
+        """As the keeper does, under a number that no other change has."""
+        if self.worker is None:
+            raise ApiError(409, "not_running", "the prompt of a render changes while it runs")
+        if (answer := self._asked_again(asked, prompt)) is None:
+            repeated, answer = False, asyncio.get_running_loop().create_future()
+            self.newest, self.prompts[number] = (asked, prompt, answer), answer
+            self.worker.tell("prompt", number=number, prompt=prompt)
+        else:
+            repeated = True
+        news = await asyncio.shield(answer)  # which comes though the reader may leave
+        if "error" in news:
+            raise ApiError(409, "prompt_not_changed", news["error"], field="prompt")
+        return repeated
+
+    def _asked_again(self, number: int | None, prompt: str) -> "asyncio.Future[News] | None":
         """What comes, or came, of this change, if it is the newest, sent again, and no error."""
         if number is None or self.newest is None or self.newest[:2] != (number, prompt):
             return None
         answer = self.newest[2]
         return None if answer.done() and "error" in answer.result() else answer
 
+    def answer_prompt(self, news: News) -> None:
+        if answer := self.prompts.pop(news["number"], None):
+            answer.set_result(news)
+
+    def end_prompts(self) -> None:
+        """Nobody changes them any more."""
+        while self.prompts:
+            _, answer = self.prompts.popitem()
+            answer.set_result({"error": "the render ended before its prompt was changed"})
+
+    def stands_still(self, seconds: float) -> bool:
+        """At another look, so long after the last: whether nothing has moved for longer than any
+        step takes. Of a step nobody knows how long it takes before one was taken."""
+        self.still_s += min(seconds, _LOOK_S)  # a server that was stopped itself has looked once
+        steps = self.stages.get("denoise")
+        knows = steps is not None and steps.done > steps.first
+        return knows and self.still_s > max(_STILL_S, _TIMES_LONGEST * self.longest_s)
+
     def note(self, news: News) -> None:
         """Progress, as the worker tells it."""
+        self.longest_s, self.still_s = max(self.longest_s, self.still_s), 0.0
         what, done, total = news["what"], news["done"], news["total"]
         stage = self.stages.get(what)
         if stage is None:

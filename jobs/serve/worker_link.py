@@ -16,6 +16,7 @@ from .logs import complain
 LINE_BYTES = 2**20
 START_LOOKS = 30  # for a process to import torch and the rest on a busy machine
 BEAT_S = 2.0  # between two signs of life of a worker
+_KILL_S = 10.0  # for the system to end a process
 LOOK_S, LOOKS = 10.0, 12  # it stands still where so many looks, each so long, find none
 
 News = Mapping[str, Any]
@@ -26,6 +27,7 @@ class Worker:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._is_given_up = False
         self.model: str | None = None  # what it holds in memory: a render of the same starts sooner
 
     @classmethod
@@ -77,6 +79,8 @@ class Worker:
                     line = await self._process.stdout.readline()
             except TimeoutError:
                 silent += 1
+                if self._is_given_up:
+                    return None
                 continue
             if not line:
                 return None
@@ -89,7 +93,8 @@ class Worker:
         return None
 
     async def end(self, grace_s: float = 0.0) -> int | None:
-        """Its exit code. Within `grace_s` it may come to an end by itself."""
+        """Its exit code; none: it is in a call that nothing interrupts, such as a driver's. Within
+        `grace_s` it may come to an end by itself."""
         assert self._process.stdin is not None
         if grace_s and self.alive:
             self._process.stdin.close()
@@ -100,4 +105,10 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         self._process.stdin.close()
-        return await self._process.wait()
+        self._is_given_up = True
+        try:
+            async with asyncio.timeout(_KILL_S):
+                return await self._process.wait()
+        except TimeoutError:
+            complain("a worker cannot be killed", pid=self.pid)
+            return None

@@ -6,92 +6,21 @@ import json
 import sqlite3
 import time
 
-import httpx
 import pytest
 from app import call, open_app
+from played import WAIT_S, PlayedWorker, ask_for, begun, play, play_workers, until
 from server import asked
 
-from longreel.jobs.serve import keeper, streams, workers
+from longreel.jobs.serve import keeper, streams
 from longreel.jobs.serve.live import Live, Stage
 from longreel.jobs.serve.routes_socket import _obey
 from longreel.jobs.serve.streams import Reader, events
 from longreel.jobs.serve.worker_link import Worker
 
-WAIT_S = 60.0
-
-
-class PlayedWorker:
-    """Ends a render when it shall stop, and does what the test says otherwise."""
-
-    model, alive, pid = None, True, 0
-
-    def __init__(self):
-        self.news, self.told, self.ended = asyncio.Queue(), [], False
-
-    def tell(self, do, **facts):
-        self.told.append((do, facts))
-        if do == "stop":
-            self.news.put_nowait({"event": "over", "how": "cancelled"})
-
-    async def hear(self):
-        return await self.news.get()
-
-    async def end(self, grace_s=0.0):
-        self.ended = True
-        self.news.put_nowait(None)
-
 
 @pytest.fixture
 def started(monkeypatch):
-    started = []
-
-    async def start(settings):
-        started.append(PlayedWorker())
-        return started[-1]
-
-    monkeypatch.setattr(Worker, "start", start)
-    monkeypatch.setattr(workers, "_GRACE_S", 0.0)
-    return started
-
-
-def play(home, part):
-    """`part(http, here)` beside a keeper that runs."""
-
-    async def main():
-        with open_app(home) as app:
-            here = app.state.context
-            transport = httpx.ASGITransport(app=app)
-            keeping = asyncio.create_task(here.keeper.run())
-            try:
-                async with (
-                    asyncio.timeout(WAIT_S),
-                    httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
-                ):
-                    await part(http, here)
-                assert not keeping.done()
-            finally:
-                keeping.cancel()
-                await asyncio.gather(keeping, return_exceptions=True)
-
-    asyncio.run(main())
-
-
-async def ask_for(http, **more):
-    answer = await http.post("/api/v1/renders", json=asked(frames=1, **more))
-    assert answer.status_code == 201, answer.text
-    return answer.json()["id"]
-
-
-async def begun(http, started):
-    """A render, and the first worker, which is at it."""
-    render = await ask_for(http)
-    await until(lambda: started and started[0].told)
-    return render, started[0]
-
-
-async def until(holds):
-    while not holds():
-        await asyncio.sleep(0.01)
+    return play_workers(monkeypatch)
 
 
 def failing(count, error, then):
@@ -178,6 +107,23 @@ def test_a_process_that_has_met_a_bug_makes_no_other_render(tmp_path, started):
         await until(lambda: len(started) == 2 and started[1].told)
         assert started[1].told[0][1]["render"] == another
         assert worker.ended
+
+    play(tmp_path, part)
+
+
+def test_a_process_that_is_done_with_a_render_pays_not_for_a_queue_that_takes_nothing(
+    tmp_path, started, monkeypatch
+):
+    """By then it may be at another render."""
+    monkeypatch.setattr(keeper, "_STOP_S", 0.05)
+    monkeypatch.setattr(keeper, "_RETRY_S", 0.01)
+
+    async def part(http, here):
+        render, worker = await begun(http, started)
+        monkeypatch.setattr(here.queue, "end", failing(50, FULL, here.queue.end))
+        await http.post(f"/api/v1/renders/{render}/cancel")
+        await until(lambda: here.queue.get(render).state == "cancelled")
+        assert not worker.ended
 
     play(tmp_path, part)
 
