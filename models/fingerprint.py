@@ -1,9 +1,9 @@
-"""A short name for the content of weights, which stays when files are moved or copied."""
+"""A short name for the content of a model's part, which stays when files are moved or copied."""
 
 import hashlib
-import json
 from pathlib import Path
 
+from .tensor_files import SAFETENSORS, TORCH
 from .weights import weight_files
 
 _SAMPLE_BYTES = 2**16
@@ -11,18 +11,49 @@ _SAMPLES = 16  # spread evenly over a file, besides its first MiB
 
 
 def fingerprint(path: Path) -> str:
-    """Of a weights file, or of all in a folder: names, sizes, and samples of their bytes.
+    """Of a weights file, or of those in a folder, whatever their names: sizes, and samples of their
+    bytes.
 
     Reading 28 GB would take longer than many a render; another training of the same model differs
     in every sample.
     """
+    return _digest(*map(_sampled, weight_files(path)))
+
+
+def fingerprint_part(path: Path) -> str:
+    """Likewise, and of all that is read by its name beside weights, or without any: a VAE's
+    config.json has the statistics of its latents, and of a tokenizer every word may count."""
+    if not path.is_dir():
+        return fingerprint(path)
+    weights = [file for file in path.iterdir() if file.suffix in SAFETENSORS + TORCH]
+    beside = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and file not in weights
+        and not file.name.startswith(".")
+        and not file.name.endswith(".index.json")  # names of files of weights
+    )
+    parts = [fingerprint(path).encode()] if weights else []
+    for file in beside:
+        parts += [file.relative_to(path).as_posix().encode(), file.read_bytes()]
+    return _digest(*parts)
+
+
+def _sampled(file: Path) -> bytes:
+    size = file.stat().st_size
+    parts = [str(size).encode()]
+    with file.open("rb") as opened:
+        parts.append(opened.read(2**20))
+        for i in range(_SAMPLES):
+            opened.seek(size * i // _SAMPLES)
+            parts.append(opened.read(_SAMPLE_BYTES))
+    return b"".join(parts)
+
+
+def _digest(*parts: bytes) -> str:
+    """Of each part by itself, so that no bytes pass from one to the next unseen."""
     digest = hashlib.sha256()
-    for file in weight_files(path):
-        size = file.stat().st_size
-        digest.update(json.dumps([file.name, size]).encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(2**20))
-            for i in range(_SAMPLES):
-                opened.seek(size * i // _SAMPLES)
-                digest.update(opened.read(_SAMPLE_BYTES))
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:32]

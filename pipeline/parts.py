@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..configs.files import expand
 from ..models.checkpoint import check_transformer, locate
-from ..models.fingerprint import fingerprint
+from ..models.fingerprint import fingerprint, fingerprint_part
 from ..models.image import fit_image
 from ..models.image_encoder import (
     ImageSource,
@@ -55,9 +55,8 @@ def check_parts(plan: Plan) -> None:
                 )
     if model.checkpoint == RANDOM:
         return
-    wanted = ["vae", "text_encoder", "tokenizer"]
-    wanted += ["image_encoder", "image_processor"] if dit.image_dim is not None else []
-    found = {part: locate(model.checkpoint, part) for part in wanted}  # all, before any is opened
+    # all, before any is opened
+    found = {part: locate(model.checkpoint, part) for part in _others(plan)}
     if model.checkpoint.startswith(PREFIX):
         # what is located there is what was packed: to build its modules, only to hold them against
         # it, would take the import of two large libraries, which no driver of Ray actors needs
@@ -69,8 +68,14 @@ def check_parts(plan: Plan) -> None:
         check_image_encoder(_image_source(plan), dit.image_positions)
 
 
+def _others(plan: Plan) -> list[str]:
+    """The parts that a render reads of model.checkpoint besides the DiT."""
+    images = ["image_encoder", "image_processor"] if plan.arch.dit.image_dim is not None else []
+    return ["vae", "text_encoder", "tokenizer", *images]
+
+
 def fingerprints(plan: Plan) -> dict[str, str]:
-    """The weights of each part, told apart by their content."""
+    """Each part, told apart by its content."""
     reference, field = _transformer(plan)
     names = _EXPERTS[: plan.arch.num_experts]
     found = {} if reference == RANDOM else {name: locate(reference, name, field) for name in names}
@@ -79,11 +84,12 @@ def fingerprints(plan: Plan) -> dict[str, str]:
         for name in names
         for i, adapter in enumerate(_adapters(plan, name))
     }
-    if plan.config.model.checkpoint != RANDOM:
-        others = ["vae", "text_encoder"]
-        others += ["image_encoder"] if plan.arch.dit.image_dim is not None else []
-        found |= {part: locate(plan.config.model.checkpoint, part) for part in others}
-    return {part: fingerprint(path) for part, path in found.items()}
+    known = {part: fingerprint(path) for part, path in found.items()}
+    checkpoint = plan.config.model.checkpoint
+    if checkpoint != RANDOM:
+        others = _others(plan)
+        known |= {part: fingerprint_part(locate(checkpoint, part)) for part in others}
+    return known
 
 
 def encode_texts(plan: Plan, prompts: Sequence[str]) -> Tensor:

@@ -211,9 +211,9 @@ class RenderRun:
         for part in now | before:
             if before.get(part) != now.get(part):
                 raise ValueError(
-                    f"the weights of the {part} are not those that render {self._folder.id} was "
-                    "begun with, so its frames would change midway; put them back, or name where "
-                    "they are with model.checkpoint, model.transformer or model.lora"
+                    f"the {part} is not the one that render {self._folder.id} was begun with, so "
+                    "its frames would change midway; put that one back, or name where it is with "
+                    "model.checkpoint, model.transformer or model.lora"
                 )
 
     def _hear(self, what: str) -> None:

@@ -20,7 +20,7 @@ from ...configs.files import expand
 from ...configs.train_schema import DataConfig, FinetuneConfig
 from ...models.arch import ARCHS
 from ...models.checkpoint import locate
-from ...models.fingerprint import fingerprint
+from ...models.fingerprint import fingerprint_part
 from ...models.image import fit_image
 from ...models.text import TEXT_FORMAT, TextSource, embed_prompts
 from ...models.text_cache import identity
@@ -167,14 +167,10 @@ def _empty(parts: str, data: DataConfig) -> Path:
 
 def _parts(finetune: FinetuneConfig) -> str:
     """What encodes, by its content: the folder of a checkpoint may hold another by tomorrow."""
-    vae, encoder, tokenizer = (
-        locate(finetune.checkpoint, part, "finetune.checkpoint")
+    known = (
+        fingerprint_part(locate(finetune.checkpoint, part, "finetune.checkpoint"))
         for part in ("vae", "text_encoder", "tokenizer")
     )
-    words = hashlib.sha256()
-    for file in sorted(path for path in tokenizer.rglob("*") if path.is_file()):
-        words.update(file.read_bytes())
-    known = (fingerprint(vae), fingerprint(encoder), words.hexdigest())
     return " ".join([finetune.arch, f"{_FORMAT} {TEXT_FORMAT}", *known])
 
 

@@ -112,3 +112,16 @@ def test_the_low_noise_experts_adapter_is_no_more_ignored_than_the_others(latent
 def test_what_cannot_be_added_is_said_before_anything_is_loaded(latents, written, override, words):
     with pytest.raises(ValueError, match=words):
         check_parts(latents("plain", *both(written), override))
+
+
+def test_the_tokenizer_is_one_of_the_parts_that_a_render_was_begun_with(latents, written):
+    plan = latents("plain")
+    held = fingerprints(plan)
+    file = written / "plain" / "tokenizer" / "tokenizer.json"
+    before = file.read_bytes()
+    try:
+        file.write_bytes(before + b" ")
+        now = fingerprints(plan)
+    finally:
+        file.write_bytes(before)
+    assert {part for part in held if held[part] != now[part]} == {"tokenizer"}

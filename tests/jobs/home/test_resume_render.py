@@ -222,7 +222,7 @@ def test_other_weights_than_it_was_begun_with_are_refused(home, tmp_path, monkey
     killed_at(render, 1)
     random_vae(arch.vae, seed=2).save_pretrained(tmp_path / "weights" / "vae")
     with pytest.raises(
-        ValueError, match=f"of the vae are not those that render {render.id} was begun with"
+        ValueError, match=f"the vae is not the one that render {render.id} was begun with"
     ):
         RenderRun(home.open(render.id)).run()
     status = render.status()
