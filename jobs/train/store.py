@@ -12,7 +12,7 @@ from typing import Any
 
 from ...configs.train_load import load_training, training_yaml
 from ...configs.train_schema import TrainConfig
-from ..home.durable import name, write_whole
+from ..home.durable import PART, name, write_whole, written_aside
 from ..home.lock import try_lock
 
 _log = logging.getLogger("longreel")
@@ -53,25 +53,22 @@ class RunFolder:
                 f"run.output={self.path} holds files that are not of a training run, and ours "
                 "would be lost among them; name an empty folder or one that does not exist"
             )
+        elif self.path.exists() and not self.path.is_dir():
+            raise ValueError(
+                f"run.output={self.path} is a file, so the run has no folder; name another"
+            )
 
     @contextlib.contextmanager
     def claimed(self, config: TrainConfig) -> Iterator["Lock"]:
         """The folder is this run's, and no other process's meanwhile; another run's is an error."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"run.output={self.path} cannot be made ({error.strerror}), so the run has no "
-                "folder; name another"
-            ) from None
+        make_folder("run.output", self.path, "the run has")
         self.check(config)
         lock = Lock(os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644))
         try:
             self._take(lock)
             write_whole(self.path / _CONFIG, training_yaml(config).encode())
             self._checkpoints.mkdir(exist_ok=True)
-            for left in self._checkpoints.glob(".*.part"):  # of a run that was killed
-                shutil.rmtree(left)
+            self._sweep()
             yield lock
         finally:
             os.close(lock.descriptor)
@@ -86,13 +83,19 @@ class RunFolder:
         except OSError as error:  # a file system that has no such locks
             _log.warning("%s cannot be locked (%s): train there once at a time", self.path, error)
 
+    def _sweep(self) -> None:
+        """Without what a run that was killed had begun to write."""
+        for folder in (self.path, self._checkpoints):
+            for left in folder.glob(f".*{PART}"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
     def last(self) -> Path | None:
         """The newest checkpoint."""
         found = sorted(self._checkpoints.glob("step-*"))
         return found[-1] if found else None
 
     def part(self, step: int) -> Path:
-        return self._checkpoints / f".{_STEP.format(step)}.part"
+        return self._checkpoints / f".{_STEP.format(step)}{PART}"
 
     def finish(self, step: int) -> None:
         """The part gets its name; the oldest beyond the last two go."""
@@ -103,6 +106,15 @@ class RunFolder:
         name(self.part(step), target)
         for old in sorted(self._checkpoints.glob("step-*"))[:-_KEPT]:
             shutil.rmtree(old)
+
+    @contextlib.contextmanager
+    def exported(self) -> Iterator[Path]:
+        """Where the model is written to: whole, it takes the place of what was exported before."""
+        model = self.path / "model"
+        with written_aside(model) as part:
+            yield part
+            if model.exists():  # of the same run: the same
+                shutil.rmtree(model)
 
     def log(self, line: Mapping[str, Any]) -> None:
         with (self.path / _LOG).open("a", encoding="utf-8") as file:
@@ -140,6 +152,17 @@ class RunFolder:
                     f"go on with {key}={value}; name another run.output, or set "
                     f"{key}={theirs[key]}"
                 )
+
+
+def make_folder(field: str, folder: Path, who_has: str) -> None:
+    """ValueError where it neither is there nor can be made: `who_has` none then."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{field}={folder} cannot be made ({error.strerror}), so {who_has} no folder; name "
+            "another"
+        ) from None
 
 
 def _flat(config: TrainConfig) -> Iterator[tuple[str, Any]]:

@@ -56,7 +56,7 @@ class Trainer:
                 self._save()
                 return False
         self._save()
-        self._show(lambda: self._shown.export(self.folder.path / "model"))
+        self._show(self._export)
         return True
 
     def _batches(self) -> Iterator[Batch]:
@@ -130,6 +130,10 @@ class Trainer:
             Image.fromarray(sheet).save(part, format="PNG")
         with written_aside(self.folder.path / "curves.png") as part:
             draw_curves(self.folder.lines(), part, f"{self._config.recipe}, step {self.step}")
+
+    def _export(self) -> None:
+        with self.folder.exported() as part:
+            self._shown.export(part)
 
     def _show(self, action: Callable[[], object]) -> None:
         """On the first rank, under the averaged weights."""

@@ -63,6 +63,17 @@ def build_fragile(config):
     return FragileRecipe(config.run.seed)
 
 
+class DyingRecipe(ToyRecipe):
+    def export(self, folder):
+        super().export(folder)
+        os._exit(7)
+
+
+def build_dying(config):
+    """Its process is gone in the middle of the export."""
+    return DyingRecipe(config.run.seed)
+
+
 def build_of_arch(name, arch, config):
     """The shapes of test models are not known to a process until it is told."""
     from longreel.jobs.train.recipes import build_recipe

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from forked_ranks import forked_processes
 from PIL import Image
-from toy_recipe import ToyRecipe, build_toy
+from toy_recipe import ToyRecipe, build_dying, build_toy
 
 from longreel.configs.train_schema import OptimizerConfig, ReportConfig, RunConfig, TrainConfig
 from longreel.jobs.train.errors import TrainingError
@@ -188,6 +189,19 @@ def test_a_finished_run_is_only_exported_again(tmp_path):
     assert train(config(tmp_path), build_toy)
     assert all(torch.equal(before[name], exported(tmp_path)[name]) for name in before)
     assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+def test_an_export_that_was_cut_short_leaves_no_model_and_is_made_again(tmp_path, monkeypatch):
+    process = forked_processes(monkeypatch).Process(
+        target=train, args=(config(tmp_path), build_dying)
+    )
+    process.start()
+    process.join(timeout=200)
+    assert process.exitcode == 7
+    assert not (tmp_path / "model").exists()
+    assert train(config(tmp_path), build_toy)
+    assert exported(tmp_path)
+    assert list(tmp_path.rglob("*.part")) == []
 
 
 def test_the_pictures_show_the_average_and_the_training_goes_on_without_it(tmp_path):
