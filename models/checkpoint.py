@@ -14,7 +14,7 @@ from .names import rename_transformer
 from .shipped import PREFIX, shipped_folder
 from .tensor_files import SAFETENSORS, TORCH
 from .wan import WanDiT
-from .weights import Weights, check_module
+from .weights import Weights, arch_field, check_module
 
 # folders and files of each part, best first: diffusers' layout, then the authors' own
 _PLACES = {
@@ -63,9 +63,11 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
                 f"transformer_2, or as high_noise_model and low_noise_model"
             )
         if part not in ("transformer", "lora"):
+            of_render = field == "model.checkpoint"
             raise ValueError(
-                f"{field}={reference} is one file, which holds no {part}; set model.transformer to "
-                f"it, and model.checkpoint to a folder or hub id that has the other parts"
+                f"{field}={reference} is one file, which holds no {part}; set "
+                f"{'model.transformer to it, and ' if of_render else ''}{field} to a folder or hub "
+                f"id that has {'the other parts' if of_render else 'every part'}"
             )
         return path
     found = _find(path, part)
@@ -78,18 +80,21 @@ def locate(reference: str, part: str, field: str = "model.checkpoint") -> Path:
     return found
 
 
-def open_transformer(path: Path, arch: WanArch, name: str = "") -> Weights:
-    """The tensors of a located DiT, once its headers and config agree with model.arch=`name`."""
-    weights = Weights(path, rename_transformer)
+def open_transformer(
+    path: Path, arch: WanArch, name: str = "", field: str = "model.checkpoint"
+) -> Weights:
+    """The tensors of a located DiT, once its headers and config agree with the arch that config
+    calls `name`; `field` is whose value led to it."""
+    weights = Weights(path, rename_transformer, field)
     check_arch(arch, weights, name)
     if config_file(path) is not None:
-        stated = read_arch(path)
+        stated, asked = read_arch(path, field), arch_field(field)
         for key in ("num_heads", "eps"):  # no shape tells these
             if getattr(stated, key) != getattr(arch, key):
                 raise ValueError(
-                    f"{path}: config.json says {key}={getattr(stated, key)}, and model.arch"
+                    f"{path}: config.json says {key}={getattr(stated, key)}, and {asked}"
                     f"{'=' if name else ''}{name} means {getattr(arch, key)}: it is the checkpoint "
-                    f"of another model; set model.arch or model.checkpoint to one that fits"
+                    f"of another model; set {asked} or {field} to one that fits"
                 )
     return weights
 
@@ -101,7 +106,7 @@ def check_transformer(
 
     Reads headers only, so that a render can refuse before it loads anything.
     """
-    weights = open_transformer(locate(reference, part, field), arch, name)
+    weights = open_transformer(locate(reference, part, field), arch, name, field)
     with torch.device("meta"):
         whole = WanDiT(arch)
     check_module(whole, weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .arch import ARCHS, WanArch
 from .names import rename_transformer
-from .weights import Weights
+from .weights import Weights, arch_field
 
 _DIFFUSERS = {  # our field: theirs
     "num_layers": "num_layers",
@@ -41,13 +41,13 @@ _IMAGE = "condition_embedder.image_embedder"
 _LABELS = {"dim": "dim {}", "num_layers": "{} layers", "in_channels": "{} input channels"}
 
 
-def read_arch(path: Path) -> WanArch:
+def read_arch(path: Path, field: str = "model.checkpoint") -> WanArch:
     """From the config.json in a transformer's folder or beside its file, in either layout."""
     file = config_file(path)
     if file is None:
         raise ValueError(
             f"{path} has no config.json beside its weights, so its shape is unknown; download the "
-            f"whole folder, or name the model with model.arch"
+            f"whole folder, or name the model with {arch_field(field)}"
         )
     try:
         config: dict[str, Any] = json.loads(file.read_text())
@@ -62,11 +62,11 @@ def read_arch(path: Path) -> WanArch:
     ) as error:
         raise ValueError(
             f"{file} is no config of a Wan-shaped transformer ({error}); download it again, or set "
-            f"model.checkpoint to a model we know"
+            f"{field} to a model we know"
         ) from error
     raise ValueError(
         f"{file} is no config of a Wan-shaped transformer: it has neither num_attention_heads "
-        f"(diffusers) nor dim (original); set model.checkpoint to a model we know"
+        f"(diffusers) nor dim (original); set {field} to a model we know"
     )
 
 
@@ -109,10 +109,11 @@ def check_arch(expected: WanArch, weights: Weights, name: str = "") -> None:
 
     fitting = [known for known, arch in ARCHS.items() if _shapes(arch.dit) == held]
     looks = f"looks like {' or '.join(fitting)}" if fitting else "fits no model that we know"
-    way_out = "set model.arch to that, or " if fitting else "set "
+    asked = arch_field(weights.field)
+    way_out = f"set {asked} to that, or " if fitting else "set "
     raise ValueError(
-        f"{weights.path} is a checkpoint of another model: model.arch{'=' if name else ''}{name} "
-        f"means {told(wanted)}; the file has {told(held)}: it {looks}; {way_out}model.checkpoint "
+        f"{weights.path} is a checkpoint of another model: {asked}{'=' if name else ''}{name} "
+        f"means {told(wanted)}; the file has {told(held)}: it {looks}; {way_out}{weights.field} "
         f"to weights of the model that is meant"
     )
 
@@ -158,6 +159,6 @@ def _measure(weights: Weights) -> dict[str, Any]:
         held = ", ".join(list(shapes)[:3])
         raise ValueError(
             f"{weights.path} holds no Wan-shaped transformer ({error} is missing; it has {held}, "
-            f"...): it is another part, or another kind of model; set model.checkpoint or "
-            f"model.transformer to a Wan-shaped one"
+            f"...): it is another part, or another kind of model; set {weights.field} to a "
+            f"Wan-shaped one"
         ) from error

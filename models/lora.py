@@ -53,7 +53,8 @@ class Adapted:
     """
 
     def __init__(self, weights: Weights, adapters: Sequence[Adapter]) -> None:
-        self.path, self.shapes, self._weights = weights.path, weights.shapes, weights
+        self.path, self.field, self.shapes = weights.path, weights.field, weights.shapes
+        self._weights = weights
         self._sums: defaultdict[str, list[_Sum]] = defaultdict(list)
         for adapter in adapters:
             for name, parts in _open(adapter, weights.shapes).items():

@@ -23,7 +23,9 @@ from ..configs.errors import first_line, is_memory
 SAFETENSORS = (".safetensors",)
 TORCH = (".pth", ".pt", ".bin", ".ckpt")
 
-# wrappers round a state dict, in order of preference; generator*: CausVid, Self-Forcing, LongLive
+# wrappers round a state dict, in order of preference. generator*: CausVid, Self-Forcing, LongLive.
+# Of those only Self-Forcing publishes an average, and renders with it (--use_ema in its README, and
+# always in its demo); a file of weights as they were last, or of an average alone, has one of both.
 _NESTED = ("generator_ema", "generator", "generator_lora", "state_dict", "model")
 _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors format sets itself
 _DTYPES = {
@@ -46,10 +48,10 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict)  # text in a safetensors file
 
 
-def open_tensor_file(path: Path) -> TensorFile:
+def open_tensor_file(path: Path, field: str = "model.checkpoint") -> TensorFile:
     """Check the file and list its tensors. ValueError: absent, truncated or not a tensor file."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; set model.checkpoint to where the weights are")
+        raise ValueError(f"{path}: no such file; set {field} to where the weights are")
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(1024)

@@ -38,6 +38,7 @@ class TextSource:
     tokenizer: Path | None  # folder; none: bytes
     text_len: int
     text_dim: int
+    field: str = "model.checkpoint"  # the user's, whose value led to them
 
 
 def clean_prompt(prompt: str, field: str = "prompt") -> str:
@@ -98,7 +99,7 @@ def embed_prompts(
     for path in (source.encoder, source.tokenizer):
         if path is not None and not path.exists():
             raise ValueError(
-                f"model.checkpoint: {path} does not exist, so prompts cannot be encoded; download "
+                f"{source.field}: {path} does not exist, so prompts cannot be encoded; download "
                 f"that part of the checkpoint too"
             )
     device = torch.device(device)
@@ -163,8 +164,9 @@ def _encode(
 def _encode_all(
     texts: Sequence[str], source: TextSource, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Embedding]:
-    tokenizer = load_tokenizer(source.tokenizer)
-    encoder = load_encoder(source.encoder, source.text_dim, device=device, dtype=dtype)
+    field = source.field
+    tokenizer = load_tokenizer(source.tokenizer, field)
+    encoder = load_encoder(source.encoder, source.text_dim, device=device, dtype=dtype, field=field)
     return {text: _encode_one(text, source, encoder, tokenizer, dtype) for text in texts}
 
 
@@ -185,7 +187,7 @@ def _encode_one(
     largest = int(batch.input_ids.max())
     if largest >= encoder.config.vocab_size:
         raise ValueError(
-            f"model.checkpoint: the tokenizer ({source.tokenizer or 'bytes'}) gives token "
+            f"{source.field}: the tokenizer ({source.tokenizer or 'bytes'}) gives token "
             f"{largest} and the text encoder in {source.encoder} knows "
             f"{encoder.config.vocab_size}: they belong to different models; use one "
             f"checkpoint for both"

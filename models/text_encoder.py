@@ -9,7 +9,7 @@ from ..configs.errors import first_line
 from .importing import importing
 from .names import rename_t5
 from .random_weights import fill_random
-from .weights import Weights, check_module, load_module
+from .weights import Weights, arch_field, check_module, load_module
 
 if TYPE_CHECKING:
     from transformers import UMT5Config, UMT5EncoderModel
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 RANDOM_SEED = 0  # of the encoder that needs no files
 
 
-def load_tokenizer(path: Path | None) -> Any:
-    """From a folder; none: UTF-8 bytes, which needs no files.
+def load_tokenizer(path: Path | None, field: str = "model.checkpoint") -> Any:
+    """From a folder; none: UTF-8 bytes, which needs no files. `field`, here and below, is whose
+    value led to it.
 
     tokenizer.json is taken as it is: the T5Tokenizer that Wan's folder names would be built anew,
     and knows unknown characters by another number than UMT5 does.
@@ -32,16 +33,21 @@ def load_tokenizer(path: Path | None) -> Any:
         return kind.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # a corrupt tokenizer.json raises Exception itself
         raise ValueError(
-            f"model.checkpoint: the tokenizer in {path} cannot be read ({first_line(error)}), so "
+            f"{field}: the tokenizer in {path} cannot be read ({first_line(error)}), so "
             "prompts cannot be encoded; download that folder again"
         ) from error
 
 
 def load_encoder(
-    path: Path | None, text_dim: int, *, device: torch.device | str, dtype: torch.dtype
+    path: Path | None,
+    text_dim: int,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    field: str = "model.checkpoint",
 ) -> "UMT5EncoderModel":
     """From a diffusers folder or an original file; none: untrained weights, always the same."""
-    encoder, weights = _open(path, text_dim)
+    encoder, weights = _open(path, text_dim, field)
     if weights is None:
         fill_random(encoder, RANDOM_SEED, device=device, dtype=dtype)
     else:
@@ -57,24 +63,26 @@ def load_encoder(
     return encoder
 
 
-def check_encoder(path: Path, text_dim: int) -> None:
+def check_encoder(path: Path, text_dim: int, field: str = "model.checkpoint") -> None:
     """ValueError unless the files are whole and hold an encoder that fits; reads headers only."""
-    encoder, weights = _open(path, text_dim)
+    encoder, weights = _open(path, text_dim, field)
     assert weights is not None
     check_module(encoder, weights)
 
 
-def _open(path: Path | None, text_dim: int) -> tuple["UMT5EncoderModel", Weights | None]:
+def _open(
+    path: Path | None, text_dim: int, field: str
+) -> tuple["UMT5EncoderModel", Weights | None]:
     """The encoder on the meta device, and what is to fill it."""
     with importing():
         from transformers import UMT5EncoderModel
-    weights = None if path is None else Weights(path, rename_t5)
+    weights = None if path is None else Weights(path, rename_t5, field)
     config = _config(path, weights, text_dim)
     if config.d_model != text_dim:
         raise ValueError(
-            f"model.checkpoint: the text encoder in {path} makes {config.d_model} channels and "
-            f"model.arch reads {text_dim}: it belongs to another model; set model.arch to what the "
-            f"checkpoint holds"
+            f"{field}: the text encoder in {path} makes {config.d_model} channels and "
+            f"{arch_field(field)} reads {text_dim}: it belongs to another model; set "
+            f"{arch_field(field)} to what the checkpoint holds"
         )
     with torch.device("meta"):
         encoder: UMT5EncoderModel = UMT5EncoderModel(config)
@@ -100,7 +108,7 @@ def _config(path: Path | None, weights: Weights | None, text_dim: int) -> "UMT5C
             return UMT5Config.from_pretrained(str(path), local_files_only=True)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"model.checkpoint: {path / 'config.json'} is not there or not readable, so the "
+                f"{weights.field}: {path / 'config.json'} is not there or not readable, so the "
                 f"size of the text encoder is unknown; download that folder again"
             ) from error
     return _config_of(weights)
@@ -120,7 +128,7 @@ def _config_of(weights: Weights) -> "UMT5Config":
     lost = [name for name in telling if len(weights.shapes.get(name, ())) != 2]
     if lost:
         raise ValueError(
-            f"model.checkpoint: {weights.path} is not Wan's UMT5 encoder: it has no {lost[0]}; "
+            f"{weights.field}: {weights.path} is not Wan's UMT5 encoder: it has no {lost[0]}; "
             f"point at models_t5_umt5-xxl-enc-bf16.pth or at a folder in the diffusers layout"
         )
     (vocab_size, d_model), (inner, _), (buckets, num_heads), (d_ff, _) = (

@@ -10,7 +10,7 @@ import torch
 from .arch import VaeArch
 from .vae_build import build_vae, vae_config
 from .vae_names import diffusers_name
-from .weights import Weights, check_module, load_module
+from .weights import Weights, arch_field, check_module, load_module
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -19,41 +19,47 @@ _STATISTICS = ("latents_mean", "latents_std")  # not a matter of shape: a checkp
 
 
 def load_vae(
-    path: Path, arch: VaeArch, *, device: torch.device | str, dtype: torch.dtype
+    path: Path,
+    arch: VaeArch,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    field: str = "model.checkpoint",
 ) -> "AutoencoderKLWan":
-    """From a diffusers checkpoint, its vae/ folder alone, or a file in either naming."""
-    vae, weights = _open(path, arch)
+    """From a diffusers checkpoint, its vae/ folder alone, or a file in either naming. `field`, here
+    and below, is whose value led to it."""
+    vae, weights = _open(path, arch, field)
     load_module(vae, weights, device=device, dtype=dtype)
     return vae
 
 
-def check_vae(path: Path, arch: VaeArch) -> None:
+def check_vae(path: Path, arch: VaeArch, field: str = "model.checkpoint") -> None:
     """ValueError unless the files are whole and hold this very VAE; reads headers only."""
-    vae, weights = _open(path, arch)
+    vae, weights = _open(path, arch, field)
     check_module(vae, weights)
 
 
-def check_vae_config(path: Path, arch: VaeArch) -> None:
+def check_vae_config(path: Path, arch: VaeArch, field: str = "model.checkpoint") -> None:
     """The same of a diffusers folder whose tensors are known to be those of its config.json."""
-    _checked_statistics(_source(path) / "config.json", arch)
+    _checked_statistics(_source(path) / "config.json", arch, field)
 
 
 def _source(path: Path) -> Path:
     return path / "vae" if (path / "vae").is_dir() else path
 
 
-def _open(path: Path, arch: VaeArch) -> tuple["AutoencoderKLWan", Weights]:
+def _open(path: Path, arch: VaeArch, field: str) -> tuple["AutoencoderKLWan", Weights]:
     """The VAE on the meta device, and what is to fill it."""
     source = _source(path)
     config = source / "config.json"
-    statistics = _checked_statistics(config, arch) if config.is_file() else {}
+    statistics = _checked_statistics(config, arch, field) if config.is_file() else {}
     with torch.device("meta"):
         vae = build_vae(arch, **statistics)
     # names that are diffusers' already pass through
-    return vae, Weights(source, rename=partial(diffusers_name, arch=arch))
+    return vae, Weights(source, partial(diffusers_name, arch=arch), field)
 
 
-def _checked_statistics(path: Path, arch: VaeArch) -> dict[str, Any]:
+def _checked_statistics(path: Path, arch: VaeArch, field: str) -> dict[str, Any]:
     """What config.json says of the latents, once the rest of it agrees with `arch`."""
     try:
         stated = json.loads(path.read_text())
@@ -68,8 +74,8 @@ def _checked_statistics(path: Path, arch: VaeArch) -> dict[str, Any]:
     if wrong:
         told = ", ".join(f"{key}={theirs[key]} instead of {ours[key]}" for key in wrong)
         raise ValueError(
-            f"{path} describes another VAE than model.arch expects: {told}; set model.arch to what "
-            "the checkpoint holds, or model.checkpoint to the weights of this model"
+            f"{path} describes another VAE than is meant: {told}; set {arch_field(field)} to what "
+            f"it describes, or {field} to the weights of this model"
         )
     z_dim = ours["z_dim"]
     statistics = {key: theirs[key] for key in _STATISTICS if key in stated}

@@ -53,15 +53,18 @@ Rename = Callable[[str], str | Sequence[View]]
 class Weights:
     """The tensors of one file or of a sharded set, under our names; nothing is read until asked.
 
-    Opening checks every file for truncation and lists the shapes, from headers only.
+    Opening checks every file for truncation and lists the shapes, from headers only. `field`: the
+    user's, whose value led to them.
     """
 
-    def __init__(self, path: Path, rename: Rename | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, rename: Rename | None = None, field: str = "model.checkpoint"
+    ) -> None:
+        self.path, self.field = path, field
         self.shapes: Mapping[str, tuple[int, ...]]
         shapes: dict[str, tuple[int, ...]] = {}
         self._sources: dict[str, tuple[TensorFile, str, View]] = {}
-        for file in map(open_tensor_file, weight_files(path)):
+        for file in (open_tensor_file(file, field) for file in weight_files(path, field)):
             for source, shape in file.shapes.items():
                 renamed = source if rename is None else rename(source)
                 views = [View(name=renamed)] if isinstance(renamed, str) else renamed
@@ -101,6 +104,7 @@ class Tensors(Protocol):
     """What a module is filled from."""
 
     path: Path
+    field: str  # the user's, for what is said of them
     shapes: Mapping[str, tuple[int, ...]]
 
     def copy(self, name: str, into: Tensor) -> None: ...
@@ -170,9 +174,15 @@ def check_module(
     if problems:
         raise ValueError(
             f"{weights.path} does not fit the model: of its tensors, {'; '.join(problems)}. It is "
-            f"probably the checkpoint of another model; set model.arch to what it holds, or "
-            f"model.checkpoint to the weights of this model"
+            f"probably the checkpoint of another model; set {arch_field(weights.field)} to what it "
+            f"holds, or {weights.field} to the weights of this model"
         )
+
+
+def arch_field(field: str) -> str:
+    """What says of which model the weights should be that `field` names: the one beside it."""
+    group = field.rpartition(".")[0]
+    return "the sizes in vae" if group == "vae" else f"{group}.arch"
 
 
 def _unknown(module: nn.Module, owned: set[str], names: Iterable[str]) -> list[str]:
@@ -199,7 +209,7 @@ def _tied(module: nn.Module) -> list[tuple[Tensor, list[str]]]:
     return [(state[alike[0]], alike) for alike in names.values()]
 
 
-def weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path, field: str = "model.checkpoint") -> list[Path]:
     """The file itself, or those that a folder's index names, or the one set the folder holds."""
     if not path.is_dir():
         return [path]
@@ -216,8 +226,8 @@ def weight_files(path: Path) -> list[Path]:
         return _complete(indexes[0].name, [path / name for name in sorted(named)])
     if not files:
         raise ValueError(
-            f"{path} holds no weights (*.safetensors, *.pth, *.pt, *.bin); set model.checkpoint to "
-            f"a folder that does"
+            f"{path} holds no weights (*.safetensors, *.pth, *.pt, *.bin); set {field} to a folder "
+            f"that does"
         )
     numbered = [re.fullmatch(r"(.+)-\d+-of-(\d+)(\.\w+)", file.name) for file in files]
     sets = {match.groups() for match in numbered if match}
@@ -228,9 +238,14 @@ def weight_files(path: Path) -> list[Path]:
         return _complete("the name of a shard", [path / name for name in shards])
     if len(files) > 1:
         listed = ", ".join(file.name for file in files[:5])
+        elsewhere = (
+            "model.transformer to the one that is"
+            if field.startswith("model.")
+            else f"{field} to a folder of one set"
+        )
         raise ValueError(
             f"{path} holds {len(files)} files of weights ({listed}) and no index that says which "
-            f"belong together; set model.transformer to the one that is meant"
+            f"belong together; take out those that are not meant, or set {elsewhere}"
         )
     return files
 

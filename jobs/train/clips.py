@@ -27,6 +27,7 @@ from ...models.text_cache import identity
 from ...models.vae import StreamingEncoder
 from ...models.vae_load import load_vae
 from ..home.durable import written_aside
+from .store import make_folder
 
 _FORMAT = 2  # of the files in the cache
 _SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
@@ -40,7 +41,7 @@ def encode_clips(finetune: FinetuneConfig, data: DataConfig, device: torch.devic
     if not todo and not lacks_empty:
         return
     arch = ARCHS[finetune.arch]
-    _folder(data).mkdir(parents=True, exist_ok=True)
+    make_folder("data.cache", _folder(data), "encoded clips have")
     empty_SD, *texts_SD = _encode(finetune, ["", *(caption for _, caption in todo)], device)
     if lacks_empty:
         with written_aside(_empty(parts, data)) as part:
@@ -147,6 +148,7 @@ def _encode(finetune: FinetuneConfig, prompts: list[str], device: torch.device) 
         tokenizer=locate(finetune.checkpoint, "tokenizer", "finetune.checkpoint"),
         text_len=arch.text_len,
         text_dim=arch.dit.text_dim,
+        field="finetune.checkpoint",
     )
     each = embed_prompts(prompts, source, device=device, dtype=torch.float32, cache=None)
     return [embedding.rows_SD for embedding in each]

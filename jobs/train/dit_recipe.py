@@ -76,7 +76,8 @@ class DitRecipe:
         if start is not None:
             here: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
             load_module(self.dit, open_transformer(start / "transformer", arch.dit), **here)
-            load_module(self.text.encoder, Weights(start / "text_encoder"), **here)
+            words = Weights(start / "text_encoder", field="dit.start")
+            load_module(self.text.encoder, words, **here)
         if mix.compiled:
             compile_layers(self.dit)
         self.model = DitLoss(self.dit, self.text, clips)

@@ -94,13 +94,12 @@ def _clip(seed: int, latents: int) -> np.ndarray[Any, Any]:
 def load_or_encode(
     path: Path, vae: Any, count: int, latents: int, compiled: bool = False, workers: int = 0
 ) -> LatentClips:
-    """The folder's clips of this VAE; those that are missing are made, and written in shards."""
+    """A folder's clips of this VAE; those that are missing are made, and written in shards."""
     shards, kind = [], _kind(vae)
     for begin in range(0, count, _SHARD):
         seeds = range(begin, min(begin + _SHARD, count))
         shard = path / f"scenes-{begin:06d}-{len(seeds)}x{latents}-{kind}.safetensors"
         if not shard.exists():
-            path.mkdir(parents=True, exist_ok=True)
             with written_aside(shard) as part:
                 clips = encode_clips(vae, seeds, latents, compiled, workers)
                 save_file({"latents": clips}, part)

@@ -202,9 +202,10 @@ class LiveRecipe:
 
     def _embed(self, prompts: list[str]) -> Tensor:
         source = TextSource(
-            encoder=locate(str(self._start), "text_encoder"),
-            tokenizer=locate(str(self._start), "tokenizer"),
+            encoder=locate(str(self._start), "text_encoder", "live.start"),
+            tokenizer=locate(str(self._start), "tokenizer", "live.start"),
             text_len=self._arch.text_len,
             text_dim=self._arch.dit.text_dim,
+            field="live.start",
         )
         return encode_prompts(prompts, source, device="cpu", dtype=torch.float32, cache=None)

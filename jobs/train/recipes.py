@@ -11,6 +11,7 @@ from ...configs.files import expand
 from ...configs.train_schema import DataConfig, TrainConfig
 from ...configs.train_small import VaeTraining
 from .recipe import Recipe
+from .store import make_folder
 
 if TYPE_CHECKING:
     from ...models.arch import ModelArch, VaeArch
@@ -80,7 +81,7 @@ def _vae_start(config: TrainConfig) -> Path | None:
     if not config.vae.start:
         return None
     start = _folder("vae.start", config.vae.start, "shapes-vae")
-    check_vae(start, _vae_arch(config.vae))
+    check_vae(start, _vae_arch(config.vae), "vae.start")
     return start
 
 
@@ -126,13 +127,22 @@ def _dit_start(config: TrainConfig) -> Path | None:
 
 def _whole_model(field: str, value: str, arch: str) -> Path:
     """ValueError unless the DiT is there, whole, and of this kind, and so are its words."""
-    from ...models.checkpoint import check_transformer, locate
+    from ...models.checkpoint import check_transformer
 
-    folder = _folder(field, value, "shapes")
-    check_transformer(str(folder), "transformer", _arch(field, arch).dit, arch, field)
-    for part in ("text_encoder", "tokenizer"):
-        locate(str(folder), part, field)
+    folder, dit = _folder(field, value, "shapes"), _arch(field, arch).dit
+    check_transformer(str(folder), "transformer", dit, arch, field)
+    _check_words(str(folder), dit.text_dim, field)
     return folder
+
+
+def _check_words(reference: str, text_dim: int, field: str) -> None:
+    """ValueError unless the text encoder and its tokenizer are there, whole, and fit."""
+    from ...models.checkpoint import locate
+    from ...models.text_encoder import check_encoder, load_tokenizer
+
+    encoder, tokenizer = (locate(reference, it, field) for it in ("text_encoder", "tokenizer"))
+    check_encoder(encoder, text_dim, field)
+    load_tokenizer(tokenizer, field)
 
 
 def _live(config: TrainConfig) -> Recipe:
@@ -177,11 +187,13 @@ def _clips(config: TrainConfig) -> tuple["LatentClips", Any]:
     from .vae_recipe import channels_last
 
     arch, folder = _source(config)
-    group = config.dit if config.recipe == "dit" else config.live
+    recipe = config.recipe
+    group, field = (config.dit, "dit.vae") if recipe == "dit" else (config.live, "live.start")
     device = torch.device(device_type(config))
-    vae = load_vae(folder, arch.vae, device=device, dtype=torch.float32)
+    vae = load_vae(folder, arch.vae, device=device, dtype=torch.float32, field=field)
     channels_last(vae)
     cache, workers = expand(group.cache), config.run.workers
+    make_folder(f"{recipe}.cache", cache, "encoded clips have")
     clips = load_or_encode(cache, vae, group.clips, group.clip_latents, group.compiled, workers)
     return clips, vae
 
@@ -213,7 +225,8 @@ def _finetune(config: TrainConfig) -> Recipe:
 def _check_arch(config: TrainConfig) -> None:
     """ValueError unless the checkpoint is there, whole, and of a kind that we can teach."""
     from ...models.arch import ARCHS
-    from ...models.checkpoint import check_transformer
+    from ...models.checkpoint import check_transformer, locate
+    from ...models.vae_load import check_vae
     from ...parallel.ulysses import check_heads, check_tokens
 
     finetune = config.finetune
@@ -242,6 +255,8 @@ def _check_arch(config: TrainConfig) -> None:
     check_tokens(_tokens(arch, config.data), config.run.sequence_ranks)
     reference, field = finetune.checkpoint, "finetune.checkpoint"
     check_transformer(reference, "transformer", arch.dit, finetune.arch, field)
+    check_vae(locate(reference, "vae", field), arch.vae, field)
+    _check_words(reference, arch.dit.text_dim, field)
 
 
 def _tokens(arch: "ModelArch", data: DataConfig) -> int:

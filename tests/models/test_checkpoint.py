@@ -185,7 +185,7 @@ class Headers:
     """Stands for a file of a published size: shapes without tensors."""
 
     def __init__(self, arch: WanArch) -> None:
-        self.path = Path("published.safetensors")
+        self.path, self.field = Path("published.safetensors"), "model.checkpoint"
         with torch.device("meta"):
             # layers are alike: the first and last tell all
             self.shapes = {

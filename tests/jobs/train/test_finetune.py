@@ -260,6 +260,14 @@ def save_sound(path):
             file.mux(stream.encode(frame))
 
 
+def test_a_cache_that_is_no_folder_is_said_before_anything_is_encoded(place, tmp_path):
+    (tmp_path / "cache").touch()
+    settings = config(place, tmp_path / "run")
+    settings = replace(settings, data=replace(settings.data, cache=str(tmp_path / "cache")))
+    with pytest.raises(ValueError, match=r"^data\.cache=.*/cache cannot be made \(File exists\)"):
+        train(settings)
+
+
 def test_what_an_interruption_left_out_is_encoded_later(place):
     """The embedding of no prompt, though every clip is there."""
     settings = config(place, place / "unused")
