@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
 
 from .ranks import Ranks
 from .training import AdamW, Lowered, Stepped, set_rate, trained
@@ -21,17 +20,15 @@ _TAG = "zero"
 class ZeroEngine:
     """Stage 1 spreads the optimiser's state, 2 the gradients too, 3 the weights too.
 
-    Weights, gradients and what is sent are float32. DeepSpeed reads DS_ACCELERATOR (cpu or cuda)
-    when it is imported and LOCAL_RANK when it starts: the process must have set both.
+    Weights, gradients and what is sent are float32. One a process, which must have joined the
+    others, if there are any, and have set DS_ACCELERATOR (cpu or cuda) and LOCAL_RANK, which
+    DeepSpeed reads when it is imported and when it starts.
     """
 
     def __init__(
         self, model: nn.Module, adamw: AdamW, ranks: Ranks, dtype: torch.dtype, stage: int
     ) -> None:
         deepspeed = _quiet_deepspeed()
-        if not dist.is_initialized():  # DeepSpeed wants a group, even of one
-            backend = "nccl" if ranks.device.type == "cuda" else "gloo"  # gloo's go by the host
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         self._deepspeed, self._ranks, self._stage = deepspeed, ranks, stage
         self._trained = trained(model)
         self._engine, *_ = deepspeed.initialize(

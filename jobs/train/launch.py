@@ -39,7 +39,8 @@ def train(config: TrainConfig, build: Build = build_recipe) -> bool:
     folder.check(config)
     prepare_recipe(config)  # what is wrong with it leaves no folder behind
     with folder.claimed(config) as lock:
-        if config.run.num_processes == 1:
+        # DeepSpeed keeps what it made for one training, which is wrong for the next of its process
+        if config.run.num_processes == 1 and not config.run.zero_stage:
             return _rank(config, build, 0, None)
         with tempfile.TemporaryDirectory(prefix="longreel-train-") as shared:
             return _several(config, build, Path(shared) / "meeting", lock)
@@ -65,7 +66,8 @@ def _check(config: TrainConfig) -> None:
 def _rank(config: TrainConfig, build: Build, rank: int, meeting: Path | None) -> bool:
     """One rank's whole life; `meeting` is where it finds the others, if there are any."""
     kind = device_type(config)
-    os.environ["DS_ACCELERATOR"], os.environ["LOCAL_RANK"] = kind, str(rank)  # read by DeepSpeed
+    if config.run.zero_stage:  # DeepSpeed reads them
+        os.environ["DS_ACCELERATOR"], os.environ["LOCAL_RANK"] = kind, str(rank)
     import torch
 
     from ...parallel.ranks import Ranks, join, leave

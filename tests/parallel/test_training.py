@@ -1,13 +1,10 @@
 """The engine that keeps everything on every rank moves weights as torch's optimisers do."""
 
-from dataclasses import replace
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
-from longreel.parallel import zero
+from longreel.parallel import ranks
 from longreel.parallel.ranks import Ranks
 from longreel.parallel.training import AdamW, WholeEngine
 
@@ -98,13 +95,11 @@ def test_what_a_recorded_engine_saved_goes_on_without_recording():
 
 
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
-def test_zero_alone_takes_a_group_of_its_device(monkeypatch, device, backend):
-    """gloo would take all that DeepSpeed gathers on a GPU through the host's memory."""
+def test_ranks_meet_in_a_group_of_their_device(monkeypatch, tmp_path, device, backend):
+    """Even one by itself, for DeepSpeed: gloo would take all that it gathers on a GPU through the
+    host's memory."""
     made = []
-    start = SimpleNamespace(initialize=lambda **settings: (None,))
-    monkeypatch.setattr(zero, "_quiet_deepspeed", lambda: start)
-    monkeypatch.setattr(zero.dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(zero.dist, "init_process_group", lambda name, **more: made.append(name))
-    ranks = Ranks(rank=0, num=1, device=torch.device(device))
-    zero.ZeroEngine(Toy(), replace(MUON, muon=False), ranks, torch.float32, 1)
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda name, **more: made.append(name))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    ranks.join(0, 1, torch.device(device), tmp_path / "meeting")
     assert made == [backend]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked_ranks import fork_ranks, forked_processes
+from forked_ranks import fork_ranks
 from processes import ended_with_us
 from server import until
 from toy_recipe import ToyRecipe, build_bad, build_fragile, build_toy
@@ -104,16 +104,16 @@ def test_two_ranks_train_what_one_would_and_go_on_bit_for_bit(tmp_path, stage, r
 
 
 @needs_deepspeed
-def test_one_process_needs_no_launcher_for_zero(tmp_path, monkeypatch):
-    """In a process of its own, because DeepSpeed changes the one it runs in."""
-    process = forked_processes(monkeypatch).Process(
-        target=train, args=(config(tmp_path / "zero", 1, num=1), build_toy)
-    )
-    process.start()
-    process.join(timeout=200)
-    assert process.exitcode == 0
+def test_zero_needs_no_launcher_and_one_training_may_follow_another(tmp_path, monkeypatch):
+    """Of one process, which is what learns, whoever asks."""
+    monkeypatch.delenv("DS_ACCELERATOR")  # of this process
+    before = dict(os.environ)
+    for name in ("first", "second"):
+        assert train(config(tmp_path / name, 1, num=1), build_toy)
+    assert os.environ == before
     assert train(config(tmp_path / "whole", num=1), build_toy)
-    check_is(exported(tmp_path / "zero"), exported(tmp_path / "whole"))
+    for name in ("first", "second"):
+        check_is(exported(tmp_path / name), exported(tmp_path / "whole"))
 
 
 def test_a_loss_lost_on_the_ranks_ends_them_all_with_the_reason(tmp_path):
