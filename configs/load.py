@@ -69,6 +69,11 @@ def to_yaml(config: Config) -> str:
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
+    if not isinstance(preset, str):
+        raise ValueError(
+            f"preset={preset!r} is no text, so there is nothing to start from; give the name of a "
+            "preset (see `longreel presets`), or the path of a .yaml file as text"
+        )
     if not preset.endswith(".yaml"):
         return _read_shipped(preset)
     settings = read_settings(expand(preset))

@@ -37,16 +37,12 @@ def plan_render(
     overrides: Sequence[str] = (),
 ) -> Plan:
     """A request in the words people use, checked; nothing is loaded."""
-    if isinstance(overrides, str):
-        raise ValueError(
-            f"overrides={overrides!r} is one text, and each of its letters would be an override; "
-            f"give a list: overrides=[{overrides!r}]"
-        )
+    _check_list(overrides)
     if frames is not None:
         _check_once(frames, overrides)
         overrides = [*overrides, f"video.frames={frames}"]
     config = load_config(preset, overrides)
-    path = None if image is None else expand(image)
+    path = None if image is None else _path("image", image)
     return make_plan(
         Request(
             prompt=prompt,
@@ -56,6 +52,29 @@ def plan_render(
             prompt_at=_changes(prompt_at),
         )
     )
+
+
+def _check_list(overrides: Sequence[str]) -> None:
+    if isinstance(overrides, str):
+        raise ValueError(
+            f"overrides={overrides!r} is one text, and each of its letters would be an override; "
+            f"give a list: overrides=[{overrides!r}]"
+        )
+    is_list = isinstance(overrides, Sequence)
+    if not is_list or not all(isinstance(override, str) for override in overrides):
+        raise ValueError(
+            f"overrides={overrides!r} is no list of texts, so nothing would be set; write it like "
+            "overrides=['sampling.steps=20']"
+        )
+
+
+def _path(field: str, value: str | Path) -> Path:
+    if not isinstance(value, str | Path):
+        raise ValueError(
+            f"{field}={value!r} is no path, so no file is meant; give it as text or as a "
+            "pathlib.Path"
+        )
+    return expand(value)
 
 
 def _changes(prompt_at: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
@@ -85,7 +104,7 @@ def render_file(plan: Plan, output: str | Path, report: Report = quiet) -> Video
     from .home.lock import read_by_us
     from .home.record import RenderRun
 
-    path = expand(output)
+    path = _path("output", output)
     whole = path.absolute()  # the working directory may change while a render runs
     _sweep(whole.parent)
     check_file(plan, path)

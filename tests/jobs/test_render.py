@@ -195,30 +195,6 @@ def test_a_bad_request_is_refused_by_the_call_itself(
     assert files_in(tmp_path) == {}
 
 
-def test_two_numbers_of_frames_are_one_too_many():
-    with pytest.raises(ValueError, match=r"^frames=9 and video\.frames=5 are both.*leave one out"):
-        plan_render("a cat", frames=9, overrides=["video.frames=5"])
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"prompt": None}, r"^prompt=None is no text"),
-        ({"prompt_at": [(0.1, 3)]}, r"^prompt_at=0\.1: prompt=3 is no text"),
-        ({"prompt_at": {2: "a dog"}}, r"^prompt_at=\{2: 'a dog'\} is no list .*=\[\(4\.0, 'a dog'"),
-        ({"prompt_at": [("soon", "a dog")]}, r"^prompt_at=\[\('soon', 'a dog'\)\] is no list"),
-    ],
-)
-def test_what_is_of_another_kind_is_refused_by_its_name(asked, message):
-    with pytest.raises(ValueError, match=message):
-        plan_render(**{"prompt": "a cat", "frames": 9, **asked})
-
-
-def test_a_single_override_that_is_no_list_is_refused():
-    with pytest.raises(ValueError, match=r"give a list: overrides=\['sampling\.steps=3'\]"):
-        longreel.stream("a cat", overrides="sampling.steps=3")
-
-
 def test_what_is_done_to_a_chunk_changes_nothing_that_comes():
     more = "blocks.policy=dualparal", "blocks.size=2", "video.frames=33"
     whole, seen = frames_of(*more), []
