@@ -3,18 +3,20 @@
 import math
 from dataclasses import dataclass
 
-from .checks import check_name, check_range
+from .checks import check_name, check_range, check_read
 
-BUILDERS = (
-    "dense",
-    "tile-window",
-    "radial",
-    "spatiotemporal",
-    "pooled",
-    "local",
-    "stale",
-    "stale-published",
-)
+_LISTED = ("tile", "dense_steps", "dense_layers")
+_READS = {  # the numbers below, by the builder that reads them
+    "dense": (),
+    "tile-window": (*_LISTED, "window"),
+    "radial": (*_LISTED, "decay"),
+    "spatiotemporal": (*_LISTED, "band"),
+    "pooled": (*_LISTED, "keep", "mass"),
+    "local": (*_LISTED, "radius"),
+    "stale": (*_LISTED, "radius", "refresh"),
+    "stale-published": (*_LISTED, "radius", "refresh"),
+}
+BUILDERS = tuple(_READS)
 BACKENDS = ("auto", "sdpa", "flash-attn", "triton", "flex")
 
 # builder: share of the first steps, and of the first layers, that are published as left dense
@@ -67,6 +69,13 @@ class AttentionConfig:
             )
         check_range("attention.radius", self.radius, 0, math.inf, "measures nothing")
         check_range("attention.refresh", self.refresh, 1, 1000, "never looks at everything")
+        check_read("attention.builder", self, _READS)
+        if self.builder == "dense" and self.backend == "flex":
+            raise ValueError(
+                "attention.backend=flex computes lists of tiles, and attention.builder=dense has "
+                "none, so it would be ignored; set attention.builder=local or another, or leave it "
+                "out"
+            )
 
     @property
     def dense_shares(self) -> tuple[float, float]:

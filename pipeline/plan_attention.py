@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 2_000  # tasks: windows repeat long before
 
-# the numbers of AttentionConfig that each builder reads
-_LISTED = ("tile", "dense_steps", "dense_layers")
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "dense": (),
-    "tile-window": (*_LISTED, "window"),
-    "radial": (*_LISTED, "decay"),
-    "spatiotemporal": (*_LISTED, "band"),
-    "pooled": (*_LISTED, "keep", "mass"),
-    "local": (*_LISTED, "radius"),
-    "stale": (*_LISTED, "radius", "refresh"),
-    "stale-published": (*_LISTED, "radius", "refresh"),
-}
-
 
 def make_sparse(plan: "Plan") -> SparseAttention | None:
     """For one stage; none where every token sees every other, by the kernel that is chosen."""
@@ -54,7 +41,6 @@ def check_attention(
     attention = config.attention
     if attention == AttentionConfig():
         return
-    _check_fields(attention)
     asked = f"attention.builder={attention.builder}"
     if causal_latents:
         if attention.builder == "dense":
@@ -76,7 +62,7 @@ def check_attention(
     tasks = list(islice(schedule.tasks(), _LOOKED_AT))
     _check_tiles(config, tasks, rows, columns)
     if attention.keeps_state:
-        _check_steps(attention, tasks, schedule.steps)
+        _check_steps(attention, tasks, schedule.steps, arch.dit.num_layers)
 
 
 def check_backend(
@@ -104,25 +90,6 @@ def describe_attention(plan: "Plan") -> str:
 
 def _first(share: float, num: int) -> int:
     return sum(i < share * num - 1e-9 for i in range(num))
-
-
-def _check_fields(attention: AttentionConfig) -> None:
-    """What a builder does not read must not be set: it would seem to have been done."""
-    for name in sorted({name for names in _FIELDS.values() for name in names}):
-        value = getattr(attention, name)
-        if value != getattr(AttentionConfig(), name) and name not in _FIELDS[attention.builder]:
-            shown = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
-            others = [builder for builder, names in _FIELDS.items() if name in names]
-            raise ValueError(
-                f"attention.{name}={shown} would be ignored, as attention.builder="
-                f"{attention.builder} has no such number; leave it out, or set attention.builder "
-                f"to one that has: {', '.join(others)}"
-            )
-    if attention.builder == "dense" and attention.backend == "flex":
-        raise ValueError(
-            "attention.backend=flex computes lists of tiles, and attention.builder=dense has none, "
-            "so it would be ignored; set attention.builder=local or another, or leave it out"
-        )
 
 
 def _check_tiles(config: Config, tasks: Iterable[Task], rows: int, columns: int) -> None:
@@ -172,10 +139,18 @@ def _windows(
         }
 
 
-def _check_steps(attention: AttentionConfig, tasks: Sequence[Task], steps: int) -> None:
-    """ValueError where no step would use what an earlier one has kept."""
+def _check_steps(
+    attention: AttentionConfig, tasks: Sequence[Task], steps: int, layers: int
+) -> None:
+    """ValueError where no step of any layer would use what an earlier one has kept."""
     asked = f"attention.builder={attention.builder} keeps what a window saw for its next steps"
     dense = _first(attention.dense_shares[0], steps)
+    if _first(attention.dense_shares[1], layers) == layers:
+        raise ValueError(
+            f"{asked}, and attention.dense_layers={attention.dense_layers} makes all {layers} "
+            "layers dense, which leaves none to use it; set a smaller share, or "
+            "attention.builder=dense"
+        )
     if not _windows_stay(tasks, 0, steps):
         raise ValueError(
             f"{asked}, and with this blocks.policy and sampling.steps={steps} no window stays the "

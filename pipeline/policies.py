@@ -3,11 +3,24 @@
 from collections.abc import Callable
 from math import ceil
 
+from ..configs.checks import check_read
 from ..configs.schema import BlocksConfig
 from .schedule import BlockSchedule
 
-# of BlocksConfig, that each policy has some of; all others have no use for them
-NUMBERS = ("size", "left", "right", "sink", "stagger", "causal", "recache", "levels")
+# by policy: the fields of BlocksConfig that it reads, of those that not all do
+_READS: dict[str, tuple[str, ...]] = {
+    "whole": (),
+    "dualparal": ("size", "left", "right", "levels"),
+    "dualparal-grouped": ("size", "left", "right", "levels"),
+    "dualparal-staggered": ("size", "left", "right", "stagger", "levels"),
+    "diagonal": ("size", "left"),
+    "buffer": ("size", "left", "stagger"),
+    "forcing": ("size", "left", "stagger", "causal"),
+    "rolling": ("size", "left", "sink"),
+    "causal": ("size", "left", "sink", "recache"),
+}
+# all of these: a policy's own are what it has where none is given
+NUMBERS = tuple(dict.fromkeys(name for names in _READS.values() for name in names))
 
 
 def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
@@ -17,7 +30,7 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
             "blocks.policy=whole has no end to wait for in an open-ended video, so that no frame "
             "would ever leave; choose a policy with blocks, as blocks.policy=dualparal-grouped"
         )
-    _check_fields(blocks)
+    check_read("blocks.policy", blocks, _READS)
     if blocks.stagger is not None and blocks.stagger > steps:
         raise ValueError(
             f"blocks.stagger={blocks.stagger} keeps a block waiting for steps that its neighbour "
@@ -30,18 +43,6 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
             f"hands its keys and values over; set it to at most {size}, or blocks.size={right}"
         )
     return _POLICIES[blocks.policy](blocks, steps, num_latents)
-
-
-def _check_fields(blocks: BlocksConfig) -> None:
-    """What a policy does not read must not be set: it would seem to have been done."""
-    known = _FIELDS[blocks.policy]
-    for name in NUMBERS:
-        if getattr(blocks, name) is not None and name not in known:
-            raise ValueError(
-                f"blocks.{name}={getattr(blocks, name)} would be ignored, as "
-                f"blocks.policy={blocks.policy} has no such number; leave it out"
-                + (f" (it has {', '.join(known)})" if known else "")
-            )
 
 
 def default_noise(policy: str) -> str:
@@ -220,17 +221,4 @@ _POLICIES: dict[str, Callable[[BlocksConfig, int, int | None], BlockSchedule]] =
     "forcing": _forcing,
     "rolling": _rolling,
     "causal": _causal,
-}
-
-# the numbers of BlocksConfig that each policy reads, besides `depth` and `window`
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "whole": (),
-    "dualparal": ("size", "left", "right", "levels"),
-    "dualparal-grouped": ("size", "left", "right", "levels"),
-    "dualparal-staggered": ("size", "left", "right", "stagger", "levels"),
-    "diagonal": ("size", "left"),
-    "buffer": ("size", "left", "stagger"),
-    "forcing": ("size", "left", "stagger", "causal"),
-    "rolling": ("size", "left", "sink"),
-    "causal": ("size", "left", "sink", "recache"),
 }

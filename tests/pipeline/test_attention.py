@@ -225,10 +225,14 @@ def test_dense_attention_needs_no_part_in_the_stages():
             ["attention.builder=stale", "attention.dense_steps=0", "attention.refresh=1"],
             r"one in attention.refresh=1 .* or attention.refresh, or attention.builder=dense",
         ),
-        (["attention.keep=0.3"], r"keep=0.3 would be ignored, .*=dense .* that has: pooled"),
+        (
+            ["attention.builder=stale", "attention.dense_layers=0.9"],
+            r"attention.dense_layers=0.9 makes all 5 layers dense, .* set a smaller share",
+        ),
+        (["attention.keep=0.3"], r"keep=0.3 would be ignored, .*=dense .* that does: pooled"),
         (
             ["attention.builder=local", "attention.window=[2,2,2]"],
-            r"attention.window=\[2,2,2\] would be ignored, .*=local .* that has: tile-window",
+            r"attention.window=\[2,2,2\] would be ignored, .*=local .* that does: tile-window",
         ),
         (["attention.backend=flex"], r"attention.builder=dense has none, so it would be ignored"),
         (
