@@ -18,22 +18,20 @@ _DENSE_BLOCK = 0.6  # of its columns that hold anything
 
 @lru_cache(maxsize=16)
 def tile_window(window: Window, reach: tuple[int, int, int]) -> Blocks:
-    """STA: a box of tiles round each tile, moved inwards at the borders, so that all are as many.
+    """STA: a box of tiles round each tile, moved inwards at the borders, so that all are as many
+    where no times are left out between them.
 
     `reach`: tokens that the box measures in time, height and width, rounded up to whole tiles.
     """
     queries, keys = tiles_of(window)
     mask_RC = torch.ones(queries.num, keys.num, dtype=torch.bool)
     for axis in range(3):
-        edges = torch.unique(keys.low_N3[:, axis])
-        size = int((keys.high_N3 - keys.low_N3)[0, axis]) + 1
-        span = min(-(-reach[axis] // size), len(edges))
-        q, k = (
-            torch.searchsorted(edges, tiles.low_N3[:, axis].contiguous())
-            for tiles in (queries, keys)
-        )
-        first = (q - span // 2).clamp(0, len(edges) - span)
-        mask_RC &= (k[None] >= first[:, None]) & (k[None] < first[:, None] + span)
+        low, high = keys.low_N3[:, axis], keys.high_N3[:, axis]
+        size, begin, end = int((high - low).min()) + 1, int(low.min()), int(high.max()) + 1
+        span = -(-reach[axis] // size)
+        first = queries.low_N3[:, axis] - span // 2 * size
+        first = first.clamp(max=end - span * size).clamp(min=begin)[:, None]
+        mask_RC &= (high[None] >= first) & (low[None] < first + span * size)
     return _blocks(mask_RC, queries, keys)
 
 

@@ -99,6 +99,15 @@ def test_a_tile_window_gives_every_tile_as_many(size, density):
     assert blocks.mask()[0, 0].diagonal().all()
 
 
+def test_a_tile_window_goes_by_place_where_times_are_left_out():
+    """Two latents far before the block, and one next to it: none of a box of five is far."""
+    own, cached = (20, 21, 22), (0, 1, 19)
+    window = Window(own, cached, 16, 16, "tiles", True, 128)
+    by_latent = tile_window(window, (5, 16, 16)).mask()[0, 0].unflatten(1, (6, 2))
+    for key, time in enumerate(own + cached):
+        assert (by_latent[:, key] == (time >= 19)).all()
+
+
 def test_a_disc_is_whatever_tiles_have_a_token_in_it():
     window = _window(2, (12, 10), tile=16, context=(7, 2))
     blocks = local(window, 3)
