@@ -23,6 +23,7 @@ from ...models.arch import ARCHS
 from ...pipeline.plan import Plan, Request, make_plan
 from ...pipeline.section import change_prompts, prompt_times
 from ..metadata import metadata
+from ..target import check_target
 from .attempt import Attempt
 from .durable import remove_parts, write_whole
 from .edits import Edit, check_done
@@ -160,7 +161,10 @@ class RenderFolder:
         return decode_segments(self.init, chosen, self.manifest.config.output)
 
     def export(self, output: Path) -> None:
-        """The video so far as a file, or a folder of pictures, which appears when complete."""
+        """The video so far as a file, or a folder of pictures, which appears when complete.
+
+        ValueError: nothing of it can be written there.
+        """
         with self._reading:
             ledger = self._look()
             segments, request = ledger.cut(None).segments, self._request(ledger.shown, {})
@@ -170,6 +174,7 @@ class RenderFolder:
                 f"`{resume_command(self.path)}` makes it"
             )
         config = self.manifest.config
+        check_target(output, config.output)
         video = replace(config.video, frames=segments[-1].stop)
         request = replace(request, config=replace(config, video=video))
         if section := request.section:

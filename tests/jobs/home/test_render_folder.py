@@ -65,6 +65,13 @@ def test_the_finished_file_has_their_frames_and_says_what_it_was_made_from(done,
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize("name", ["no/a.mp4", "a.mov", ""])
+def test_where_its_file_cannot_be_written_is_said_by_its_name(done, tmp_path, name):
+    """It is all that `longreel download` looks at."""
+    with pytest.raises(ValueError, match=f"^output={tmp_path / name} "):
+        done.export(tmp_path / name)
+
+
 def test_pictures_are_made_of_segments_without_loss(home, tmp_path):
     wanted = plan("output.format=png", frames=9)
     render = home.create(wanted)
