@@ -13,7 +13,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
@@ -86,15 +85,7 @@ class _Pair:
 
     def start(self, *loops: Callable[[], None]) -> None:
         """Runs each in a thread, beside one that waits for the other side."""
-        spec = self.spec
-        try:
-            store = find_store(spec.host, spec.port, spec.timeout_s)
-        except RuntimeError as error:
-            raise LinkClosed(
-                f"link {spec.name}: no rendezvous at {spec.host}:{spec.port} ({in_short(error)})"
-            ) from None
-
-        for loop in (partial(self._meet, PrefixStore(spec.name, store)), *loops):
+        for loop in (self._meet, *loops):
             name = f"link {self.spec.name}"
             thread = threading.Thread(target=self._run, args=(loop,), name=name, daemon=True)
             self._threads.append(thread)
@@ -111,8 +102,20 @@ class _Pair:
             self.end(f"failed here ({error!r})")
             raise
 
-    def _meet(self, store: PrefixStore) -> None:
+    def _find(self) -> PrefixStore:
+        spec = self.spec
+        try:
+            store = find_store(spec.host, spec.port, spec.timeout_s, self.check)
+        except LinkClosed:
+            raise
+        except RuntimeError as error:
+            self.end(f"no rendezvous at {spec.host}:{spec.port} ({in_short(error)})")
+            raise LinkClosed(self.reason) from None
+        return PrefixStore(spec.name, store)
+
+    def _meet(self) -> None:
         """Polls for the other side, as a wait inside the store could not be interrupted."""
+        store = self._find()
         store.set(f"came{self.rank}", "")
         deadline_s = time.monotonic() + self.spec.timeout_s
         while not store.check([f"came{1 - self.rank}"]):

@@ -8,7 +8,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,6 +28,7 @@ from .nccl_link import abort_nccl, missing_for_nccl
 
 _NOTHING = 7  # tag of a message that never comes
 _POLL_S = 0.005
+_GONE_S = 1.0  # to tell others that this one will not come
 
 Shape = tuple[int, ...]
 
@@ -105,13 +106,6 @@ class Group:
         self._last: Work | None = None
         self._reason = ""
         self._lock = threading.Lock()
-        try:
-            store = find_store(spec.host, spec.port, spec.timeout_s)
-        except RuntimeError as error:
-            raise LinkClosed(
-                f"group {spec.name}: no rendezvous at {spec.host}:{spec.port} ({in_short(error)})"
-            ) from None
-        self._store = PrefixStore(spec.name, store)
 
     def exchange(self, pieces: Sequence[Tensor], shapes: Sequence[Shape]) -> Exchange:
         """See Parcel. All members call it, also those with nothing to send or to get."""
@@ -172,7 +166,14 @@ class Group:
         return self._made
 
     def _meet(self) -> Any:
-        spec, store = self.spec, self._store
+        spec = self.spec
+        try:
+            store = self._find_store(spec.timeout_s, self._check)
+        except LinkClosed:
+            raise
+        except RuntimeError as error:
+            reason = f"no rendezvous at {spec.host}:{spec.port} ({in_short(error)})"
+            raise LinkClosed(f"group {spec.name}: {reason}") from None
         store.set(f"came{spec.rank}", "")
         deadline_s = time.monotonic() + spec.timeout_s
         while absent := [i for i in range(spec.num) if not store.check([f"came{i}"])]:
@@ -191,6 +192,10 @@ class Group:
         address = own_address(spec.host, spec.port)
         return make_gloo(store, spec.rank, spec.num, address, spec.timeout_s)
 
+    def _find_store(self, timeout_s: float, check: Callable[[], None]) -> PrefixStore:
+        spec = self.spec
+        return PrefixStore(spec.name, find_store(spec.host, spec.port, timeout_s, check))
+
     def _end(self, reason: str) -> None:
         """For the first reason given."""
         with self._lock:
@@ -200,7 +205,7 @@ class Group:
             made, self._made = self._made, None
         if made is None:
             with contextlib.suppress(RuntimeError):  # the rendezvous is over
-                self._store.set(f"gone{self.spec.rank}", "")
+                self._find_store(_GONE_S, lambda: None).set(f"gone{self.spec.rank}", "")
             return
         if self.spec.kind == "nccl":
             abort_nccl(made)

@@ -6,6 +6,8 @@ first `LinkClosed` is the end of the link, on both sides: to go on, open another
 """
 
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, Self
@@ -17,6 +19,8 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
 )
 
 KINDS = ("local", "gloo", "shm", "nccl")
+_PROBE_S = 1.0  # for the coordinator's machine to answer
+_RETRY_S = 0.05
 # in the environment of a process whose links go over NCCL: they end what fails, not torch
 NCCL_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
@@ -146,8 +150,19 @@ def choose_kind(wanted: str, *, cuda: bool, one_node: bool, one_gpu: bool) -> st
     return "shm" if one_node else "gloo"
 
 
-def find_store(host: str, port: int, timeout_s: float) -> TCPStore:
-    """A Rendezvous's, from another process. RuntimeError: none is there."""
+def find_store(host: str, port: int, timeout_s: float, check: Callable[[], None]) -> TCPStore:
+    """A Rendezvous's, from another process. RuntimeError: none is there. `check` is called while it
+    is looked for, as torch's own search cannot be interrupted, and may raise."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        check()
+        try:
+            socket.create_connection((host, port), timeout=_PROBE_S).close()
+            break
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(str(error)) from error
+        time.sleep(_RETRY_S)
     timeout = timedelta(seconds=timeout_s)
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
 

@@ -72,6 +72,7 @@ class Loop:
         self._walk = WalkState()
         self._velocities: tuple[Tensor, ...] = ()  # of the passes of a task so far
         self._links: list[Sender | Receiver] = []
+        self._closed = False
         self.share: Share | None = None
 
     def open(self, start: PackedSnapshot | None, limit: int | None, seen: int) -> None:
@@ -126,6 +127,8 @@ class Loop:
         self.close()
 
     def close(self) -> None:
+        self._closed = True
+        self.marks.close()
         links, self._links = self._links, []
         for end in links:
             end.close()
@@ -284,4 +287,7 @@ class Loop:
 
     def _opened(self, end: _End) -> _End:
         self._links.append(end)
+        if self._closed:  # while it was opened
+            self.close()
+            raise LinkClosed("this stage was cut off")
         return end

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .link import LinkClosed
 from .snapshot import CacheKey, PackedPiece, Piece, Snapshot, join_pieces, pack_piece
 from .tasks import WalkState
 
@@ -36,7 +37,7 @@ class Marks:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._wanted = False
+        self._wanted = self._closed = False
         self._marked: Marked | None = None
         self._number = 0  # of the last mark that passed
         self._samples: Mapping[int, tuple[Tensor, ...]] = {}
@@ -72,16 +73,20 @@ class Marks:
             if self._marked is None or self._marked.number <= seen:
                 self._wanted = self._number == seen  # else one is under way
             self._changed.wait_for(
-                lambda: self._marked is not None and self._marked.number > seen, wait_s
+                lambda: self._closed or (self._marked is not None and self._marked.number > seen),
+                wait_s,
             )
             marked = self._marked
             return marked if marked is not None and marked.number > seen else None
 
     def collect(self, number: int, known: Collection[CacheKey], wait_s: float) -> Part:
-        """What was noted of a mark, without what is `known`. TimeoutError: it has not come."""
+        """What was noted of a mark, without what is `known`. TimeoutError: it has not come;
+        LinkClosed: it will not."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._number >= number, wait_s):
+            if not self._changed.wait_for(lambda: self._closed or self._number >= number, wait_s):
                 raise TimeoutError(f"mark {number} has not passed in {wait_s:g} s")
+            if self._number < number:
+                raise LinkClosed(f"mark {number} does not come any more")
             assert self._number == number, "one mark at a time"
             samples, caches = self._samples, self._caches
             self._samples, self._caches = {}, {}
@@ -89,6 +94,12 @@ class Marks:
             samples={block: tuple(t.cpu() for t in held) for block, held in samples.items()},
             caches={key: pack_piece(p) for key, p in caches.items() if key not in known},
         )
+
+    def close(self) -> None:
+        """No other mark comes: whoever waits for one has waited long enough."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class Vault:

@@ -94,16 +94,21 @@ class GpuPayloads:
 
     def _met(self) -> Any:
         with self._lock:
-            if self._group is None and not self._aborted:
+            if self._group is None:
+                self._check()
                 self._group = self._make()
             if self._aborted:
                 self.abort()
-                raise RuntimeError("the group was aborted")
+                self._check()
             return self._group
+
+    def _check(self) -> None:
+        if self._aborted:
+            raise RuntimeError("the group was aborted")
 
     def _make(self) -> Any:
         spec, kind = self._spec, torch.distributed.ProcessGroupNCCL
-        store = find_store(spec.host, spec.port, spec.timeout_s)
+        store = find_store(spec.host, spec.port, spec.timeout_s, self._check)
         options = kind.Options()
         options._timeout = _FOR_EVER
         return kind(PrefixStore(f"{spec.name}/nccl", store), self._rank, 2, options)

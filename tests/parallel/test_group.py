@@ -127,6 +127,20 @@ def test_a_device_that_stops_ends_the_waits_of_the_others_after_the_timeout(spec
         assert 0.9 < seconds < 10
 
 
+def test_closing_ends_the_search_for_a_rendezvous_that_is_gone():
+    with Rendezvous("127.0.0.1") as gone:
+        where = {"host": gone.host, "port": gone.port}
+    spec = GroupSpec(kind="gloo", name="r/0/gone", rank=0, num=3, timeout_s=20.0, **where)
+    start = time.monotonic()
+    with closing(Group(spec)) as group:
+        threading.Timer(0.3, group.close).start()
+        with pytest.raises(LinkClosed, match="closed here"):
+            swap(group)
+    with pytest.raises(LinkClosed, match="no rendezvous at"):
+        swap(Group(replace(spec, timeout_s=0.2)))
+    assert time.monotonic() - start < 10
+
+
 def test_closing_ends_a_wait_here(specs):
     with closing(Group(specs[0])) as group:
         threading.Timer(0.3, group.close).start()

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
 from multiprocessing.context import BaseContext
 
@@ -521,6 +521,14 @@ def test_a_rendezvous_that_is_gone_is_a_closed_link():
     with Rendezvous("127.0.0.1") as gone:
         spec = make_spec("gloo", gone, timeout_s=0.5)
     before = threading.active_count()
-    with pytest.raises(LinkClosed, match="no rendezvous at"):
-        open_sender(spec)
+    with closing(open_receiver(spec)) as receiver, pytest.raises(LinkClosed, match="no rendezvous"):
+        receiver.recv(20)
     assert threading.active_count() == before
+
+
+def test_a_link_that_looks_for_a_rendezvous_is_closed_at_once():
+    with Rendezvous("127.0.0.1") as gone:
+        spec = make_spec("gloo", gone, timeout_s=20)
+    start = time.monotonic()
+    open_sender(spec).close()
+    assert seconds(start) < 5

@@ -7,13 +7,17 @@ from functools import cache, partial
 from threading import Event
 
 import pytest
+import thread_chain
 import torch
 from poison import make_poisoned_stage
+from processes import wait_until
 from thread_chain import ThreadBackend
 from tiny_blocks import POLICIES, overrides
 
 from longreel.jobs.render import plan_render
-from longreel.parallel.link import LinkClosed
+from longreel.parallel import loop
+from longreel.parallel.link import LinkClosed, open_sender
+from longreel.parallel.ray_stage import StageActor
 from longreel.pipeline import backend as backends
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
@@ -102,7 +106,7 @@ def test_a_branch_without_work_is_told_so_and_waits_on():
     plan = make_plan("buffer", *interval, "parallel.cfg=split", num_stages=2)
     expected = Generator(make_plan("buffer", *interval)).latents()
     slow = ThreadBackend(plan, timeout_s=1.5, make_stage=make_slow_stage)
-    assert torch.equal(Generator(plan, open_backend=lambda plan: slow).latents(), expected)
+    assert torch.equal(Generator(plan, open_backend=lambda *plan: slow).latents(), expected)
 
 
 def make_slow_stage(plan, layers, device, *shelf):
@@ -136,7 +140,7 @@ def test_a_branch_that_breaks_ends_the_other_with_its_error(monkeypatch):
 def test_stages_of_any_layout_hold_no_keys_and_values_in_the_end(layout):
     plan = make_plan("dualparal", *layout, "parallel.backend=ray", num_stages=2)
     backend = ThreadBackend(plan)
-    Generator(plan, open_backend=lambda plan: backend).latents()
+    Generator(plan, open_backend=lambda *plan: backend).latents()
     assert [stage.counters().cache_bytes for stage in backend.chains[0].stages] == [0] * (
         plan.layout.num_devices
     )
@@ -145,7 +149,7 @@ def test_stages_of_any_layout_hold_no_keys_and_values_in_the_end(layout):
 def test_a_reader_who_stops_reading_stops_admission():
     plan = make_plan("dualparal", frames=4 * 60 + 1, num_stages=2)
     backend = ThreadBackend(plan)
-    blocks = Generator(plan, open_backend=lambda plan: backend).blocks()
+    blocks = Generator(plan, open_backend=lambda *plan: backend).blocks()
     first = next(blocks)
     counters = backend.chains[0].stages[0].counters
     seen = []
@@ -161,10 +165,7 @@ def test_a_reader_who_stops_reading_stops_admission():
 
 def test_a_chain_that_waits_for_its_reader_longer_than_the_timeout_goes_on():
     plan = make_plan("dualparal", frames=49, num_stages=3)
-
-    def backend(plan):
-        return ThreadBackend(plan, timeout_s=0.6)
-
+    backend = partial(ThreadBackend, timeout_s=0.6)
     blocks = Generator(plan, open_backend=backend).blocks()
     latents = [next(blocks).latents_BCTHW]
     time.sleep(2.0)
@@ -246,3 +247,54 @@ def test_a_stage_that_wakes_after_it_was_replaced_reaches_nobody():
         assert not thread.is_alive()
     assert len(ends) == 3
     assert not before.last.take(0).tasks, f"{done} tasks were done before the fence"
+
+
+def test_a_stage_that_is_cut_off_keeps_nobody_waiting_for_a_mark():
+    plan = make_plan("dualparal", num_stages=2)
+    backend = ThreadBackend(plan)
+    chain = backend.chain(Generator(plan).sampling(backend))
+    first, last, ends = *chain.stages, []
+
+    def collect():
+        with pytest.raises(LinkClosed, match="does not come any more"):
+            last.collect(1, (), 20.0)
+        ends.append(time.monotonic())
+
+    def ask():
+        assert first.ask_mark(0, 20.0) is None
+        ends.append(time.monotonic())
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (collect, ask)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    start = time.monotonic()
+    for stage in chain.stages:
+        stage.cut()
+    for thread in threads:
+        thread.join(30)
+    assert max(ends) - start < 5
+    assert len(ends) == 2
+    chain._meeting.close()
+
+
+def test_a_stage_that_is_cut_off_while_it_joins_joins_nothing(monkeypatch):
+    plan = make_plan("dualparal", num_stages=2)
+    stages, opened = [], []
+
+    def make_stage():
+        stages.append(StageActor())
+        return stages[-1]
+
+    def open_and_cut(spec):
+        opened.append(spec.name)
+        threading.Thread(target=stages[0].cut, daemon=True).start()
+        assert wait_until(lambda: stages[0].loop._closed, 20)
+        return open_sender(spec)
+
+    monkeypatch.setattr(loop, "open_sender", open_and_cut)
+    monkeypatch.setattr(thread_chain, "StageActor", make_stage)
+    backend = ThreadBackend(plan)
+    with pytest.raises(LinkClosed, match="was cut off"):
+        backend.chain(Generator(plan).sampling(backend))
+    assert len(opened) == 1
