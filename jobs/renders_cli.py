@@ -180,6 +180,12 @@ def renders(
     """List the renders in the home."""
     from .home.home import Home
 
+    if yes and not prune:
+        raise ValueError(
+            "--yes answers what --prune asks, and nothing was to be removed; give both"
+        )
+    if as_json and prune:
+        raise ValueError("--json would be ignored, as --prune lists nothing; give one of them")
     place = Home(home)
     found = [(folder, folder.status()) for folder in place.renders(_left_out)]
     if prune:

@@ -32,7 +32,7 @@ from .journal import JournalReader, JournalWriter
 from .ledger import ENDS, Cut, Ledger, Making, Status
 from .lock import Held, Lock, Taken, read_by_us
 from .manifest import Manifest, read_manifest
-from .place import resume_command
+from .place import renders_command, resume_command
 from .segments import Frames, Segment, decode_segments
 
 _log = logging.getLogger("longreel")
@@ -216,9 +216,10 @@ class RenderFolder:
         """
         with self._between() as held:
             if self._read().finished is None:
+                home = self.path.parents[1]
                 raise ValueError(
                     f"render {self.id} is {self.status().state} and has no unfinished edit, so "
-                    "there is nothing to drop; `longreel renders` lists what can be gone on with"
+                    f"there is nothing to drop; `{renders_command(home)}` lists how all stand"
                 )
             remove_parts(self.path, held.check)
             self._append(held, event="dropped")

@@ -20,7 +20,7 @@ from .folder import RenderFolder
 from .ledger import read_ledger
 from .lock import Taken, is_read
 from .manifest import MANIFEST, Manifest, write_manifest
-from .place import default_home, resume_command
+from .place import default_home, renders_command, resume_command
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "av", "numpy")
 
@@ -100,8 +100,8 @@ class Home:
         if len(found) != 1 or not render:
             what = f"{len(found)} renders begin with it" if found else "there is no such render"
             raise ValueError(
-                f"render={render!r} names none in {self.path}: {what}; `longreel renders` lists "
-                "those there are"
+                f"render={render!r} names none in {self.path}: {what}; "
+                f"`{renders_command(self.path)}` lists those there are"
             )
         return RenderFolder(self._renders / found[0])
 

@@ -1,4 +1,4 @@
-"""Where renders are kept unless another place is named, and the command that goes on with one."""
+"""Where renders are kept unless another place is named, and the commands that find them there."""
 
 import os
 import shlex
@@ -18,13 +18,17 @@ def default_home() -> Path:
 
 def resume_command(folder: Path) -> str:
     """For the render in this folder, as it is found from anywhere."""
-    home = folder.absolute().parent.parent
-    place = "" if _is_default(home) else f" --home {shlex.quote(str(home))}"
-    return f"longreel resume {folder.name}{place}"
+    return f"longreel resume {folder.name}{_named(folder.parent.parent)}"
 
 
-def _is_default(home: Path) -> bool:
+def renders_command(home: Path) -> str:
+    """What lists those that are there."""
+    return f"longreel renders{_named(home)}"
+
+
+def _named(home: Path) -> str:
     try:
-        return default_home().absolute() == home
+        is_default = default_home().absolute() == home.absolute()
     except ValueError:  # there is none
-        return False
+        is_default = False
+    return "" if is_default else f" --home {shlex.quote(str(home.absolute()))}"

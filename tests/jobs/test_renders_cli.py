@@ -1,0 +1,19 @@
+"""`longreel renders`, and what is said of a render that is not there."""
+
+import pytest
+from command import longreel
+
+
+@pytest.mark.parametrize("options", [["--yes"], ["--json", "--prune"]])
+def test_options_of_which_one_would_be_ignored_are_refused(tmp_path, options):
+    done = longreel("renders", "--home", tmp_path, *options)
+    assert done.code == 2
+    assert f"{options[0]} " in done.message
+
+
+def test_a_render_that_is_not_there_is_looked_for_where_it_was_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert "`longreel renders` lists" in longreel("resume", "x").message
+    elsewhere = tmp_path / "their renders"
+    said = longreel("resume", "x", "--home", elsewhere).message
+    assert f"`longreel renders --home '{elsewhere}'` lists" in said
