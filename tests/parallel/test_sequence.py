@@ -169,7 +169,8 @@ def test_cached_keys_are_read_where_they_were_made(model, mesh):
 @torch.inference_mode()
 def test_builders_that_read_inputs_see_whole_windows_of_each_devices_heads(model, builder, ulysses):
     """Two steps of one block: the second uses what the first has kept, each of its own heads."""
-    config = AttentionConfig(builder=builder, tile=16, radius=0, keep=0.4, dense_steps=0.0)
+    few = {"pooled": {"keep": 0.4}, "stale": {"radius": 0}, "stale-published": {"radius": 0}}
+    config = AttentionConfig(builder=builder, tile=16, dense_steps=0.0, **few.get(builder, {}))
 
     def velocities(run_layers):
         sparse = SparseAttention(config, ARCH.num_layers, 5)
@@ -215,7 +216,8 @@ def test_builders_that_read_inputs_see_whole_windows_of_each_devices_heads(model
 )
 @torch.inference_mode()
 def test_what_is_asked_to_compute_attention_does(model, builder, mesh):
-    config = AttentionConfig(builder=builder, backend="triton", tile=16)
+    lists = {} if builder == "dense" else {"tile": 16}
+    config = AttentionConfig(builder=builder, backend="triton", **lists)
     part = Part(block=0, start=0, stop=3, step=0, write=True)
     at = Task(number=0, tick=0, parts=(part,), positions=(0, 1, 2))
     latents, text = torch.randn(1, 16, 3, 6, 10), torch.zeros(1, 4, 24)
