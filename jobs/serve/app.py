@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -29,6 +29,7 @@ from .limits import Limits
 from .logs import complain, say
 from .metrics import Metrics
 from .queue import Queue
+from .routes_socket import refuse_socket
 from .tokens import Tokens
 
 _ABOUT = (
@@ -83,6 +84,7 @@ def make_app(
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Replaced, _replaced)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(WebSocketRequestValidationError, _invalid_socket)
     app.add_exception_handler(HTTPException, _http_error)
     for short in (OSError, sqlite3.Error):
         app.add_exception_handler(short, _short)
@@ -127,10 +129,18 @@ async def _replaced(request: Request, error: Any) -> JSONResponse:
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        message = f"the body is no JSON from its character {first['loc'][1]} on"
+        return await _api_error(request, ApiError(400, "invalid_request", message))
     where = ".".join(str(part) for part in first["loc"][1:]) or None
     message = f"{where or 'the request'}: {first['msg']}"
-    status = 400 if first["type"] == "json_invalid" else 422
-    return await _api_error(request, ApiError(status, "invalid_request", message, field=where))
+    if where is None and first["type"] in ("missing", "model_attributes_type"):
+        message = "the body is no JSON object; send one, with `content-type: application/json`"
+    return await _api_error(request, ApiError(422, "invalid_request", message, field=where))
+
+
+async def _invalid_socket(socket: Any, error: Any) -> None:
+    await refuse_socket(socket, 422, "invalid_request")
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:

@@ -33,11 +33,11 @@ class Context:
     ready: bool = False  # what checks a request is loaded
     began: float = field(default_factory=time.time)
 
-    def record(self, render: str, client: str) -> Record:
-        """ApiError unless there is such a render, and it is this client's."""
+    def record(self, render: str, client: str, field: str = "id") -> Record:
+        """ApiError unless there is such a render, and it is this client's; `field` named it."""
         record = self.queue.get(render)
         if record is None or record.client != client:
-            raise ApiError(404, "not_found", f"there is no render {render} of yours", field="id")
+            raise ApiError(404, "not_found", f"there is no render {render} of yours", field=field)
         return record
 
     def status(self, record: Record) -> Status:

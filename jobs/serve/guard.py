@@ -143,7 +143,9 @@ def _names(url: str) -> tuple[str | None, str]:
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
     if scope["type"] == "websocket":
         await receive()
-        await send({"type": "websocket.close", "code": 4000 + error.status})
+        await send({"type": "websocket.accept"})  # or a 403 would be all that the other end hears
+        code = 4000 + error.status
+        await send({"type": "websocket.close", "code": code, "reason": error.code})
         return
     body = json.dumps(envelope(error)).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body))}

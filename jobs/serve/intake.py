@@ -242,9 +242,9 @@ def _field(message: str, asked: BaseModel) -> str | None:
     """What an error begins with, if it is in the request's hands."""
     found = re.match(r"([\w.]+)[ =]", message)
     name = _SPOKEN.get(found[1], found[1]) if found else ""
-    fields = type(asked).model_fields
-    is_setting = "settings" in fields and name.startswith(tuple(f"{group}." for group in _GROUPS))
-    return name if name in fields or is_setting else None
+    fields, settings = type(asked).model_fields, getattr(asked, "settings", None)
+    is_setting = settings is not None and name.startswith(tuple(f"{group}." for group in _GROUPS))
+    return name if name in fields or name in (settings or ()) or is_setting else None
 
 
 def _kept(asked: CreateRender, plan: "Plan", preset: str | None) -> dict[str, Any]:

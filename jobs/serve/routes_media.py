@@ -15,7 +15,7 @@ from .context import Context
 from .errors import ApiError
 from .files import RenderFiles
 from .record import Record
-from .routes_renders import Here, Own
+from .routes_renders import Here, Own, is_known
 from .schemas import failures
 from .streams import events, growing_mp4, pieces, playlist, raw_frames
 
@@ -88,7 +88,7 @@ def _ranged(here: Context, files: RenderFiles, request: Request) -> Response:
     size = sum(count for _, count in parts)
     tag = f'"{hashlib.sha256(repr([s.digest for s in segments]).encode()).hexdigest()[:24]}"'
     headers = {"accept-ranges": "bytes", "etag": tag, "cache-control": "private, no-cache"}
-    if request.headers.get("if-none-match") == tag:
+    if is_known(tag, request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":  # for which a range means nothing
         headers["content-length"] = str(size)

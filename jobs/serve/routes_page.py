@@ -78,18 +78,21 @@ async def open_session(
     return {"client": client}
 
 
+@router.head("/healthz", include_in_schema=False)  # as balancers ask
 @router.get("/healthz", tags=["operation"])
 async def health() -> dict[Literal["ok"], bool]:
     """The process answers."""
     return {"ok": True}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz", tags=["operation"], responses={503: {"description": "Still loading, or ending."}}
 )
 async def ready(here: Here, response: Response) -> dict[Literal["ready"], bool]:
     """It takes renders."""
-    response.status_code = 200 if here.ready else 503
+    if not here.ready:
+        response.status_code, response.headers["retry-after"] = 503, "1"
     return {"ready": here.ready}
 
 

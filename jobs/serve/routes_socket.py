@@ -35,9 +35,8 @@ async def stream(
     try:
         record = here.record(id, socket.state.client)
         here.files.of(record.render)
-    except ApiError:
-        await socket.close(4404)
-        return
+    except ApiError as error:
+        return await refuse_socket(socket, error.status, error.code)
     await socket.accept()
     reader, turn = Reader(), asyncio.Lock()
     reading = asyncio.create_task(_hear(socket, here, record, reader, turn))
@@ -55,6 +54,12 @@ async def stream(
             await socket.close(4409)
         else:
             await socket.close()
+
+
+async def refuse_socket(socket: WebSocket, status: int, code: str) -> None:
+    """After a handshake: without one whoever asks is told of nothing but a 403."""
+    await socket.accept()
+    await socket.close(4000 + status, code)
 
 
 async def _send(

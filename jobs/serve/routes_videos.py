@@ -49,7 +49,7 @@ async def list_videos(
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoPage:
     if after is not None:
-        here.record(after, client)
+        here.record(after, client, "after")
     records, more = here.queue.page(client, after=after, limit=limit, newest_first=order == "desc")
     data = [video_view(here, record) for record in records]
     return VideoPage(
@@ -184,7 +184,7 @@ def _answer(here: Context, response: Response, record: Record, made: bool) -> Vi
 async def _source(here: Context, client: str, id: str, upload: bytes | None) -> Record:
     """The render that is named, or whose video was sent: of any other we have no latents."""
     if upload is None:
-        return here.record(id, client)
+        return here.record(id, client, "video.id")
     found = await asyncio.to_thread(find_video, here.queue, here.files, client, upload)
     if found is not None:
         return found

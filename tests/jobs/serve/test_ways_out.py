@@ -24,8 +24,10 @@ def test_head_says_what_get_would_and_sends_nothing(tmp_path, way):
                 assert (head.status_code, head.content) == (200, b"")
                 for name in ("content-length", "content-type", "etag", "accept-ranges"):
                     assert head.headers[name] == whole.headers[name]
-            fresh = {"if-none-match": whole.headers["etag"]}
-            assert http.head(way.format(done), headers=fresh).status_code == 304
+            for known in ("{}", "W/{}", '"another", {}', "*"):  # as proxies send them
+                fresh = {"if-none-match": known.format(whole.headers["etag"])}
+                assert http.head(way.format(done), headers=fresh).status_code == 304
+                assert http.get(way.format(done), headers=fresh).status_code == 304
             head = http.head(way.format(coming))  # at once, though no frame is there
             assert (head.status_code, head.headers["accept-ranges"]) == (200, "none")
             assert "content-length" not in head.headers
@@ -80,3 +82,22 @@ def test_a_file_that_is_removed_with_its_render_while_it_is_asked_for_is_404(tmp
         monkeypatch.setattr(files, "parts", removed)
         answer = call(app, "GET", f"/api/v1/renders/{render}/video")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "files_gone")
+
+
+def test_who_knows_how_a_render_stands_is_not_told_again(tmp_path):
+    with open_app(tmp_path) as app:
+        path = f"/api/v1/renders/{made(app, frames=1)}"
+        tag = call(app, "GET", path).headers["etag"]
+        for known in (tag, f"W/{tag}", f'"another", {tag}'):
+            assert call(app, "GET", path, headers={"if-none-match": known}).status_code == 304
+        assert call(app, "GET", path, headers={"if-none-match": '"another"'}).status_code == 200
+
+
+def test_who_asks_whether_it_is_ready_hears_when_to_ask_again(tmp_path):
+    with open_app(tmp_path) as app:
+        for method in ("GET", "HEAD"):
+            assert call(app, method, "/readyz").status_code == 200
+            assert call(app, method, "/healthz").status_code == 200
+        app.state.context.ready = False
+        answer = call(app, "GET", "/readyz")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
