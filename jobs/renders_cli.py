@@ -1,8 +1,10 @@
 """`longreel resume` and `longreel renders`: what is in the home, and going on with it."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -224,7 +226,8 @@ def run_and_export(
     try:
         with read_by_us(folder.path):  # from before it is done, or it might be pruned then
             if not is_done:
-                with bars as report:
+                # Ray tells of a lost worker on stdout, which is for the file's name alone
+                with redirect_stdout(sys.stderr), bars as report:
                     RenderRun(folder, report, changes=changes).run()
             folder.export(output)
     except Taken:

@@ -1,7 +1,7 @@
-"""`longreel renders`, and what is said of a render that is not there."""
+"""`longreel renders`, what is said of a render that is not there, and what of one that is made."""
 
 import pytest
-from command import longreel
+from command import SMALL, longreel
 
 
 @pytest.mark.parametrize("options", [["--yes"], ["--json", "--prune"]])
@@ -17,3 +17,16 @@ def test_a_render_that_is_not_there_is_looked_for_where_it_was_asked(tmp_path, m
     elsewhere = tmp_path / "their renders"
     said = longreel("resume", "x", "--home", elsewhere).message
     assert f"`longreel renders --home '{elsewhere}'` lists" in said
+
+
+def test_whatever_is_printed_meanwhile_the_output_is_the_file_s_name(tmp_path, monkeypatch):
+    """Ray prints there in the driver when a worker is lost."""
+
+    def report(what, done, total, note=""):
+        print("(raylet) A worker died")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("longreel.jobs.progress._lines", lambda: report)
+    done = longreel("render", "a cat", "--home", tmp_path, *SMALL)
+    assert (done.code, done.out) == (0, "a-cat-0.mp4\n")
+    assert "(raylet)" in done.err
