@@ -204,7 +204,7 @@ def compare(setting: Setting, cost: Cost | None) -> Iterator[Row]:
             continue
         blocks = setting.blocks
         if policy != blocks.policy:
-            own: dict[str, Any] = dict.fromkeys(NUMBERS)
+            own: dict[str, Any] = {name: getattr(BlocksConfig, name) for name in NUMBERS}
             blocks = replace(blocks, policy=policy, **own)
         for count in sorted({*counts, setting.num_stages}):
             yield run(replace(setting, blocks=blocks, num_stages=count), cost)

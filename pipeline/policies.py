@@ -7,7 +7,8 @@ from ..configs.checks import check_read
 from ..configs.schema import BlocksConfig
 from .schedule import BlockSchedule
 
-# by policy: the fields of BlocksConfig that it reads, of those that not all do
+# by policy: the fields of BlocksConfig that it reads, of those that not all do; `depth` may be set
+# for several policies at once
 _READS: dict[str, tuple[str, ...]] = {
     "whole": (),
     "dualparal": ("size", "left", "right", "levels"),
@@ -15,11 +16,10 @@ _READS: dict[str, tuple[str, ...]] = {
     "dualparal-staggered": ("size", "left", "right", "stagger", "levels"),
     "diagonal": ("size", "left"),
     "buffer": ("size", "left", "stagger"),
-    "forcing": ("size", "left", "stagger", "causal"),
+    "forcing": ("size", "left", "stagger", "causal", "window", "prefix_level"),
     "rolling": ("size", "left", "sink"),
     "causal": ("size", "left", "sink", "recache"),
 }
-# all of these: a policy's own are what it has where none is given
 NUMBERS = tuple(dict.fromkeys(name for names in _READS.values() for name in names))
 
 

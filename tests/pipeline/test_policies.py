@@ -215,6 +215,8 @@ def test_a_number_that_a_queue_would_ignore_is_refused(policy, name):
         ("rolling", {"causal": 3}, 30, "blocks.causal=3 would be ignored, .*rolling"),
         ("rolling", {"recache": "prompt"}, 30, "recache=prompt would be ignored, .*rolling"),
         ("forcing", {"levels": "window"}, 30, "blocks.levels=window would be ignored, .*forcing"),
+        ("rolling", {"window": 48}, 30, "blocks.window=48 would be ignored, .* does: forcing"),
+        ("whole", {"prefix_level": 0.0}, 30, "prefix_level=0.0 would be ignored, .* does: forcing"),
         ("forcing", {"window": 11}, 30, "blocks.window=11 is too short .* at least 12"),
     ],
 )

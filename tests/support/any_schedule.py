@@ -42,11 +42,12 @@ def schedules(
     most = {"size": (size, size), "left": (left, left), "right": (0, size)}
     most |= {"sink": (0, 7), "stagger": (0, steps)}
     numbers = {name: draw(st.integers(*most[name])) for name in NUMBERS[policy]}
-    window = left + size + size // 2 + draw(st.integers(0, 12))
-    more = {"recache": draw(st.sampled_from(["none", "prompt"]))} if policy == "causal" else {}
-    blocks = BlocksConfig(
-        policy=policy, window=window, depth=draw(st.integers(1, 4)), **numbers, **more
-    )
+    more = {}
+    if policy == "forcing":
+        more["window"] = left + size + size // 2 + draw(st.integers(0, 12))
+    if policy == "causal":
+        more["recache"] = draw(st.sampled_from(["none", "prompt"]))
+    blocks = BlocksConfig(policy=policy, depth=draw(st.integers(1, 4)), **numbers, **more)
     endless = draw(st.booleans()) if open_ended is None else open_ended
     num_latents = None if endless and policy != "whole" else draw(st.integers(1, 40))
     if sections and num_latents is not None and policy != "whole" and draw(st.booleans()):
