@@ -88,7 +88,10 @@ def render(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Configuration, e.g. sampling.steps=20."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Configuration, e.g. sampling.steps=20; --dry-run prints every field.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
