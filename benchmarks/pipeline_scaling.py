@@ -159,7 +159,6 @@ class ClockedBackend:
     """Ray actors and nothing beside them: prompts are random, and nothing is decoded."""
 
     def __init__(self, path: Path, copies: int, plan: Plan) -> None:
-        self.given_up = threading.Event()
         self._path, self._copies, self._plan = path, copies, plan
         self._placement = place(plan.layout, "cpu", timeout_s=60, may_grow=False)
         self._crew = Crew(self._placement)
@@ -202,7 +201,7 @@ def run(kind: Kind, num_blocks: int) -> tuple[float, float]:
     plan = make_plan(kind.stages, num_blocks)
 
     def render(path: Path) -> None:
-        def opened(plan: Plan) -> Backend:
+        def opened(plan: Plan, given_up: threading.Event) -> Backend:
             return ClockedBackend(path, kind.copies, plan)
 
         for _ in Generator(plan, open_backend=opened).blocks():

@@ -8,15 +8,16 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from ..configs.errors import first_line
-from ..pipeline.backend import Backend, LocalBackend
+from ..pipeline.backend import Backend, GivenUp, LocalBackend
 from ..pipeline.plan import Plan
 from ..pipeline.ray_backend import RayBackend
 
 _log = logging.getLogger("longreel")
 _PROBE_S = 3.0  # for a head to accept a connection
+_LOOK_S = 0.1  # how soon a wait notices that the render was given up
 _STORE_BYTES = 256 * 2**20  # frames and finished blocks on their way; what is more goes to disk
 _PRIVATE_CPUS = 1024  # of no machine: stages share those there are, as they do in one process
 
@@ -25,44 +26,46 @@ _connections: "list[_Connection]" = []  # that were made here: one at most
 
 
 def open_backend(
-    plan: Plan,
-    hear: Callable[[str], None] = _log.warning,
-    given_up: threading.Event | None = None,
+    plan: Plan, given_up: threading.Event, hear: Callable[[str], None] = _log.warning
 ) -> Backend:
     """As the plan says; a connection that is made here is given up when the backend is closed.
 
-    `hear` is told of failures that the render survives; `given_up` ends a wait for devices.
+    `given_up` ends what is waited for; `hear` is told of failures that the render survives.
     """
-    if plan.backend == "local":
-        return LocalBackend(plan)
-    return open_ray(plan, hear, given_up=given_up)
+    return LocalBackend(plan) if plan.backend == "local" else open_ray(plan, given_up, hear)
 
 
 def open_ray(
-    plan: Plan,
-    hear: Callable[[str], None],
-    stays: bool = False,
-    given_up: threading.Event | None = None,
+    plan: Plan, given_up: threading.Event, hear: Callable[[str], None], stays: bool = False
 ) -> RayBackend:
     """`stays`: for one render after the other; `end` it."""
-    disconnect = connect(plan.config.parallel.address)
+
+    def check() -> None:
+        if given_up.is_set():
+            raise GivenUp
+
+    disconnect = connect(plan.config.parallel.address, check)
     try:
-        return RayBackend(plan, at_end=disconnect, hear=hear, stays=stays, given_up=given_up)
+        return RayBackend(plan, given_up, at_end=disconnect, hear=hear, stays=stays)
     except BaseException:
         disconnect()
         raise
 
 
-def connect(address: str) -> Callable[[], None]:
+def connect(address: str, check: Callable[[], None] = lambda: None) -> Callable[[], None]:
     """To parallel.address. Returns what undoes it, once: nothing, where somebody else has connected
-    this process.
+    this process. `check` is called now and then, and may raise.
 
     A process is on one cluster at a time, so renders at the same time share a connection, and the
     last of them gives it up.
     """
-    with _connecting:
+    while not _connecting.acquire(timeout=_LOOK_S):
+        check()
+    with contextlib.ExitStack() as turn:
+        turn.callback(_connecting.release)
         if _connections and _connections[0].is_over:  # it was given up while it was made
-            _connections.pop().close()
+            _connections[0].close(check)
+            _connections.clear()
         if not _connections:
             _set_up(address)
             import ray
@@ -72,7 +75,7 @@ def connect(address: str) -> Callable[[], None]:
                     _check_joined(address)
                 return lambda: None
             _connections.append(_Connection(address))
-            _connections[0].wait()
+            _connections[0].wait(check)
         connection = _connections[0]
         if address != connection.address:
             raise ValueError(
@@ -109,9 +112,11 @@ class _Connection:
         self._thread = threading.Thread(target=self._stay, name="longreel-cluster", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
+    def wait(self, check: Callable[[], None]) -> None:
         """Until it is made. What interrupts this ends it, and is not kept waiting."""
         try:
+            while not wait([self._made], _LOOK_S).done:
+                check()
             self._made.result()
         except BaseException:
             self._over.set()
@@ -136,9 +141,11 @@ class _Connection:
         self._over.wait()
         ray.shutdown()
 
-    def close(self) -> None:
+    def close(self, check: Callable[[], None] = lambda: None) -> None:
         self._over.set()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_S)
+            check()
 
 
 def _set_up(address: str) -> None:

@@ -1,11 +1,9 @@
 """One request to one file, to a stream of frames, or to latents: what every entry point calls."""
 
 import shutil
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -133,9 +131,7 @@ def _sweep(folder: Path) -> None:
 
 def stream_chunks(plan: Plan, report: Report = quiet) -> FrameStream:
     """Frames as they become final; the checkpoint is checked before this returns."""
-    given_up = threading.Event()
-    opened = partial(open_backend, given_up=given_up)
-    return FrameStream(Generator(plan, report, opened, given_up=given_up))
+    return FrameStream(Generator(plan, report, open_backend))
 
 
 def render_latents(plan: Plan, report: Report = quiet) -> Tensor:

@@ -131,7 +131,8 @@ class Crew:
                     arrived[bundle] = Member(
                         actor=actor, node=node, gpu=gpu, pid=pid, bundle=bundle
                     )
-                except GONE:  # it was begun on a node that was about to be found dead
+                except (TimeoutError, *GONE):  # on a node that was about to be found dead
+                    ray.kill(self._new[bundle])
                     time.sleep(SLICE_S)
                     self._new[bundle] = self._begin(bundle)
                     waiting[bundle] = self._new[bundle].where.remote()

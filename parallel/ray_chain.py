@@ -6,21 +6,19 @@ loops, asks the last stage a few times a second what is done, tells the first ho
 taken, and fetches a snapshot now and then, from which the next epoch goes on.
 """
 
-import contextlib
 import logging
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import ray
 
 from ..configs.errors import first_line
 from ..models.shelf import Shelf
+from .busy import Busy
 from .chain import Done, Schedule, Stepper, Wanted, Windows, branch_passes, never
 from .crew import GONE, SLICE_S, Check, Crew, Member, NoReplacement, result, settle_all, wait_all
 from .edges import wire
@@ -38,10 +36,12 @@ from .verdict import Words, look
 
 _log = logging.getLogger("longreel")
 _NEWS_S = 0.1  # how old news of progress may be
-_BUSY_S = 1.0  # and of how long each stage has worked
 _CONTROL_S = 10.0  # for an answer to a control call
 _LOAD_S = 3600.0  # for a slice of the weights to come from a slow disk
 _BREAKS = (LinkClosed, TimeoutError, *GONE)
+_ANEW = "; layers are split anew over the devices that are left"
+
+Bear = Callable[[ChainBroken], None]  # raises it when there were too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,13 @@ class RayChain:
         link: str = "auto",
         check: Check = lambda: None,
         repairs: int = 0,
-        regroup: Callable[[], Devices] | None = None,
+        regroup: Callable[[Bear], Devices] | None = None,
         hear: Callable[[str], None] = lambda what: None,
     ) -> None:
         """`link` is parallel.link. `check` is called now and then from every wait, and raises to
         give the render up. `repairs`: how many failures in a row are borne without a new block
-        between them, each of which `hear` is told of; `regroup` finds devices for lost ones."""
+        between them, each of which `hear` is told of; `regroup` finds others for devices that are
+        lost for good, and is told how to bear what it loses meanwhile."""
         self._devices = devices
         self._parts = parts
         self._timeout_s = timeout_s
@@ -102,8 +103,6 @@ class RayChain:
         self._enter("PLACE")
         self.is_well = False  # all is done, and nobody is at anything
         self.busy_s: list[float] = []  # by stage, of its devices on average; a moment old
-        self._counting: list[ray.ObjectRef[Any]] = []
-        self._counted_s = 0.0
 
     def run(
         self,
@@ -121,6 +120,7 @@ class RayChain:
     def _run(self, schedule: Schedule, wanted: Wanted) -> Generator[Done | Snapshot]:
         self._devices.crew.loaded.clear()  # it may have served another render
         try:
+            self._place()
             while True:
                 try:
                     yield from self._epoch(schedule, wanted)
@@ -150,9 +150,8 @@ class RayChain:
 
     def _epoch(self, schedule: Schedule, wanted: Wanted) -> Generator[Done | Snapshot]:
         """From the last snapshot to the end, or to what breaks it."""
-        self._enter("PLACE")
         self._done = (self._start or EMPTY).walk.number
-        self._members = members = self._devices.crew.members  # in the order of seats
+        members = self._members
         self._last = members[self._devices.crew.layout.last]
         self._enter("LOAD")
         self._load()
@@ -166,7 +165,6 @@ class RayChain:
                 i: member.call("run", schedule if i == 0 else None)
                 for i, member in enumerate(members)
             }
-            self._counting = []
             self._enter("RUN")
             yield from self._follow(Taker(members, self._vault, wanted, self._timeout_s))
             # the last stage's news also end when it fails; once it ends well, everything is done
@@ -231,6 +229,7 @@ class RayChain:
 
     def _follow(self, taker: Taker) -> Generator[Done | Snapshot]:
         taken, watched = 0, list(self._runs.values())
+        busy = Busy(self._devices.crew.layout, self._members)
         while True:
             batch = self._news(watched)
             finished = False
@@ -246,24 +245,9 @@ class RayChain:
             if snapshot := taker.poll(self._done, finished):
                 self._go_on_from(snapshot)
                 yield snapshot
-            self._count()
+            self.busy_s = busy.poll() or self.busy_s
             if batch.over:
                 return
-
-    def _count(self) -> None:
-        """Asks now and then, and waits for nobody."""
-        now, refs = time.monotonic(), self._counting
-        if refs and len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs):
-            seats, self._counting = self._devices.crew.layout.seats, []
-            with contextlib.suppress(*GONE):  # who is lost is noticed elsewhere
-                busy = defaultdict[int, list[float]](list)
-                for seat, counters in zip(seats, map(result, refs), strict=True):
-                    for stage, seconds in zip(seat.stages, counters.busy_s, strict=True):
-                        busy[stage].append(seconds)
-                self.busy_s = [fmean(busy[stage]) for stage in sorted(busy)]
-        elif not refs and now - self._counted_s > _BUSY_S:
-            self._counted_s = now
-            self._counting = [member.control("counters") for member in self._members]
 
     def _news(self, watched: "list[ray.ObjectRef[Any]]") -> Batch:
         """What the last stage has done; the failure of any stage instead, if there is one."""
@@ -305,14 +289,28 @@ class RayChain:
             f"parallel.transfer_timeout_s={self._timeout_s:g} if a step takes that long"
         )
 
-    def _bear(self, broken: ChainBroken) -> None:
+    def _bear(self, broken: ChainBroken, then: str = "") -> None:
         """Raises it when there were too many in a row without a new block between them."""
         if self._newest > self._failed_at:
             self._failures = 0
         self._failures, self._failed_at = self._failures + 1, self._newest
         if self._failures > self._repairs:
             raise broken
-        self._hear(str(broken))
+        self._hear(f"{broken}{then}")
+
+    def _place(self) -> None:
+        """Every process is up, in the order of seats; where devices are gone for good, all anew on
+        those that are left, which is part of the repair of what broke the chain, if it did."""
+        try:
+            self._members = self._devices.crew.members
+        except NoReplacement as error:
+            if self._failures:
+                self._hear(f"{error}{_ANEW}")
+            else:
+                self._bear(error, _ANEW)
+            assert self._regroup is not None, "who bears a failure has it"
+            self._devices = self._regroup(partial(self._bear, then=_ANEW))
+            self._members = self._devices.crew.members
 
     def _repair(self, lost: Sequence[int]) -> None:
         """Nobody of this epoch works on; the lost are replaced, or all make do with fewer."""
@@ -327,14 +325,7 @@ class RayChain:
         self._stamp = Stamp(render=self._stamp.render, epoch=self._stamp.epoch + 1)
         for i in {*lost, *stuck}:
             crew.replace(i)
-        try:
-            _ = crew.members
-        except NoReplacement as error:
-            if self._regroup is None:
-                raise
-            crew.close()
-            self._hear(f"{error}; layers are split anew over the devices that are left")
-            self._devices = self._regroup()
+        self._place()
 
     def _enter(self, state: str) -> None:
         self.state = state

@@ -77,7 +77,8 @@ class RayWorker:
     ) -> None:
         """`timeout_s`: how long it may leave a ping without an answer; `beside`: on the device so
         many before the last, if that is there, or on the last that is."""
-        self._placement, self._device = placement, _choose(placement, beside)
+        self._placement, self._beside = placement, beside
+        self._device = _choose(placement, beside)
         options = placement.worker_options(self._device)
         groups: dict[str, Any] = {"concurrency_groups": {"work": 1, "ping": 1}}
         actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **groups)(Host)
@@ -155,7 +156,11 @@ class RayWorker:
             raise self._lost("ping", "it does not answer")
         elif not self._has_answered and now - self._looked_s > _PING_EVERY_S:
             self._looked_s = now
-            if not self._placement.is_there(self._device):  # Ray would wait for one in its place
+            placement = self._placement
+            # Ray waits for a node in the place of this one, as we do where no other is there
+            if not placement.is_there(self._device) and placement.is_there(
+                _choose(placement, self._beside)
+            ):
                 raise self._lost("start", "its node is gone")
 
     def _answer(self) -> None:

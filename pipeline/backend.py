@@ -4,7 +4,7 @@ B batch, C channels, T latents, H height, W width, S text tokens, D channels of 
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -28,8 +28,6 @@ from .windows import Sampling, Windows
 class Backend(Protocol):
     """One render's: opened when it begins, closed when it is over."""
 
-    given_up: threading.Event  # set from any thread: what is waited for ends within moments
-
     def texts(self, prompts: Sequence[str]) -> Tensor: ...
     def condition(self) -> Condition: ...
     def chain(self, sampling: Sampling) -> Chain: ...
@@ -52,10 +50,14 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-def open_backend(plan: Plan) -> Backend:
+# with what is set, from any thread, to end within moments what the backend waits for
+Open = Callable[[Plan, threading.Event], Backend]
+
+
+def open_backend(plan: Plan, given_up: threading.Event) -> Backend:
     from .ray_backend import RayBackend
 
-    return RayBackend(plan) if plan.backend == "ray" else LocalBackend(plan)
+    return RayBackend(plan, given_up) if plan.backend == "ray" else LocalBackend(plan)
 
 
 class LocalBackend:
@@ -66,7 +68,6 @@ class LocalBackend:
         self._plan = plan
         self._shelf = shelf or Shelf(keep=False)
         self.stages: tuple[Stage, ...] = ()  # of the conditional branch, once there is a chain
-        self.given_up = threading.Event()
         self._busy_s: list[float] = []  # once it is over
         self._codec = codec = Codec(plan, self._shelf)
         self.texts = codec.texts

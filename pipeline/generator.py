@@ -4,8 +4,8 @@ B batch, C channels, T latents or frames, H height, W width.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Stream
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from ..parallel.errors import ChainBroken
 from ..parallel.snapshot import Snapshot
 from ..parallel.stage import Moved
 from ..parallel.tasks import WalkState
-from .backend import Backend, GivenUp, open_backend
+from .backend import Backend, GivenUp, Open, open_backend
 from .checkpoint import Checkpoint, Keep, Keeper
 from .codec import Decoded
 from .condition import Condition
@@ -68,7 +68,7 @@ class Generator:
         self,
         plan: Plan,
         report: Report = quiet,
-        open_backend: Callable[[Plan], Backend] = open_backend,
+        open_backend: Open = open_backend,
         *,
         start: Checkpoint | None = None,
         keep: Keep | None = None,
@@ -76,14 +76,13 @@ class Generator:
         limit: int | None = None,
         seen: int = 0,
         around: Surroundings | None = None,
-        given_up: threading.Event | None = None,
     ) -> None:
         """`start`: go on from there, or begin there with a section, which `around` is beside.
         `keep` is handed a checkpoint now and then, and returns soon.
 
         What it is handed may be saved in any other thread: nothing in it is written into.
         `prompts` and `limit` are what `set_prompt` and `stop` were told and gave before, and blocks
-        before `seen` had begun by then. `given_up`: ends waits of `open_backend`, too."""
+        before `seen` had begun by then."""
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
         self._plan = plan
@@ -91,13 +90,14 @@ class Generator:
         self._open_backend = open_backend
         self._backend: Backend | None = None
         self._chain: Chain | None = None
-        self._given_up = given_up or threading.Event()
+        self._given_up = threading.Event()
         self._start = start
         if start:
             begun = start.chain.walk.next_block
             seen = max(seen, begun, start.decoded, *(block + 1 for block in start.clean))
         self._telling = threading.Lock()
-        self._has_begun = self._is_over = False
+        self._has_begun = False
+        self.is_over = False  # whatever has ended it
         self._maker = 0  # thread that makes the chain
         self._ready = threading.Event()  # there is a chain, or there will be none
         self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
@@ -125,7 +125,7 @@ class Generator:
             _broken_ends_render(),
             self._begun() as backend,
             closing(
-                run_ahead(self._decode(backend), most=1, on_close=backend.given_up.set)
+                run_ahead(self._decode(backend), most=1, on_close=self._given_up.set)
             ) as blocks,
         ):
             for moved, arrays in blocks:
@@ -154,7 +154,7 @@ class Generator:
                 self._prompts[self._seen] = prompt
                 return self._seen
         chain = self._wait_for_chain()
-        if self._is_over:
+        if self.is_over:
             raise ValueError("the render is over, so no block is left for another prompt")
         assert self._backend is not None
         with _given_up_is_over():
@@ -182,21 +182,17 @@ class Generator:
     def give_up(self) -> None:
         """End within moments, with nothing more; from any thread, also before it has begun."""
         self._given_up.set()
-        if self._backend is not None:
-            self._backend.given_up.set()
 
     @contextmanager
     def _begun(self) -> Iterator[Backend]:
         with self._telling:
             self._has_begun = True
         try:
-            with closing(self._open_backend(self._plan)) as backend:
+            with closing(self._open_backend(self._plan, self._given_up)) as backend:
                 self._backend = backend
-                if self._given_up.is_set():
-                    backend.given_up.set()
                 yield backend
         finally:
-            self._is_over = True
+            self.is_over = True
             self._ready.set()
 
     def _begin_chain(self, backend: Backend) -> Stream[Done | Snapshot]:
@@ -240,7 +236,7 @@ class Generator:
             yield from out.resume(start.decoded, start.clean)
         with closing(steps) as done:
             for one in done:
-                if backend.given_up.is_set():
+                if self._given_up.is_set():
                     return
                 if isinstance(one, Snapshot):
                     self._keeper.add_chain(one)
@@ -270,7 +266,7 @@ class Generator:
             backend.restore(self._start.decoder, self._start.frames)
         elif around and around.lead_BCTHW is not None:
             for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
-                if backend.given_up.is_set():
+                if self._given_up.is_set():
                     return
         steps = self._begin_chain(backend)
         backend.expect_decoding()
@@ -279,7 +275,7 @@ class Generator:
                 number = block.block
                 keep = self._cuts.ends(number) and self._keeper.wants_decoder(number)
                 yield block, backend.decode(block.latents_BCTHW, keep)
-        if around and around.tail_BCTHW is not None and not backend.given_up.is_set():
+        if around and around.tail_BCTHW is not None and not self._given_up.is_set():
             schedule, tail_BCTHW = self._plan.schedule, around.tail_BCTHW
             assert schedule.num_blocks is not None
             tail = Moved(block=schedule.num_blocks, step=schedule.steps, latents_BCTHW=tail_BCTHW)

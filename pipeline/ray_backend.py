@@ -29,7 +29,7 @@ from .windows import Sampling
 if TYPE_CHECKING:
     from ..parallel.crew import Crew
     from ..parallel.placement import Placement
-    from ..parallel.ray_chain import Devices, RayChain
+    from ..parallel.ray_chain import Bear, Devices, RayChain
     from ..parallel.ray_tiles import RayTiles
     from ..parallel.ray_worker import RayWorker, WorkerLost
 
@@ -43,22 +43,22 @@ class RayBackend:
     def __init__(
         self,
         plan: Plan,
+        given_up: threading.Event,
         at_end: Callable[[], None] = lambda: None,
         hear: Callable[[str], None] = _log.warning,
         stays: bool = False,
-        given_up: threading.Event | None = None,
     ) -> None:
-        """In a process that is connected to the cluster; `at_end` is called when all is over, and
-        `hear` is told of failures that the render survives. `stays`: a render that ends well
-        leaves everything for `renew`, and somebody calls `end`. `given_up`: set from any thread,
-        it ends the wait for devices, too."""
+        """In a process that is connected to the cluster; `given_up` is set from any thread to end
+        what is waited for, `at_end` is called when all is over, and `hear` is told of failures that
+        the render survives. `stays`: a render that ends well leaves everything for `renew`, and
+        somebody calls `end`."""
         self._at_end = at_end
         self._stays = stays
         self._ended = False
         self._tiles: RayTiles | None = None
         self._slices: list[range] | None = None
         self._moving = threading.RLock()  # held while devices change: a new worker waits for them
-        self._take_on(plan, hear, given_up)
+        self._take_on(plan, given_up, hear)
         self._placement = self._place()
         try:
             self._crew = self._begin_crew()
@@ -69,15 +69,13 @@ class RayBackend:
             self.end()
             raise
 
-    def renew(
-        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None = None
-    ) -> bool:
+    def renew(self, plan: Plan, given_up: threading.Event, hear: Callable[[str], None]) -> bool:
         """Ready for another render of the same model and layout; not if what it ran on is gone."""
         from ..parallel.errors import ChainBroken
 
         if not (self._stays and self._is_well):
             return False
-        self._take_on(plan, hear, given_up)
+        self._take_on(plan, given_up, hear)
         try:
             if not self._placement.is_whole():
                 return False
@@ -88,15 +86,13 @@ class RayBackend:
             return False
         return True
 
-    def _take_on(
-        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None = None
-    ) -> None:
+    def _take_on(self, plan: Plan, given_up: threading.Event, hear: Callable[[str], None]) -> None:
         from ..parallel.ray_worker import WorkerLost
 
-        self._plan, self._hear = plan, hear
+        self._plan, self._given_up, self._hear = plan, given_up, hear
+        self._reason = ""  # why there are no devices to go on with
         self._failures = 0  # of the worker, since the last block
         self._chain: RayChain | None = None
-        self.given_up = given_up or threading.Event()
         self._decoder = SteadyDecoder(lambda: self._tiles or self._worker, self._revive, WorkerLost)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
@@ -157,9 +153,10 @@ class RayBackend:
 
     def end(self) -> None:
         """Every process of it ends."""
-        if self._ended:
-            return
-        self._ended = True
+        with self._moving:  # who begins a worker has begun it, or will not
+            if self._ended:
+                return
+            self._ended = True
         with ExitStack() as rest:  # all of it, also where the cluster is gone in between
             rest.callback(self._at_end)
             if not self._placement.has_cluster:
@@ -235,25 +232,47 @@ class RayBackend:
         if self._plan.config.parallel.address != "local":  # they are there, not here
             self._ask("check")
 
-    def _regroup(self) -> "Devices":
-        """All anew on the devices that are left: any number of stages makes the same bits."""
-        from ..parallel.placement import find_fewer
+    def _regroup(self, bear: "Bear") -> "Devices":
+        """All anew on the devices that are left, however often some of them are lost meanwhile: any
+        number of stages makes the same bits."""
+        from ..parallel.crew import NoReplacement
 
         with self._moving:
-            self._placement.remove()
-            parallel = find_fewer(
-                self._plan.config.parallel,
-                self._placement.device,
-                timeout_s=_SETTLE_S,
-                check=self._check,
-            )
-            config = replace(self._plan.config, parallel=parallel)
-            self._plan = replace(self._plan, request=replace(self._plan.request, config=config))
-            self._stays, self._slices = False, None  # fewer than another render asks for
-            self._placement = self._place()
-            self._crew = self._begin_crew()
-            self._replace_worker()  # its device was given back as well
+            try:
+                while True:
+                    try:
+                        self._move()
+                        break
+                    except NoReplacement as error:
+                        bear(error)
+            except Exception as error:
+                self._reason = str(error)
+                raise
         return self._devices()
+
+    def _move(self) -> None:
+        """NoReplacement: what was left is not there any more."""
+        from ..parallel.crew import NoReplacement
+        from ..parallel.placement import find_fewer
+
+        self._crew.close()
+        self._placement.remove()
+        parallel = find_fewer(
+            self._plan.config.parallel,
+            self._placement.device,
+            timeout_s=_SETTLE_S,
+            check=self._check,
+        )
+        config = replace(self._plan.config, parallel=parallel)
+        self._plan = replace(self._plan, request=replace(self._plan.request, config=config))
+        self._stays, self._slices = False, None  # fewer than another render asks for
+        try:
+            self._placement = self._place()
+        except ValueError as error:
+            raise NoReplacement(str(error)) from error
+        self._crew = self._begin_crew()
+        _ = self._crew.members
+        self._replace_worker()  # its device was given back as well
 
     def _ask(self, method: str, *args: object) -> Any:
         """Of the worker, or of the one in its place."""
@@ -267,7 +286,13 @@ class RayBackend:
 
     def _revive(self, error: "WorkerLost") -> None:
         """Another worker in the place of one that is lost, if that has not happened too often."""
+        from ..parallel.errors import ChainBroken
+
         with self._moving:
+            if self._ended:
+                raise GivenUp  # nobody would end it
+            if self._reason:
+                raise ChainBroken(self._reason) from error
             tiles = self._tiles
             if error.worker is not self._worker and not (tiles and tiles.has(error.worker)):
                 return  # another thread has waited for it too, and found another one
@@ -285,5 +310,5 @@ class RayBackend:
         self._tiles = self._begin_tiles()
 
     def _check(self) -> None:
-        if self.given_up.is_set():
+        if self._given_up.is_set():
             raise GivenUp

@@ -171,19 +171,17 @@ class RenderRun:
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
         tail = plan.schedule.num_blocks if attempt.edit else None  # decoded anew, as one segment
         with Saver(attempt) as saver:
-            given_up = threading.Event()
             with self._telling:  # what the one before was told is known
                 self._generator = Generator(
                     plan,
                     self._report,
-                    partial(self._open_backend, hear=self._hear, given_up=given_up),
+                    partial(self._open_backend, hear=self._hear),
                     start=start,
                     keep=saver.keep,
                     prompts=attempt.prompts,
                     limit=attempt.limit,
                     seen=max(plan.cuts.blocks_before(attempt.frames_done), *attempt.prompts, 0),
                     around=around,
-                    given_up=given_up,
                 )
             if self._asked.is_set():
                 self._generator.give_up()

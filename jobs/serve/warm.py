@@ -22,10 +22,8 @@ class WarmBackends:
         self._ray: RayBackend | None = None  # with its actors and their devices
         self._fits: Hashable = None  # the renders that those are for
 
-    def open(
-        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None = None
-    ) -> Backend:
-        self._backend = self._open(plan, hear, given_up)
+    def open(self, plan: Plan, given_up: threading.Event, hear: Callable[[str], None]) -> Backend:
+        self._backend = self._open(plan, given_up, hear)
         return self._backend
 
     def release(self) -> None:
@@ -41,31 +39,29 @@ class WarmBackends:
         """Of each stage, since its chain began."""
         return [] if self._backend is None else [round(s, 4) for s in self._backend.busy_s()]
 
-    def _open(
-        self, plan: Plan, hear: Callable[[str], None], given_up: threading.Event | None
-    ) -> Backend:
+    def _open(self, plan: Plan, given_up: threading.Event, hear: Callable[[str], None]) -> Backend:
         if plan.backend == "local":
             self.release()
             return LocalBackend(plan, self._shelf)
         config = plan.config
         fits = config.model, config.parallel, plan.policy == "whole"
         ray = self._ray if self._fits == fits else None
-        if ray is not None and self._renewed(ray, plan, hear, given_up):
+        if ray is not None and self._renewed(ray, plan, given_up, hear):
             return ray
         self.release()
         self._shelf = Shelf()
-        self._ray, self._fits = open_ray(plan, hear, True, given_up), fits
+        self._ray, self._fits = open_ray(plan, given_up, hear, stays=True), fits
         return self._ray
 
     def _renewed(
         self,
         ray: RayBackend,
         plan: Plan,
+        given_up: threading.Event,
         hear: Callable[[str], None],
-        given_up: threading.Event | None,
     ) -> bool:
         try:
-            return ray.renew(plan, hear, given_up)
+            return ray.renew(plan, given_up, hear)
         except Exception as error:  # whatever it is, to begin anew finds out or goes well
             _log.warning("the last render's actors cannot be used again (%s)", error)
             return False

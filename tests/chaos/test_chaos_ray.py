@@ -14,6 +14,7 @@ from trials import Act, Trial, draw_over_ray, make_truth, run_trial
 from victim import DONE, Hurt
 
 from longreel.jobs.render import stream_chunks
+from longreel.parallel import placement
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs")]
 CPUS = 4
@@ -78,11 +79,11 @@ def long_truth():
         return np.concatenate([chunk.frames for chunk in chunks])
 
 
-def spread_plan(place_timeout_s):
-    """Three stages on two nodes of two CPUs."""
+def spread_plan(place_timeout_s, num_stages=3):
+    """On nodes of two CPUs: three stages on two of them, five on three."""
     more = ["checkpoint.every_s=0.1", "parallel.transfer_timeout_s=4", "parallel.backend=ray"]
     more += [f"parallel.place_timeout_s={place_timeout_s}"]
-    return make_plan("causal", *more, frames=LONG, num_stages=3)
+    return make_plan("causal", *more, frames=LONG, num_stages=num_stages)
 
 
 def other_node(cluster):
@@ -115,6 +116,31 @@ def test_a_render_outlives_a_node(cluster, comes_back, caplog):
     assert ("layers are split anew over the devices that are left" in caplog.text) != comes_back
     left = CPUS if comes_back else CPUS - 2
     assert free_cpus(left) == left
+    assert wait_until(lambda: not actors(), 20)
+
+
+@pytest.mark.slow
+def test_a_render_outlives_a_node_that_goes_while_layers_are_split_anew(
+    cluster, caplog, monkeypatch
+):
+    others = [other_node(cluster), add_node(cluster)]
+    assert wait_until(lambda: free_cpus(CPUS + 2) == CPUS + 2, 30)
+    find_fewer = placement.find_fewer
+
+    def lose(backend=None):
+        cluster.remove_node(others.pop(), allow_graceful=False)
+
+    def find_and_lose(*args, **options):
+        found = find_fewer(*args, **options)
+        if others:
+            lose()
+        return found
+
+    monkeypatch.setattr(placement, "find_fewer", find_and_lose)
+    assert np.array_equal(frames_of(spread_plan(3, num_stages=5), lose), long_truth())
+    assert not others
+    assert caplog.text.count("split anew") == 2
+    assert free_cpus(2) == 2
     assert wait_until(lambda: not actors(), 20)
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from processes import descendants, kept_shared_memory, shared_memory, still_ther
 import longreel as longreel_package
 from longreel.jobs import cluster as connecting
 from longreel.parallel.placement import this_node
+from longreel.pipeline.backend import GivenUp
 
 pytestmark = pytest.mark.ray
 OVER_RAY = ("parallel.num_stages=2", "model.device=cpu", "output.format=png")
@@ -187,7 +187,7 @@ def test_a_connection_that_was_interrupted_is_over_before_the_next_begins(monkey
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.shutdown", lambda: seen.append("over"))
     with monkeypatch.context() as patch:
-        patch.setattr(Future, "result", interrupted)
+        patch.setattr(connecting, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             connecting.connect("local")
     begun.set()
@@ -195,5 +195,43 @@ def test_a_connection_that_was_interrupted_is_over_before_the_next_begins(monkey
     assert seen == ["begin", "made", "over"] * 2
 
 
-def interrupted(future):
+def test_a_connection_is_waited_for_only_as_long_as_somebody_wants_it(monkeypatch):
+    """Three renders of one process: one makes it, one waits for that one, one comes after it."""
+    may, ends, seen, given_up = threading.Event(), [], [], threading.Event()
+
+    def start():
+        seen.append("begin")
+        may.wait(60)
+        seen.append("made")
+
+    def check():
+        if given_up.is_set():
+            raise GivenUp
+
+    def wait():
+        with pytest.raises(GivenUp):
+            connecting.connect("local", check)
+        ends.append(time.monotonic())
+
+    monkeypatch.setattr(connecting, "_set_up", lambda address: None)
+    monkeypatch.setattr(connecting, "_start", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: seen.append("over"))
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    given_up.set()
+    began = time.monotonic()
+    for thread in threads:
+        thread.join(30)
+    wait()
+    assert len(ends) == 3
+    assert ends[-1] - began < 5
+    may.set()
+    connecting.connect("local")()
+    assert seen == ["begin", "made", "over"] * 2
+
+
+def interrupted(futures, timeout):
     raise KeyboardInterrupt

@@ -30,7 +30,7 @@ def waits(monkeypatch):
         raise ValueError("they did not come")
 
     monkeypatch.setattr(placement, "place", place)
-    monkeypatch.setattr(cluster, "connect", lambda address: lambda: None)
+    monkeypatch.setattr(cluster, "connect", lambda *address: lambda: None)
     return begun
 
 

@@ -12,7 +12,7 @@ from processes import all_gone
 from ray_cluster import frames_of, free_cpus, make_plan, pids_of
 from thread_chain import ThreadBackend
 
-from longreel.pipeline.backend import LocalBackend
+from longreel.pipeline.backend import open_backend
 from longreel.pipeline.generator import Generator
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs", "two_nodes")]
@@ -29,7 +29,7 @@ def expected(policy, **layout):
     """Made without actors: by one stage, or by threads where devices share stages."""
     over = ["parallel.backend=ray"] * bool(layout)
     plan = make_plan(policy, GUIDED, *over, frames=FRAMES, **layout)
-    generator = Generator(plan, open_backend=ThreadBackend if layout else LocalBackend)
+    generator = Generator(plan, open_backend=ThreadBackend if layout else open_backend)
     with closing(generator.chunks()) as chunks:
         return np.concatenate([chunk.frames for chunk in chunks])
 

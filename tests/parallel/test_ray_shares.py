@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_tiles_decoded_on_two_devices_are_the_frames_of_one():
     assert list(map(len, tile_shares(shared))) == [2, 2]
     alone = make_plan("whole", *tiles, frames=9)
     latents = Generator(alone).latents()
-    backend = RayBackend(shared)
+    backend = RayBackend(shared, threading.Event())
     try:
         pids = [*pids_of(backend), *pids_of_others(backend)]
         assert len(set(pids)) == 4

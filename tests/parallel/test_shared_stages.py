@@ -38,7 +38,7 @@ def expected(policy, *more):
 def render(plan):
     """Its latents; every device has sent of what it had, and keeps nothing that is read no more."""
     backend = ThreadBackend(plan)
-    latents = Generator(plan, open_backend=lambda plan: backend).latents()
+    latents = Generator(plan, open_backend=lambda *plan: backend).latents()
     for stage in backend.chains[0].stages:
         if not plan.schedule.commits:  # whose sink stays to the end
             assert stage.counters().cache_bytes == 0
@@ -112,7 +112,7 @@ def test_a_device_that_breaks_ends_the_others_with_its_error():
 
 def test_a_device_that_is_cut_off_ends_the_others():
     backend = ThreadBackend(make_plan("dualparal", frames=241, **PAIRS))
-    blocks = Generator(backend._plan, open_backend=lambda plan: backend).blocks()
+    blocks = Generator(backend._plan, open_backend=lambda *plan: backend).blocks()
     next(blocks)
     backend.chains[0].stages[1].cut()
     with pytest.raises(LinkClosed):
@@ -124,7 +124,7 @@ def test_all_devices_wait_for_a_slow_reader():
     """Four times longer than any of them would wait for another without a word."""
     plan = make_plan("dualparal", frames=61, **PAIRS)
     backend = ThreadBackend(plan, timeout_s=2.0)
-    blocks = Generator(plan, open_backend=lambda plan: backend).blocks()
+    blocks = Generator(plan, open_backend=lambda *plan: backend).blocks()
     found = [next(blocks).block]
     time.sleep(8.0)
     found += [block.block for block in blocks]

@@ -14,6 +14,7 @@ from longreel.parallel.crew import GONE
 from longreel.parallel.link import LinkClosed
 from longreel.parallel.ray_tiles import RayTiles
 from longreel.parallel.ray_worker import RayWorker, WorkerLost
+from longreel.pipeline.backend import GivenUp
 from longreel.pipeline.decoding import SteadyDecoder
 from longreel.pipeline.ray_backend import RayBackend
 
@@ -51,11 +52,13 @@ def backend_of(workers, repairs):
     """A real one, but for what it starts."""
     parallel = SimpleNamespace(repairs=repairs)
     backend = object.__new__(RayBackend)
-    backend._moving, backend._tiles, backend._stays = threading.RLock(), None, False
+    backend._moving, backend._tiles = threading.RLock(), None
+    backend._stays = backend._ended = False
     backend._begin_tiles = lambda: None
     backend._begin_worker = lambda: workers.append(PlayedWorker()) or workers[-1]
     heard = []
-    backend._take_on(SimpleNamespace(config=SimpleNamespace(parallel=parallel)), heard.append)
+    plan = SimpleNamespace(config=SimpleNamespace(parallel=parallel))
+    backend._take_on(plan, threading.Event(), heard.append)
     backend._worker = backend._begin_worker()
     return backend, heard
 
@@ -99,6 +102,48 @@ def test_a_worker_that_is_always_lost_ends_the_render(repairs):
     with pytest.raises(WorkerLost):
         list(backend.decode(torch.zeros(1, 4, 2, 2, 2)))
     assert (len(workers), len(heard)) == (1 + repairs, repairs)
+
+
+def test_who_asks_when_all_has_ended_begins_no_other_worker():
+    """As who tells a prompt while its reader comes to the end."""
+    workers, came = [], []
+    backend, heard = backend_of(workers, repairs=1)
+    backend._at_end, backend._placement = lambda: None, SimpleNamespace(has_cluster=True)
+    backend._placement.remove = lambda: None
+
+    def ask():
+        with pytest.raises(GivenUp):
+            backend.texts(["a dog"])
+        came.append("told so")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    assert workers[0].waits.acquire(timeout=WAIT_S)
+    backend.end()
+    thread.join(WAIT_S)
+    assert (len(came), len(workers), heard) == (1, 1, [])
+
+
+@pytest.mark.parametrize("is_other_there", [False, True])
+def test_a_worker_whose_node_is_gone_waits_for_it_unless_there_is_another(
+    monkeypatch, is_other_there
+):
+    there = {0: is_other_there, 1: False}
+    worker = object.__new__(RayWorker)
+    layout = SimpleNamespace(num_devices=2)
+    worker._placement = SimpleNamespace(layout=layout, is_there=there.__getitem__)
+    worker._device, worker._beside, worker._has_answered = 1, 0, False
+    worker._ping, worker._pinged_s, worker._looked_s = "a ping", time.monotonic(), 0.0
+    worker._patience_s = WAIT_S
+    monkeypatch.setattr(ray_worker, "ray", SimpleNamespace(wait=lambda refs, timeout: ([], refs)))
+    if is_other_there:
+        with pytest.raises(WorkerLost, match="its node is gone"):
+            worker._look()
+    else:
+        worker._look()
+        worker._patience_s = 0.0
+        with pytest.raises(WorkerLost, match="does not answer"):  # not for ever
+            worker._look()
 
 
 def test_a_second_tile_worker_that_is_gone_between_two_renders_is_replaced():

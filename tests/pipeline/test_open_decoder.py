@@ -41,11 +41,11 @@ class Watched(LocalBackend):
 def test_it_is_expected_once_nothing_else_is_asked_and_only_if_frames_are_wanted():
     plan = make_plan()
     backend = Watched(plan)
-    for _ in Generator(plan, open_backend=lambda plan: backend).chunks():
+    for _ in Generator(plan, open_backend=lambda *plan: backend).chunks():
         pass
     assert backend.asked[:4] == ["texts", "chain", "expect_decoding", "decode"]
     backend = Watched(plan)
-    Generator(plan, open_backend=lambda plan: backend).latents()
+    Generator(plan, open_backend=lambda *plan: backend).latents()
     assert backend.asked == ["texts", "chain"]
 
 

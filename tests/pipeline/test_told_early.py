@@ -8,7 +8,7 @@ from thread_chain import ThreadBackend
 from tiny_blocks import overrides
 
 from longreel.jobs.render import plan_render
-from longreel.pipeline.backend import GivenUp, LocalBackend
+from longreel.pipeline.backend import GivenUp, open_backend
 from longreel.pipeline.generator import Generator
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
@@ -19,7 +19,7 @@ def plan():
     return plan_render("a cat", frames=0, seed=3, overrides=settings)
 
 
-@pytest.mark.parametrize("backend", [LocalBackend, ThreadBackend])
+@pytest.mark.parametrize("backend", [open_backend, ThreadBackend])
 @pytest.mark.parametrize("tell", [Generator.stop, partial(Generator.set_prompt, prompt="a dog")])
 def test_blocks_that_had_begun_are_not_told_while_those_before_them_are_decoded(tell, backend):
     kept = []

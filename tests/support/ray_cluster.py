@@ -168,7 +168,6 @@ class WarmBackend(RayBackend):
     def __init__(self, plan, placement, crew, make_stage=None):
         self._plan, self._placement, self._crew = plan, placement, crew
         local = LocalBackend(plan)
-        self.given_up = local.given_up
         self.texts, self.condition = local.texts, local.condition
         self.decode, self.restore = local.decode, local.restore
         self.expect_decoding = local.expect_decoding
@@ -205,5 +204,5 @@ class Warm:
         self.crew.end()
         self.placement.remove()
 
-    def backend(self, plan, make_stage=None):
+    def backend(self, plan, given_up=None, make_stage=None):
         return WarmBackend(plan, self.placement, self.crew, make_stage)

@@ -122,7 +122,7 @@ class ThreadChain:
 
 
 class ThreadBackend(LocalBackend):
-    def __init__(self, plan, **options):
+    def __init__(self, plan, given_up=None, **options):
         super().__init__(plan)
         self._options = options
         self.chains = []

@@ -72,7 +72,7 @@ def test_a_prompt_that_comes_too_late_for_a_section_changes_nothing_behind_it(fi
     assert edit.section.stop < ours.latents_shape[1]
 
 
-def threads(plan, **told):
+def threads(plan, given_up, **told):
     """Stages that work at once, as Ray's actors do."""
     return ThreadBackend(plan)
 

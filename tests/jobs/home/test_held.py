@@ -206,10 +206,10 @@ def test_what_is_told_while_a_video_is_loaded_waits_for_that():
         opened, going = threading.Event(), threading.Event()
         open_backend = stream._generator._open_backend
 
-        def slowly(plan):
+        def slowly(*plan):
             opened.set()
             assert going.wait(30)
-            return open_backend(plan)
+            return open_backend(*plan)
 
         stream._generator._open_backend = slowly
         came = []
