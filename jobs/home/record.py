@@ -59,8 +59,9 @@ class RenderRun:
         self._full_s = full_s
         self._changes = changes
         self._attempt: Attempt | None = None
-        self._telling = threading.Lock()
+        self._telling = threading.Condition()
         self._generator: Generator | None = None
+        self._is_over = False
         self._ending = ""  # the state that was asked for
         self._asked = threading.Event()
 
@@ -86,6 +87,10 @@ class RenderRun:
             except BaseException:
                 attempt.end("paused", "it was interrupted")
                 raise
+            finally:
+                with self._telling:
+                    self._is_over = True
+                    self._telling.notify_all()
         return self._folder.status()
 
     def stop(self, state: str = "paused") -> None:
@@ -99,35 +104,52 @@ class RenderRun:
     def finish(self) -> None:
         """Begin no more blocks: those in flight are the last. From any thread, once it runs."""
         with self._telling:
-            generator, attempt = self._running()
+            attempt = self._running()
             if attempt.redoes:
                 raise ValueError(
                     f"a section of render {self._folder.id} is being made anew, and without its "
                     "last blocks the video would have a hole; stop it, or wait"
                 )
-            attempt.limit = generator.stop()
+            attempt.limit = self._tell(Generator.stop)
             attempt.note("finishing", blocks=attempt.limit)
 
     def set_prompt(self, prompt: str) -> None:
         """Another prompt for the blocks that are yet to begin. From any thread, once it runs."""
         with self._telling:
-            generator, attempt = self._running()
-            block = generator.set_prompt(prompt)
+            attempt = self._running()
+            block = self._tell(lambda generator: generator.set_prompt(prompt))
             attempt.prompts[block] = prompt
             attempt.note("prompt", block=block, prompt=prompt)
 
-    def _running(self) -> tuple[Generator, Attempt]:
+    def _running(self) -> Attempt:
         if self._generator is None or self._attempt is None:
             raise ValueError(
                 f"render {self._folder.id} does not run yet, so there is nobody to tell; call run "
                 "in another thread first"
             )
-        return self._generator, self._attempt
+        return self._attempt
+
+    def _tell(self, what: Callable[[Generator], int]) -> int:
+        """What it says; where it has ended for want of memory, what the next one says."""
+        while not self._is_over:
+            assert self._generator is not None
+            told = self._generator
+            try:
+                answer = what(told)
+            except ValueError:
+                if not told.is_over:
+                    raise
+            if not told.is_over:
+                return answer
+            while not self._is_over and self._generator is told:
+                self._telling.wait()
+        raise ValueError(f"render {self._folder.id} is over, so nothing can be told to it")
 
     @property
     def is_loaded(self) -> bool:
         """What it is told now is heard at once."""
-        return self._generator is not None and self._generator.is_loaded
+        generator = self._generator
+        return generator is not None and generator.is_loaded and not generator.is_over
 
     def _render(self, attempt: Attempt) -> bool:
         """Whether it is whole; with less memory, if there is not enough."""
@@ -183,6 +205,7 @@ class RenderRun:
                     seen=max(plan.cuts.blocks_before(attempt.frames_done), *attempt.prompts, 0),
                     around=around,
                 )
+                self._telling.notify_all()
             if self._asked.is_set():
                 self._generator.give_up()
             with closing(self._generator.chunks()) as chunks:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ray_cluster import make_plan
 
+from longreel.jobs.home import measures, record
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.record import RenderRun
@@ -16,6 +17,7 @@ from longreel.models.vae import StreamingDecoder
 from longreel.pipeline import backend as backends
 from longreel.pipeline.codec import Codec
 
+FACTS = {"changes", "block", "prompt", "blocks"}  # of what a render is told
 pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
@@ -31,6 +33,18 @@ def changes_of(render):
 
 def frames_of(render):
     return np.stack(list(render.frames()))
+
+
+def told_before(render, home):
+    """The same render, which is told at its beginning what the other was told meanwhile."""
+    again = home.create(render.plan)
+    events = JournalReader(render.path / "journal").poll()
+    with again.attempt() as attempt:
+        for event in events:
+            if event["event"] in ("plan", "prompt", "finishing"):
+                attempt.note(event.pop("event"), **{k: event[k] for k in FACTS & {*event}})
+    assert RenderRun(home.open(again.id)).run().state == "done"
+    return again
 
 
 def out_of_memory(*_):
@@ -131,6 +145,35 @@ def test_what_was_tried_counts_in_later_attempts(home, monkeypatch):
     assert changes_of(render) == tried
 
 
+@pytest.mark.parametrize("what", ["prompt", "finish"])
+def test_what_is_told_before_the_next_attempt_begins_is_heard_by_that(home, monkeypatch, what):
+    def enough(plan, task):
+        return task.number < 4 or plan.schedule.max_inflight <= 2
+
+    def next_measure(plan, *, decoding):
+        threads.append(threading.Thread(target=tell, daemon=True))
+        threads[0].start()
+        threads[0].join(0.5)  # it waits: nobody else would hear it
+        return measures.next_measure(plan, decoding=decoding)
+
+    def tell():
+        run.finish() if what == "finish" else run.set_prompt("a dog")
+        told.append(what)
+
+    threads, told = [], []
+    monkeypatch.setattr(record, "next_measure", next_measure)
+    monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
+    render = home.create(make_plan("dualparal", "checkpoint.every_s=0", frames=65))
+    run = RenderRun(render)
+    assert run.run().state == "done"
+    threads[0].join(60)
+    assert told == [what]
+    assert what == "prompt" or len(frames_of(render)) < 65
+    assert np.array_equal(frames_of(render), frames_of(told_before(render, home)))
+    with pytest.raises(ValueError, match="is over"):  # and nobody is waited for
+        run.finish()
+
+
 def test_what_is_told_while_memory_runs_out_counts_in_what_goes_on(home, monkeypatch):
     """The new prompt is read while the chain that it was to go to fails."""
     reads, has_read, texts, thread = threading.Event(), threading.Event(), Codec.texts, []
@@ -157,6 +200,5 @@ def test_what_is_told_while_memory_runs_out_counts_in_what_goes_on(home, monkeyp
     assert run.run().state == "done"
     thread[0].join(60)
     events = JournalReader(render.path / "journal").poll()
-    told = {event["block"]: event["prompt"] for event in events if event["event"] == "prompt"}
-    assert [*told.values()] == ["a dog"]
-    assert told.items() <= run._generator._prompts.items()
+    assert [event["prompt"] for event in events if event["event"] == "prompt"] == ["a dog"]
+    assert np.array_equal(frames_of(render), frames_of(told_before(render, home)))
