@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -18,7 +18,7 @@ from ... import __version__
 from ...configs.files import expand
 from ..home.segments import Replaced
 from . import routes_media, routes_page, routes_renders, routes_socket, routes_videos
-from .context import Context
+from .context import Context, bearer
 from .edits import Editing
 from .errors import ApiError, envelope, is_short, without_paths
 from .files import AllFiles, gone
@@ -79,7 +79,9 @@ def make_app(
         tokens=tokens,
         metrics=metrics,
     )
-    for routes in (routes_renders, routes_media, routes_videos, routes_page, routes_socket):
+    for routes in (routes_renders, routes_media, routes_videos):
+        app.include_router(routes.router, dependencies=[Depends(bearer)])
+    for routes in (routes_page, routes_socket):
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Replaced, _replaced)

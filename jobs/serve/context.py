@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from fastapi import Request, WebSocket
+from fastapi.security import HTTPBearer
 
 from .edits import Editing
 from .errors import ApiError
@@ -69,6 +70,12 @@ class Context:
 
 
 # dependencies of routes are coroutines, as FastAPI would send plain functions to other threads
+
+
+# for the document alone: the guard has looked at it before any route begins
+bearer = HTTPBearer(
+    auto_error=False, description="Where the server has tokens; where it has none, nothing."
+)
 
 
 async def context_of(request: Request) -> Context:

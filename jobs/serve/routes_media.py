@@ -16,7 +16,7 @@ from .errors import ApiError
 from .files import RenderFiles
 from .record import Record
 from .routes_renders import Here, Own, is_known
-from .schemas import failures
+from .schemas import UNCHANGED, failures
 from .streams import events, growing_mp4, pieces, playlist, raw_frames
 
 router = APIRouter(prefix="/api/v1/renders/{id}", tags=["ways out"])
@@ -29,7 +29,7 @@ _FRAMES = "application/x-longreel-frames"
 @router.get(
     "/events",
     response_class=StreamingResponse,
-    responses=failures(404) | {200: {"content": {"text/event-stream": {}}}},
+    responses=failures(404, 409) | {200: {"content": {"text/event-stream": {}}}},
 )
 async def get_events(
     own: Own,
@@ -55,6 +55,7 @@ async def get_events(
     "/video",
     response_class=Response,
     responses=failures(404, 409, 416)
+    | UNCHANGED
     | {
         200: {"content": _MP4, "description": "All of it, or as it grows."},
         206: {"content": _MP4, "description": "A range of it, once it is over."},
@@ -124,7 +125,7 @@ async def _in_threads(found: Iterator[bytes]) -> AsyncIterator[bytes]:
 @router.get(
     "/hls/index.m3u8",
     response_class=Response,
-    responses=failures(404) | {200: {"content": {"application/vnd.apple.mpegurl": {}}}},
+    responses=failures(404, 409) | {200: {"content": {"application/vnd.apple.mpegurl": {}}}},
 )
 async def get_playlist(own: Own, here: Here) -> Response:
     """What Safari and players of HLS take; it grows until the render is over."""
@@ -136,7 +137,9 @@ async def get_playlist(own: Own, here: Here) -> Response:
 
 
 @router.get(
-    "/hls/init.mp4", response_class=Response, responses=failures(404) | {200: {"content": _MP4}}
+    "/hls/init.mp4",
+    response_class=Response,
+    responses=failures(404, 409) | {200: {"content": _MP4}},
 )
 async def get_init(own: Own, here: Here) -> Response:
     files = here.files.of(own.render)

@@ -3,13 +3,14 @@
 from importlib.resources import files
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
+from .context import bearer
 from .errors import ApiError
 from .routes_renders import Here
-from .schemas import failures
+from .schemas import AGAIN, failures
 from .tokens import COOKIE, cookie_of
 
 router = APIRouter()
@@ -87,7 +88,9 @@ async def health() -> dict[Literal["ok"], bool]:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get(
-    "/readyz", tags=["operation"], responses={503: {"description": "Still loading, or ending."}}
+    "/readyz",
+    tags=["operation"],
+    responses={503: {"description": "Still loading, or ending.", "headers": AGAIN}},
 )
 async def ready(here: Here, response: Response) -> dict[Literal["ready"], bool]:
     """It takes renders."""
@@ -96,7 +99,13 @@ async def ready(here: Here, response: Response) -> dict[Literal["ready"], bool]:
     return {"ready": here.ready}
 
 
-@router.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=failures())
+@router.get(
+    "/metrics",
+    tags=["operation"],
+    response_class=PlainTextResponse,
+    responses=failures(),
+    dependencies=[Depends(bearer)],
+)
 async def metrics(here: Here) -> Response:
     """For Prometheus."""
     return PlainTextResponse(here.metrics.text(here.queue, here.keeper))

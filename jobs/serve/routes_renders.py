@@ -10,6 +10,7 @@ from .errors import ApiError
 from .intake import Sender
 from .record import Record, State
 from .schemas import (
+    UNCHANGED,
     ChangePrompt,
     CreateRender,
     ExtendRender,
@@ -95,7 +96,7 @@ async def list_renders(
 @router.get(
     "/{id}",
     response_model=RenderView,
-    responses=failures(404) | {304: {"description": "It is still as `If-None-Match` names it."}},
+    responses=failures(404) | UNCHANGED,
 )
 async def get(
     own: Own, here: Here, known: Annotated[str, Header(alias="If-None-Match")] = ""
@@ -113,14 +114,14 @@ def is_known(tag: str, named: str) -> bool:
     return named.strip() == "*" or tag in re.findall(r'"[^"]*"', named)
 
 
-@router.delete("/{id}", responses=failures(404, 409))
+@router.delete("/{id}", responses=failures(404, 409, 429))
 async def delete(own: Own, here: Here) -> Removed:
     """With all its files. 409 while it runs: cancel it first."""
     await here.remove(own)
     return Removed(id=own.render)
 
 
-@router.post("/{id}/cancel", responses=failures(404, 409))
+@router.post("/{id}/cancel", responses=failures(404, 409, 429))
 async def cancel(own: Own, here: Here) -> RenderView:
     """At the end of its step; what is final stays to be had. Cancelling twice is no error."""
     if own.state in ("done", "failed"):
@@ -130,7 +131,7 @@ async def cancel(own: Own, here: Here) -> RenderView:
     return view(here, here.again(own))
 
 
-@router.post("/{id}/pause", responses=failures(404, 409))
+@router.post("/{id}/pause", responses=failures(404, 409, 429))
 async def pause(own: Own, here: Here) -> RenderView:
     """At the end of its step; its devices are free for others until it is resumed."""
     if own.over:
@@ -171,7 +172,7 @@ async def redo(asked: RedoRender, own: Own, here: Here) -> RenderView:
     return view(here, record)
 
 
-@router.post("/{id}/drop", responses=failures(404, 409))
+@router.post("/{id}/drop", responses=failures(404, 409, 429))
 async def drop(own: Own, here: Here) -> RenderView:
     """Gives up an edit that was paused or cancelled, or has failed: the video is what it was."""
     record = await here.editing.drop(own)
@@ -179,7 +180,7 @@ async def drop(own: Own, here: Here) -> RenderView:
     return view(here, record)
 
 
-@router.post("/{id}/prompt", responses=failures(404, 409))
+@router.post("/{id}/prompt", responses=failures(404, 409, 429))
 async def change_prompt(change: ChangePrompt, own: Own, here: Here) -> RenderView:
     """Of the blocks that are yet to begin, while it runs."""
     await here.keeper.change_prompt(own.render, change.prompt)

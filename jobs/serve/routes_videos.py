@@ -12,7 +12,7 @@ from .known_video import find_video
 from .record import Record
 from .routes_media import spritesheet, thumbnail, whole_video
 from .routes_renders import Asker, Client, Here, Own
-from .schemas import CreateRender, ExtendRender, RenderId, failures
+from .schemas import UNCHANGED, CreateRender, ExtendRender, RenderId, failures
 from .video_form import (
     CreateVideo,
     EditVideo,
@@ -71,6 +71,7 @@ async def retrieve(own: Own, here: Here, response: Response) -> Video:
     "/{id}/content",
     response_class=Response,
     responses=failures(404, 409, 416)
+    | UNCHANGED
     | {
         200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
         206: {"content": {"video/mp4": {}}, "description": "A range of it."},
@@ -94,7 +95,7 @@ async def content(
     return whole_video(here, own, request)
 
 
-@router.delete("/{id}", responses=failures(404, 409))
+@router.delete("/{id}", responses=failures(404, 409, 429))
 async def delete(own: Own, here: Here) -> VideoDeleted:
     """One that runs is cancelled, and gone at the end of its step."""
     if own.state == "running":
@@ -126,7 +127,7 @@ async def edit(request: Request, here: Here, sender: Asker, response: Response) 
     return await _remix(here, response, source, asked.prompt, sender)
 
 
-@router.post("/characters", responses=failures(400))
+@router.post("/characters", responses=failures(429))
 async def create_character(client: Client) -> None:
     """The client has a method for it; models here know none."""
     raise ApiError(400, "no_characters", "this server has no characters; describe them in prompts")

@@ -203,6 +203,12 @@ class ErrorView(BaseModel):
     error: ErrorBody
 
 
+AGAIN = {"retry-after": {"description": "In seconds.", "schema": {"type": "integer"}}}
+UNCHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "It is still as `If-None-Match` names it."}
+}
+
+
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Of a route, for its documentation: those it can have besides what every route can."""
     said = {
@@ -222,5 +228,6 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     every = (400, 401, 403, 408, 413, 422, 503)
     return {
         status: {"model": ErrorView, "description": said[status]}
+        | ({"headers": AGAIN} if status in (429, 503) else {})
         for status in sorted({*every, *statuses})
     }

@@ -36,6 +36,47 @@ def test_every_operation_of_ours_has_an_example_or_needs_no_body(app):
                 assert app.openapi()["components"]["schemas"][name]["examples"], (method, path)
 
 
+def operations(app):
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def test_the_document_says_who_is_let_in_and_when_to_come_back(app):
+    assert [*app.openapi()["components"]["securitySchemes"]] == ["HTTPBearer"]
+    for method, path, operation in operations(app):
+        answers = operation["responses"]
+        assert ("security" in operation) == (path not in ("/healthz", "/readyz")), path
+        assert ("429" in answers) == (method in ("POST", "DELETE")), (method, path)
+        for status in {"429", "503"} & answers.keys():
+            assert "retry-after" in answers[status]["headers"], (method, path)
+
+
+def test_the_document_has_what_is_answered_of_damaged_files_and_to_who_knows_them(tmp_path):
+    with open_app(tmp_path) as app:
+        render = made(app, frames=1)
+        statuses = []
+
+        def check(headers):
+            for method, path, operation in operations(app):
+                if method == "GET" and "{id}" in path and "characters" not in path:
+                    path = path.replace("{id}", render).replace("{name}", "000000")
+                    status = call(app, method, path, headers=headers).status_code
+                    assert str(status) in operation["responses"], path
+                    statuses.append(status)
+
+        tags = [
+            call(app, "GET", f"/api/v1/renders/{render}{way}").headers["etag"]
+            for way in ("", "/video")
+        ]
+        check({"if-none-match": ", ".join(tags)})
+        assert statuses.count(304) == 3
+        (tmp_path / "renders" / render / "manifest.json").write_text("{")
+        app.state.context.files._open.clear()
+        check({})
+        assert 409 in statuses
+
+
 @pytest.fixture(scope="module")
 def url(app):
     with on_a_port(app) as url:
