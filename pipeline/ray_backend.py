@@ -63,6 +63,7 @@ class RayBackend:
         try:
             self._crew = self._begin_crew()
             self._worker = self._begin_worker()
+            self._wait_for_stages()
             self._tiles = self._begin_tiles()
             self._check_files()
         except BaseException:
@@ -195,6 +196,7 @@ class RayBackend:
     def _take_over_worker(self) -> None:
         from ..parallel.ray_worker import WorkerLost
 
+        self._wait_for_stages()
         others = self._tiles.leave() if self._tiles else []
         self._tiles = None
         try:
@@ -205,6 +207,12 @@ class RayBackend:
                 other.close()
             error.worker = self._worker  # whichever it was: all begin anew
             self._revive(error)
+
+    def _wait_for_stages(self) -> None:
+        """Before several workers begin: Ray gives them one GPU as long as that has room, and of
+        stages that come later one would find none."""
+        if self._placement.device == "cuda" and len(tile_shares(self._plan)) > 1:
+            _ = self._crew.members
 
     def _begin_tiles(self, others: "Sequence[RayWorker]" = ()) -> "RayTiles | None":
         """Workers beside the first, where several decode the VAE's tiles."""

@@ -1,6 +1,7 @@
 """Devices that are lost for good, and others while layers are split anew; played, without Ray."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from ray_cluster import make_plan
@@ -122,6 +123,40 @@ def test_what_cannot_be_repaired_ends_the_render_for_all_who_wait(monkeypatch):
     played.backend._worker = object()
     with pytest.raises(ChainBroken, match="no CPU is left"):  # who reads frames meanwhile
         played.backend._revive(WorkerLost("it is gone", played.backend._worker))
+
+
+def test_several_workers_on_gpus_begin_when_stages_have_theirs():
+    """Ray gave both of them GPU 0, where the second stage found no room."""
+    began = []
+
+    class Crew(PlayedCrew):
+        members = property(lambda crew: began.append("stages are up") or ("a member",))
+
+    class Backend(RayBackend):
+        def _place(self):
+            return SimpleNamespace(device="cuda", has_cluster=False)
+
+        def _begin_crew(self):
+            return Crew(is_there=True)
+
+        def _begin_worker(self):
+            began.append("a worker")
+            return SimpleNamespace(renew=began.append)
+
+        def _begin_tiles(self, others=()):
+            began.append("its others")
+
+        def _check_files(self):
+            pass
+
+    tiles = ("model.vae_tile=64", "video.height=64", "video.width=96")
+    plan = make_plan("whole", *tiles, frames=9, gpus_per_stage=2, backend="ray")
+    backend = Backend(plan, threading.Event())
+    assert began == ["a worker", "stages are up", "its others"]
+    began.clear()
+    backend._build_codec = lambda: "renewed"
+    backend._take_over_worker()
+    assert began == ["stages are up", "renewed", "its others"]
 
 
 def test_who_gives_up_meanwhile_ends_it(monkeypatch):

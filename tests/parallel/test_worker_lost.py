@@ -53,6 +53,7 @@ def backend_of(workers, repairs):
     parallel = SimpleNamespace(repairs=repairs)
     backend = object.__new__(RayBackend)
     backend._moving, backend._tiles = threading.RLock(), None
+    backend._placement = SimpleNamespace(device="cpu", has_cluster=True, remove=lambda: None)
     backend._stays = backend._ended = False
     backend._begin_tiles = lambda: None
     backend._begin_worker = lambda: workers.append(PlayedWorker()) or workers[-1]
@@ -108,8 +109,7 @@ def test_who_asks_when_all_has_ended_begins_no_other_worker():
     """As who tells a prompt while its reader comes to the end."""
     workers, came = [], []
     backend, heard = backend_of(workers, repairs=1)
-    backend._at_end, backend._placement = lambda: None, SimpleNamespace(has_cluster=True)
-    backend._placement.remove = lambda: None
+    backend._at_end = lambda: None
 
     def ask():
         with pytest.raises(GivenUp):
