@@ -1,6 +1,7 @@
 """Where renders are kept: a folder each, under an id of ours."""
 
 import os
+import re
 import secrets
 import shutil
 import time
@@ -184,6 +185,11 @@ def new_name() -> str:
     now = time.time()
     moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
     return f"{moment}-{int(now % 1 * 4096):03x}{secrets.token_hex(2)}"
+
+
+def is_name(text: str) -> bool:
+    """Whether it could be an id, of a render that is there or was."""
+    return re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{7}", text) is not None
 
 
 def _keep_picture(folder: Path, path: Path | None, which: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fastapi import Request, WebSocket
 from fastapi.security import HTTPBearer
 
+from ..home.home import is_name
 from .edits import Editing
 from .errors import ApiError
 from .files import AllFiles
@@ -33,6 +34,12 @@ class Context:
     statuses: Statuses = field(default_factory=Statuses)
     ready: bool = False  # what checks a request is loaded
     began: float = field(default_factory=time.time)
+
+    def check_after(self, render: str, client: str) -> None:
+        """ApiError unless a list can go on after it: it may have been removed since the last page
+        was read."""
+        if self.queue.get(render) is not None or not is_name(render):
+            self.record(render, client, "after")
 
     def record(self, render: str, client: str, field: str = "id") -> Record:
         """ApiError unless there is such a render, and it is this client's; `field` named it."""

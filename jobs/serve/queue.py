@@ -112,13 +112,18 @@ class Queue:
         limit: int = 20,
         newest_first: bool = True,
     ) -> tuple[list[Record], bool]:
-        """Renders after the named one, and whether there are more; `client=None`: everybody's."""
+        """Renders after the named one, and whether there are more; `client=None`: everybody's. One
+        that is gone stands where its id does, as ids rise with time."""
         values: dict[str, str | None] = {"client": client, "after": after}
         values |= {state: state for state in states}
         sign, order = ("<", "DESC") if newest_first else (">", "ASC")
         where = ["1" if client is None else "client = :client"]
         if after is not None:
-            where.append(f"number {sign} (SELECT number FROM renders WHERE render = :after)")
+            past = "number + (render < :after)" if newest_first else "number"
+            place = (
+                f"SELECT {past} FROM renders WHERE render <= :after ORDER BY render DESC LIMIT 1"
+            )
+            where.append(f"number {sign} COALESCE(({place}), 0)")
         # each state on its own: for several at once all that a client ever had would be looked at
         queries = (
             f"SELECT * FROM (SELECT * FROM renders WHERE {' AND '.join(where)} AND {its}"

@@ -82,7 +82,7 @@ async def list_renders(
 ) -> RenderPage:
     """Yours, a page at a time."""
     if after is not None:
-        here.record(after, client, "after")
+        here.check_after(after, client)
     records, more = here.queue.page(
         client, states=status or (), after=after, limit=limit, newest_first=order == "desc"
     )

@@ -49,7 +49,7 @@ async def list_videos(
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoPage:
     if after is not None:
-        here.record(after, client, "after")
+        here.check_after(after, client)
     records, more = here.queue.page(client, after=after, limit=limit, newest_first=order == "desc")
     data = [video_view(here, record) for record in records]
     return VideoPage(

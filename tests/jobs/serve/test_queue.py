@@ -106,6 +106,10 @@ def test_pages_go_both_ways_and_end(queue):
     assert ([r.render for r in page], more) == (["r0"], False)
     page, more = queue.page("a", limit=4, newest_first=False)
     assert ([r.render for r in page], more) == (["r0", "r1", "r2", "r3"], False)
+    for newest_first, rest in ((True, ["r2", "r1", "r0"]), (False, ["r3"])):
+        page, _ = queue.page("a", after="r2-that-is-gone", newest_first=newest_first)
+        assert [r.render for r in page] == rest
+    assert queue.page("a", after="before all of them")[0] == []
     assert queue.page(None, limit=9)[0][0].render == "r4"
     queue.take_next(9, 0.0)
     assert [r.render for r in queue.page("a", states=("running",))[0]] == ["r0"]

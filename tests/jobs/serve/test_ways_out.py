@@ -101,3 +101,21 @@ def test_who_asks_whether_it_is_ready_hears_when_to_ask_again(tmp_path):
         app.state.context.ready = False
         answer = call(app, "GET", "/readyz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/renders", "/v1/videos"])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_list_goes_on_after_a_render_that_was_removed_meanwhile(tmp_path, path, order):
+    """As where each of a page is deleted before the next page is asked for."""
+    with open_app(tmp_path) as app:
+        for _ in range(5):
+            assert call(app, "POST", "/api/v1/renders", json=asked(frames=1)).status_code == 201
+        seen, more, asks = [], True, {"limit": 2, "order": order}
+        while more:
+            page = call(app, "GET", path, params=asks).json()
+            for one in page["data"]:
+                seen.append(one["id"])
+                assert call(app, "DELETE", f"{path}/{one['id']}").status_code == 200
+            more, asks = page["has_more"], asks | {"after": page["last_id"]}
+        assert len(seen) == 5
+        assert seen == sorted(seen, reverse=order == "desc")
