@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .checks import check_finite, check_name, check_range
+from .checks import check_name, check_range
 
 LINKS = ("auto", "nccl", "host")
 BACKENDS = ("auto", "local", "ray")
@@ -19,7 +19,7 @@ class ParallelConfig:
     ring: int = 1  # of these, groups round which keys go; inside a group heads are exchanged
     cfg: str = "batch"  # split: each branch of guidance goes through stages of its own
     devices: int = 0  # that the stages share, each with consecutive ones; 0: one per stage
-    backend: str = "auto"  # local: stages in this process; ray: actors; auto: by their number
+    backend: str = "auto"  # local: stages in this process; ray: actors; auto: as is called for
     address: str = "local"  # of a Ray cluster; local: a private one that ends with the render
     place_timeout_s: float = 60.0  # how long to wait for the devices
     transfer_timeout_s: float = 60.0  # how long a stage may wait for another
@@ -43,8 +43,9 @@ class ParallelConfig:
                 "in one process; set parallel.backend=ray, or leave it out"
             )
         for name in ("place_timeout_s", "transfer_timeout_s"):
-            check_finite(f"parallel.{name}", getattr(self, name))
-            check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "fails at once")
+            value = getattr(self, name)
+            check_range(f"parallel.{name}", value, 1, 1e6, "is no time to wait for anybody")
+        self._check_address()
 
     @property
     def num_branches(self) -> int:
@@ -59,7 +60,8 @@ class ParallelConfig:
     def _check_shares(self) -> None:
         each = self.gpus_per_stage
         for name in ("gpus_per_stage", "ring"):
-            check_range(f"parallel.{name}", getattr(self, name), 1, math.inf, "leaves no device")
+            value = getattr(self, name)
+            check_range(f"parallel.{name}", value, 1, 1024, "is no number of devices")
         if each % self.ring:
             raise ValueError(
                 f"parallel.ring={self.ring} cannot cut parallel.gpus_per_stage={each} into groups "
@@ -74,6 +76,18 @@ class ParallelConfig:
         if each > 1 and self.backend == "local":
             raise ValueError(
                 f"parallel.gpus_per_stage={each} would be ignored, as parallel.backend=local runs "
+                "every stage in this process; set parallel.backend=ray, or leave it out"
+            )
+
+    def _check_address(self) -> None:
+        if not self.address.strip():
+            raise ValueError(
+                "parallel.address is blank, so there is no cluster to place stages on; set it to "
+                "host:port of a Ray head, or leave it out for one of the render's own"
+            )
+        if self.address != "local" and self.backend == "local":
+            raise ValueError(
+                f"parallel.address={self.address} would be ignored, as parallel.backend=local runs "
                 "every stage in this process; set parallel.backend=ray, or leave it out"
             )
 

@@ -205,11 +205,11 @@ def _find_measured(plan: Plan) -> Seconds | None:
 
 
 def _find_backend(config: Config) -> str:
-    """Actors as soon as there are several devices, unless it is said."""
+    """Actors as soon as there are several devices, or a cluster is named, unless it is said."""
     parallel = config.parallel
     if parallel.backend != "auto":
         return parallel.backend
-    return "ray" if parallel.num_devices > 1 else "local"
+    return "ray" if parallel.num_devices > 1 or parallel.address != "local" else "local"
 
 
 def _driver_device(config: Config) -> torch.device:

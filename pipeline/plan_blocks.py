@@ -129,10 +129,11 @@ def _check_stages(config: Config, arch: ModelArch, policy: str, schedule: BlockS
 
 
 def _check_positions(config: Config, arch: ModelArch, policy: str, schedule: BlockSchedule) -> None:
-    widest = widest_window(schedule) + schedule.keep_first
-    if widest <= arch.dit.max_position:
+    most, widest = arch.dit.max_position, _sure_window(schedule)
+    if widest <= most:  # else a walk through all of them could take for ever
+        widest = widest_window(schedule) + schedule.keep_first
+    if widest <= most:
         return
-    most = arch.dit.max_position
     if policy == "whole":
         frames = 1 + (most - 1) * arch.vae.time_stride
         raise ValueError(
@@ -143,3 +144,12 @@ def _check_positions(config: Config, arch: ModelArch, policy: str, schedule: Blo
         f"blocks.size, left and right make windows of {widest} latents and the model has {most} "
         "positions; make them smaller"
     )
+
+
+def _sure_window(schedule: BlockSchedule) -> int:
+    """Latents that its widest window has at least, told without a walk."""
+    size, before = schedule.size, max(schedule.left, schedule.clean)
+    if schedule.num_latents is None:
+        return before + size
+    made = schedule.num_latents - schedule.first
+    return before + size if before + 2 * size <= made else min(size, made)

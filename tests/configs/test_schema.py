@@ -13,6 +13,7 @@ from longreel.configs.schema import (
     ENCODER_PRESETS,
     PIXEL_FORMATS,
     BlocksConfig,
+    CheckpointConfig,
     Config,
     ModelConfig,
     OutputConfig,
@@ -77,6 +78,25 @@ RENOISE = {"solver": "renoise", "steps": 2}
             {"link": "nccl", "backend": "local"},
             ("parallel.link=nccl", "would be ignored", "parallel.backend=ray"),
         ),
+        (ParallelConfig, {"gpus_per_stage": 10**12}, ("gpus_per_stage=10", "from 1 to 1024")),
+        (
+            ParallelConfig,
+            {"place_timeout_s": math.nan},
+            ("place_timeout_s=nan", "is no time"),
+        ),
+        (
+            ParallelConfig,
+            {"transfer_timeout_s": math.inf},
+            ("transfer_timeout_s=inf", "is no time"),
+        ),
+        (ParallelConfig, {"transfer_timeout_s": 1e308}, ("transfer_timeout_s=1e", "to 1e+06")),
+        (ParallelConfig, {"address": " "}, ("parallel.address is blank", "host:port")),
+        (
+            ParallelConfig,
+            {"address": "head:6379", "backend": "local"},
+            ("parallel.address=head:6379", "would be ignored", "parallel.backend=ray"),
+        ),
+        (CheckpointConfig, {"every_s": math.inf}, ("checkpoint.every_s=inf", "is no pause")),
         (
             Config,
             {"model": ModelConfig(device="cpu"), "parallel": ParallelConfig(link="nccl")},

@@ -197,7 +197,7 @@ def test_every_line_of_devices_is_one_group(layout):
             {"gpus_per_stage": 2, "backend": "local"},
             r"gpus_per_stage=2 would be ignored, as parallel\.backend=local .*backend=ray",
         ),
-        ({"gpus_per_stage": 0}, r"gpus_per_stage=0 leaves no device"),
+        ({"gpus_per_stage": 0}, r"gpus_per_stage=0 is no number of devices"),
         ({"devices": -1}, r"devices=-1 counts nothing"),
         ({"cfg": "both"}, r"parallel\.cfg=both"),
     ],
