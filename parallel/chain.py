@@ -116,6 +116,7 @@ class LocalChain:
         self._windows = windows
         self._stepper = stepper
         self._admission = Admission()
+        self._busy_s: list[float] = []  # once there are no stages any more
 
     def run(
         self,
@@ -136,6 +137,7 @@ class LocalChain:
         try:
             yield from self._steps(schedule, begin, wanted)
         finally:
+            self._busy_s = self.busy_s
             self._stages = self._unconditional = ()  # and with them the weights
 
     def _steps(
@@ -198,6 +200,11 @@ class LocalChain:
         if not self._unconditional:
             return [(branch_passes(None), self._stages)]
         return [(branch_passes(0), self._stages), (branch_passes(1), self._unconditional)]
+
+    @property
+    def busy_s(self) -> list[float]:
+        """Seconds that each stage of the conditional branch has worked."""
+        return [stage.busy_s for stage in self._stages] or self._busy_s
 
     def stop(self) -> int:
         return self._admission.stop()

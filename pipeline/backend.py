@@ -67,8 +67,7 @@ class LocalBackend:
         """`shelf`: what is loaded stays there for the next render; none: it goes with this one."""
         self._plan = plan
         self._shelf = shelf or Shelf(keep=False)
-        self.stages: tuple[Stage, ...] = ()  # of the conditional branch, once there is a chain
-        self._busy_s: list[float] = []  # once it is over
+        self._chain: LocalChain | None = None
         self._codec = codec = Codec(plan, self._shelf)
         self.texts = codec.texts
         self.condition = codec.condition
@@ -82,23 +81,22 @@ class LocalBackend:
             [make_stage(plan, layers, device, self._shelf, branch) for layers in cut]
             for branch in range(plan.layout.num_branches)
         )
-        self.stages = tuple(conditional)
-        return LocalChain(
+        self._chain = LocalChain(
             conditional,
             make_windows(sampling, device),
             make_stepper(plan, sampling.without_texts(), device),
             *others,
         )
+        return self._chain
 
     def expect_decoding(self) -> None:
         pass
 
     def busy_s(self) -> list[float]:
-        return [stage.busy_s for stage in self.stages] or self._busy_s
+        return self._chain.busy_s if self._chain else []
 
     def close(self) -> None:
         """What is on no shelf goes now: whoever has rendered may be held for long."""
-        self._busy_s, self.stages = self.busy_s(), ()
         self._codec.close()
 
 
