@@ -21,6 +21,8 @@ from longreel.jobs import doctor
 from longreel.jobs.home import record
 from longreel.jobs.home.attempt import Attempt
 from longreel.jobs.progress import progress
+from longreel.jobs.render import plan_render
+from longreel.pipeline.parts import encode_texts
 
 FLF2V = "model.arch=wan2.1-flf2v-14b"
 I2V = ("--preset", "wan2.1-i2v-14b")
@@ -357,8 +359,12 @@ def start(folder, *arguments):
     )
 
 
-def test_a_signal_stops_a_render_within_a_step(tmp_path):
-    small = ["video.height=32", "video.width=48", "model.text_cache=", "sampling.steps=1000"]
+def test_a_signal_stops_a_render_within_a_step(tmp_path, tmp_path_factory):
+    cache = f"model.text_cache={tmp_path_factory.mktemp('cache')}"
+    small = ["video.height=32", "video.width=48", cache, "sampling.steps=1000"]
+    # what it reads is kept: it would import transformers for that alone
+    plan = plan_render("a cat", preset="shapes", overrides=small)
+    encode_texts(plan, ["a cat", plan.config.sampling.negative_prompt])
     process = start(tmp_path, "a cat", "-o", "cat.mp4", *small)
     guard = threading.Timer(WAIT_S, process.kill)  # a render that hangs fails on its exit code
     guard.start()
