@@ -1,10 +1,15 @@
 """A render that is killed, stopped, starved and hurt wherever it stands makes the same video."""
 
+import json
+import shutil
+import subprocess
 from functools import cache
 
+import full_disk
 import pytest
 from ray_cluster import make_plan
-from trials import Act, Trial, draw, make_truth, run_trial
+from tiny_blocks import shallow
+from trials import CONTEXT, LIMIT_S, Act, Trial, draw, make_truth, run_trial
 from victim import Hurt
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
@@ -14,7 +19,8 @@ EDITS = [("redo", 12, 14), ("extend", 16)]
 
 
 def plan(policy, *more):
-    return make_plan(policy, "checkpoint.every_s=0.01", *more, frames=FRAMES[policy])
+    settings = shallow(policy), "checkpoint.every_s=0.01", *more
+    return make_plan(policy, *settings, frames=FRAMES[policy])
 
 
 def act(what, place, nth=0, *, corrupt="", lasts=1, stages=1):
@@ -68,6 +74,38 @@ def test_a_render_that_was_hurt_is_as_if_nothing_had_happened(case, truth, tmp_p
 def test_an_edit_that_was_hurt_is_as_if_nothing_had_happened(policy, edit, hurt, truth, tmp_path):
     trial = Trial(tmp_path, plan(policy), edit, truth(policy).render)
     assert run_trial(trial, [hurt], truth(policy, edit)) == 1, "the blow came too late to be one"
+
+
+# what full_disk does itself, which not every system lets
+MOUNTED = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs"]
+
+
+@pytest.fixture(scope="module")
+def starved(tmp_path_factory):
+    disk, elsewhere = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("elsewhere")
+    if not shutil.which("unshare") or subprocess.run([*MOUNTED, disk]).returncode:
+        pytest.skip("needs `unshare --map-root-user --mount`, to mount a small disk")
+    process = CONTEXT.Process(target=full_disk.go, args=(disk, elsewhere), daemon=True)
+    process.start()
+    process.join(LIMIT_S)
+    assert process.exitcode == 0
+    return json.loads((elsewhere / "results.json").read_text())
+
+
+def test_a_render_waits_for_room_and_goes_on(starved):
+    whole = starved["truth"]["digests"]
+    assert starved["while full"]["state"] == "running"
+    assert 0 < len(starved["while full"]["digests"]) < len(whole)
+    assert starved["after"] == {"state": "done", "reason": "", "digests": whole, "parts": []}
+
+
+def test_a_render_that_finds_no_room_ends_with_the_reason_and_is_resumed(starved):
+    assert "No space left on device" in starved["error"]
+    left = starved["left"]
+    assert left["state"] in ("failed", "paused")  # a full disk may not even take the word
+    assert left["parts"] == []
+    assert left["digests"] == starved["truth"]["digests"][: len(left["digests"])]
+    assert starved["resumed"] == starved["truth"]
 
 
 @pytest.mark.slow

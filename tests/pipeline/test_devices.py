@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 import torch
 from pretend_gpu import OnGpu, bare, pretended
-from tiny_blocks import overrides
+from tiny_blocks import overrides, shallow
 
 from longreel.jobs.render import plan_render
 from longreel.parallel.chain import Done
@@ -25,9 +25,8 @@ def gpus(monkeypatch):
 
 
 def _plan(device, policy, *more, frames=9):
-    return plan_render(
-        "a cat", frames=frames, seed=3, overrides=overrides(policy, f"model.device={device}", *more)
-    )
+    settings = overrides(policy, shallow(policy), f"model.device={device}", *more)
+    return plan_render("a cat", frames=frames, seed=3, overrides=settings)
 
 
 def _run(plan, start=None, snapshots=False):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from thread_chain import ThreadBackend
-from tiny_blocks import POLICIES, overrides
+from tiny_blocks import POLICIES, overrides, shallow
 
 from longreel.jobs.render import plan_render, render_file, render_latents, stream_chunks
 from longreel.parallel.snapshot import EMPTY, Snapshot
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def plan(policy, *more, frames=FRAMES, **request):
-    settings = overrides(policy, *more, steps=3)
+    settings = overrides(policy, shallow(policy), *more, steps=3)
     return plan_render("a cat", frames=frames, seed=3, overrides=settings, **request)
 
 

@@ -9,7 +9,7 @@ from any_schedule import MANY, first_tasks, schedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from thread_chain import ThreadBackend
-from tiny_blocks import POLICIES, overrides
+from tiny_blocks import POLICIES, overrides, shallow
 
 from longreel.jobs.render import plan_render
 from longreel.parallel.chain import Done
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("tiny_archs")
 
 
 def plan(policy, *more, frames=33, steps=3, **request):
-    settings = overrides(policy, "model.device=cpu", *more, steps=steps)
+    settings = overrides(policy, shallow(policy), "model.device=cpu", *more, steps=steps)
     return plan_render("a cat", frames=frames, seed=3, overrides=settings, **request)
 
 
@@ -86,6 +86,7 @@ def fullest(snapshots):
     return full[len(full) // 3]
 
 
+DEEP = "model.arch=test-causal"  # with layers for four stages
 LAYOUTS = [
     ("parallel.num_stages=3",),
     ("parallel.num_stages=2", "parallel.cfg=split", "sampling.guidance_mode=sequential"),
@@ -95,10 +96,12 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("policy", ["dualparal-grouped", "forcing", "rolling", "causal"])
 def test_a_mark_that_goes_round_working_stages_is_a_snapshot_of_one_moment(policy):
-    guided = "sampling.guidance_mode=sequential"
-    blocks = run(plan(policy, guided, steps=4))
-    for layout in LAYOUTS if policy == "causal" else LAYOUTS[1:2]:
-        ours = plan(policy, guided, *layout, steps=4)
+    more, layouts = ["sampling.guidance_mode=sequential"], LAYOUTS[1:2]
+    if policy == "causal":
+        more, layouts = [*more, DEEP], LAYOUTS
+    blocks = run(plan(policy, *more, steps=4))
+    for layout in layouts:
+        ours = plan(policy, *more, *layout, steps=4)
         came = run(ours, wanted=lambda has_finished: True, backend=ThreadBackend)
         assert same([item for item in came if not isinstance(item, Snapshot)], blocks)
         snapshots = [item for item in came if isinstance(item, Snapshot)]
@@ -107,7 +110,7 @@ def test_a_mark_that_goes_round_working_stages_is_a_snapshot_of_one_moment(polic
         rest = [block for block in blocks if block.block not in finished]
         in_order = sorted(run(ours, snapshot, backend=ThreadBackend), key=lambda b: b.block)
         assert same(in_order, sorted(rest, key=lambda b: b.block))
-        in_order = sorted(run(plan(policy, guided, steps=4), snapshot), key=lambda b: b.block)
+        in_order = sorted(run(plan(policy, *more, steps=4), snapshot), key=lambda b: b.block)
         assert same(in_order, sorted(rest, key=lambda b: b.block))
 
 

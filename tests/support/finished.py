@@ -3,7 +3,7 @@
 import shutil
 
 import numpy as np
-from tiny_blocks import overrides
+from tiny_blocks import overrides, shallow
 
 from longreel.jobs.home.edits import extend, redo
 from longreel.jobs.home.folder import RenderFolder
@@ -17,7 +17,7 @@ EDITS = {"extend": lambda render: extend(render, 24), "redo": lambda render: red
 
 def plan(policy, *more, frames=FRAMES, **request):
     few = ["sampling.steps=3"] if policy not in ("causal", "causal-recache", "rolling") else []
-    settings = overrides(policy, "model.device=cpu", *few, *more)
+    settings = overrides(policy, shallow(policy), "model.device=cpu", *few, *more)
     return plan_render("a cat", frames=frames, seed=3, overrides=settings, **request)
 
 

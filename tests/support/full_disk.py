@@ -1,13 +1,14 @@
-"""Renders onto a disk that fills up: run where that disk is mounted, it prints what has become."""
+"""Renders onto a disk that fills up, in a process of its own, which writes what has become."""
 
+import ctypes
 import json
 import logging
-import sys
+import os
 import threading
 import time
 from pathlib import Path
 
-from tiny_blocks import ARCHS, overrides
+from tiny_blocks import ARCHS, overrides, shallow
 
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
@@ -16,6 +17,25 @@ from longreel.models import arch as archs
 
 EARLY = ("denoise", 6)  # before the first segment
 LATER = ("decode", 13)  # after it: the next thing to be written are latents
+_NEWUSER, _NEWNS, _PRIVATE = 0x10000000, 0x00020000, 0x4000 | 0x40000  # to the system
+
+
+def mount(disk: Path) -> None:
+    """A disk of a megabyte, which nobody else sees, and which is gone with this process: as
+    `unshare --map-root-user --mount` and `mount` do it."""
+    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+
+    def ask(call, *arguments):
+        if call(*arguments):
+            raise OSError(ctypes.get_errno(), call.__name__)
+
+    ask(libc.unshare, _NEWUSER | _NEWNS)
+    here = Path("/proc/self")
+    (here / "setgroups").write_text("deny")
+    (here / "uid_map").write_text(f"0 {user} 1")
+    (here / "gid_map").write_text(f"0 {group} 1")
+    ask(libc.mount, None, b"/", None, _PRIVATE, None)
+    ask(libc.mount, b"tmpfs", os.fsencode(disk), b"tmpfs", 0, b"size=1m")
 
 
 def fill(disk: Path) -> None:
@@ -48,11 +68,12 @@ def filled_at(disk: Path, when: tuple[str, int]):
     return report
 
 
-def main(disk: Path, elsewhere: Path) -> None:
+def go(disk: Path, elsewhere: Path) -> None:
+    mount(disk)
     archs.ARCHS.update(ARCHS)
     logging.getLogger("longreel").setLevel(logging.ERROR)  # that a checkpoint is left out
-    settings = overrides("causal", "model.device=cpu", "checkpoint.every_s=0")
-    plan = plan_render("a cat", frames=33, seed=3, overrides=settings)
+    more = shallow("causal"), "model.device=cpu", "checkpoint.every_s=0"
+    plan = plan_render("a cat", frames=33, seed=3, overrides=overrides("causal", *more))
     home = Home(disk / "home")
     truth = Home(elsewhere).create(plan)
     RenderRun(truth).run()
@@ -77,8 +98,5 @@ def main(disk: Path, elsewhere: Path) -> None:
     RenderRun(home.open(fails.id)).run()
 
     results = {"truth": made(truth), "while full": before, "after": made(waits)}
-    print(json.dumps({**results, "error": error, "left": left, "resumed": made(fails)}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    results |= {"error": error, "left": left, "resumed": made(fails)}
+    (elsewhere / "results.json").write_text(json.dumps(results))

@@ -11,7 +11,13 @@ _ARCH = ModelArch(
     per_latent_timestep=True,
     causal_windows=True,
 )
-ARCHS = {"test-blocks": _ARCH, "test-causal": replace(_ARCH, causal_latents=3)}
+_SHALLOW = replace(_ARCH, dit=replace(_ARCH.dit, num_layers=3))
+ARCHS = {
+    "test-blocks": _ARCH,
+    "test-causal": replace(_ARCH, causal_latents=3),
+    "test-blocks-shallow": _SHALLOW,
+    "test-causal-shallow": replace(_SHALLOW, causal_latents=3),
+}
 
 _FEW = [
     "sampling.solver=renoise",
@@ -40,6 +46,12 @@ _VARIANTS = {
     "dualparal-grouped-pairs": [*_SIDES, "blocks.right=1", "blocks.depth=1"],
     "dualparal-staggered-wide": [*_SIDES, "blocks.right=1", "blocks.stagger=2"],
 }
+
+
+def shallow(policy: str) -> str:
+    """The setting of three layers in the place of five, for what is the same of any number."""
+    is_causal = "model.arch=test-causal" in (POLICIES | _VARIANTS)[policy]
+    return f"model.arch=test-{'causal' if is_causal else 'blocks'}-shallow"
 
 
 def overrides(policy: str, *more: str, steps: int = 5) -> list[str]:

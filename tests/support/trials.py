@@ -24,8 +24,8 @@ from longreel.jobs.home.journal import JournalReader
 
 LIMIT_S = 120.0  # for any process to end, on a machine that has other work
 _FOLDER = {".lock-guard", "manifest.json", "journal", "init.mp4", "segments", "latents", "inputs"}
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(  # what every victim would import for itself
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(  # what every victim would import for itself
     [
         "longreel.jobs.home.home",
         "longreel.jobs.home.record",
@@ -103,7 +103,7 @@ class Trial:
     @contextmanager
     def going(self, act: Act):
         """Its process, which is gone after this."""
-        process = _CONTEXT.Process(target=victim.go, args=(self.order(act.hurts, act.changes),))
+        process = CONTEXT.Process(target=victim.go, args=(self.order(act.hurts, act.changes),))
         process.start()
         try:
             yield process

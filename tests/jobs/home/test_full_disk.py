@@ -1,17 +1,13 @@
 """A disk that is full for a while costs time, or an end with its reason, and no frame."""
 
 import errno
-import json
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
-from tiny_blocks import overrides
+from tiny_blocks import overrides, shallow
 
 from longreel.jobs.home import checkpoints, record
 from longreel.jobs.home.attempt import Attempt
@@ -20,38 +16,6 @@ from longreel.jobs.home.journal import JournalReader, JournalWriter
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.render import plan_render
 
-SCRIPT = Path(__file__).parents[2] / "support" / "full_disk.py"
-# a disk of a megabyte, which nobody else sees, and which is gone with the process
-MOUNTED = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-MOUNT = 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"'
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    disk, elsewhere = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("elsewhere")
-    if not shutil.which("unshare") or subprocess.run([*MOUNTED, MOUNT, disk, "true"]).returncode:
-        pytest.skip("needs `unshare --map-root-user --mount`, to mount a small disk")
-    command = [*MOUNTED, MOUNT, disk, sys.executable, SCRIPT, disk, elsewhere]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
-
-
-def test_a_render_waits_for_room_and_goes_on(results):
-    whole = results["truth"]["digests"]
-    assert results["while full"]["state"] == "running"
-    assert 0 < len(results["while full"]["digests"]) < len(whole)
-    assert results["after"] == {"state": "done", "reason": "", "digests": whole, "parts": []}
-
-
-def test_a_render_that_finds_no_room_ends_with_the_reason_and_is_resumed(results):
-    assert "No space left on device" in results["error"]
-    left = results["left"]
-    assert left["state"] in ("failed", "paused")  # a full disk may not even take the word
-    assert left["parts"] == []
-    assert left["digests"] == results["truth"]["digests"][: len(left["digests"])]
-    assert results["resumed"] == results["truth"]
-
 
 def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -59,7 +23,7 @@ def full(*_, **__):
 
 @pytest.fixture
 def queued(tiny_archs, tmp_path):
-    settings = overrides("causal", "model.device=cpu")
+    settings = overrides("causal", shallow("causal"), "model.device=cpu")
     return Home(tmp_path).create(plan_render("a cat", frames=9, overrides=settings))
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from safetensors import SafetensorError
-from tiny_blocks import overrides
+from tiny_blocks import overrides, shallow
 
 from longreel.jobs.home import checkpoints
 from longreel.jobs.home.home import Home
@@ -29,7 +29,8 @@ def test_an_error_of_one_checkpoint_is_told_and_the_next_is_saved(
         return save(folder, number, checkpoint)
 
     monkeypatch.setattr(checkpoints.CheckpointFolder, "save", fails_twice)
-    settings = overrides("causal", "model.device=cpu", "checkpoint.every_s=0")
+    more = shallow("causal"), "model.device=cpu", "checkpoint.every_s=0"
+    settings = overrides("causal", *more)
     plan = plan_render("a red circle", frames=65, overrides=settings)
     folder = Home(tmp_path).create(plan)
     with caplog.at_level(logging.WARNING, "longreel"):
