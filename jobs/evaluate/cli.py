@@ -69,7 +69,11 @@ def evaluate(
     def report(record: Record) -> None:
         typer.echo(describe(record), err=True)
 
-    records = measure_all(clips(settings, prompts), output, report)
+    try:
+        records = measure_all(clips(settings, prompts), output, report)
+    except KeyboardInterrupt as error:
+        error.add_note("the same command again goes on with the clips that are left")
+        raise
     table = rows(records)
     sheet(records, output, output / "sheet.png")
     plot(table, records, output / "plot.png")

@@ -13,6 +13,7 @@ from command import longreel
 
 from longreel.jobs.cli import app
 from longreel.jobs.client.client import Client
+from longreel.jobs.evaluate import records
 
 COMMANDS = typer.main.get_command(app).commands
 # without these there is none of it
@@ -56,10 +57,20 @@ def test_a_reader_who_stops_reading_sees_no_trace(arguments, tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_batch_that_is_stopped_says_what_becomes_of_its_renders(tmp_path, monkeypatch):
-    monkeypatch.setattr(Client, "batch", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
-    done = longreel("batch", "prompts.csv", "-o", tmp_path)
+def interrupted(*_, **__):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["batch", "a.csv"], "the server goes on with what it has; the same command again fetches"),
+        (["evaluate", "--truth"], "the same command again goes on with the clips that are left"),
+    ],
+)
+def test_what_is_stopped_says_how_it_goes_on(tmp_path, monkeypatch, command, message):
+    monkeypatch.setattr(Client, "batch", interrupted)
+    monkeypatch.setattr(records, "evaluate", interrupted)
+    done = longreel(*command, "-o", tmp_path)
     assert done.code == 130
-    assert done.message == (
-        "stopped; the server goes on with what it has; the same command again fetches it"
-    )
+    assert done.message.startswith(f"stopped; {message}")
