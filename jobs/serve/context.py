@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fastapi import Request, WebSocket
@@ -47,6 +48,12 @@ class Context:
         if record is None or record.client != client:
             raise ApiError(404, "not_found", f"there is no render {render} of yours", field=field)
         return record
+
+    async def at_hand(self, renders: Iterable[str]) -> None:
+        """Their folders, before they are asked for: the journal of a long one takes a while to
+        read, and the event loop that all clients share waits for none."""
+        if cold := [render for render in renders if not self.files.is_open(render)]:
+            await asyncio.to_thread(self.files.read_ahead, cold)
 
     def status(self, record: Record) -> Status:
         """How it stands, a moment ago at most."""

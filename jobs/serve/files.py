@@ -142,6 +142,14 @@ class AllFiles:
             self._open[render] = files
             return files
 
+    def is_open(self, render: str) -> bool:
+        return render in self._open
+
+    def read_ahead(self, renders: Sequence[str]) -> None:
+        """Those that can be read."""
+        for render in renders:
+            self.segments(render)
+
     def segments(self, render: str, at_end: bool = False) -> Sequence[Segment]:
         """Nothing where the files are gone or cannot be read. `at_end`: there will be no more."""
         try:

@@ -190,7 +190,8 @@ class Keeper:
         """From a worker's start to what has become of the render."""
         news: News | None = None
         try:
-            live.seen = len(self._files.segments(live.record.render))
+            there = await asyncio.to_thread(self._files.segments, live.record.render)
+            live.seen = len(there)
             live.worker = await self._workers.hire(live.record)
             news = await self._work(live, live.worker)
         except (RuntimeError, TimeoutError, ValueError, *_PASSING) as error:

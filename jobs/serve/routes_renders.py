@@ -50,7 +50,9 @@ Asker = Annotated[Sender, Depends(_sender)]
 
 
 async def _own(here: Here, client: Client, id: RenderId) -> Record:
-    return here.record(id, client)
+    here.record(id, client)
+    await here.at_hand([id])
+    return here.record(id, client)  # as it is now
 
 
 Own = Annotated[Record, Depends(_own)]
@@ -86,6 +88,7 @@ async def list_renders(
     records, more = here.queue.page(
         client, states=status or (), after=after, limit=limit, newest_first=order == "desc"
     )
+    await here.at_hand(record.render for record in records)
     return RenderPage(
         data=[here.status(record).view for record in records],
         has_more=more,

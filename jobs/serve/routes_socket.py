@@ -33,6 +33,8 @@ async def stream(
     """
     here = context_of_socket(socket)
     try:
+        here.record(id, socket.state.client)
+        await here.at_hand([id])
         record = here.record(id, socket.state.client)
         here.files.of(record.render)
     except ApiError as error:

@@ -51,7 +51,8 @@ async def list_videos(
     if after is not None:
         here.check_after(after, client)
     records, more = here.queue.page(client, after=after, limit=limit, newest_first=order == "desc")
-    data = [video_view(here, record) for record in records]
+    await here.at_hand(record.render for record in records)
+    data = [video_view(here, here.again(record)) for record in records]
     return VideoPage(
         data=data,
         first_id=data[0].id if data else None,

@@ -331,6 +331,7 @@ def test_a_render_is_not_copied_or_removed_while_it_is_edited(opened):
                 http.delete(path),
             )
 
+    call(app, "GET", path)  # its files are at hand, or each would wait for them for a while
     edited, copied, removed = asyncio.run(at_once())
     assert (edited.status_code, removed.status_code) == (200, 200)
     assert (copied.status_code, copied.json()["error"]["code"]) == (409, "not_done")

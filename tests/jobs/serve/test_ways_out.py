@@ -8,6 +8,7 @@ import pytest
 from app import call, made, on_a_port, open_app
 from server import asked
 
+from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.record import RenderRun
 
 
@@ -119,3 +120,26 @@ def test_a_list_goes_on_after_a_render_that_was_removed_meanwhile(tmp_path, path
             more, asks = page["has_more"], asks | {"after": page["last_id"]}
         assert len(seen) == 5
         assert seen == sorted(seen, reverse=order == "desc")
+
+
+def test_no_journal_is_read_by_the_event_loop(tmp_path, monkeypatch):
+    """Of a render of hours that takes long, and all clients would wait."""
+    with open_app(tmp_path) as app:
+        render, read = made(app, frames=9), []
+        poll = JournalReader.poll
+
+        def told(reader):
+            if events := poll(reader):
+                read.append(threading.current_thread() is threading.main_thread())
+            return events
+
+        monkeypatch.setattr(JournalReader, "poll", told)
+        ours, theirs = f"/api/v1/renders/{render}", f"/v1/videos/{render}"
+        ways = ("", "/video", "/frames", "/events", "/hls/index.m3u8", "/thumbnail")
+        for path in ("/api/v1/renders", "/v1/videos", theirs, *(f"{ours}{way}" for way in ways)):
+            app.state.context.files._open.clear()
+            app.state.context.statuses._kept.clear()
+            read.clear()
+            assert call(app, "GET", path).status_code == 200
+            assert read, path
+            assert not any(read), path
