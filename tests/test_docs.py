@@ -137,6 +137,10 @@ def test_examples_and_results_are_typed(tmp_path):
         "from longreel.jobs.video import Video\n"
         "assert_type(longreel.render('a', 'b.mp4', frames=9), Video)\n"
         "assert_type(longreel.stream('a', overrides=['model.device=cpu']), longreel.FrameStream)\n"
+        "assert_type(longreel.Client().render('a'), longreel.Render)\n"
+        "assert_type(longreel.Client().render('a').wait(), longreel.RenderInfo)\n"
+        "async def ask() -> longreel.AsyncRender:\n"
+        "    return await longreel.AsyncClient().render('a')\n"
         "longreel.generate_latents('a', seed='7')  # type: ignore[arg-type]\n"
         "longreel.render('a', 'b.mp4', frame=9)  # type: ignore[call-arg]\n"
     )
@@ -156,6 +160,11 @@ def test_examples_and_results_are_typed(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_public_name_is_on_a_page():
+    words = {*re.findall(r"\w+", " ".join(PAGES[page] for page in ("python.md", "client.md")))}
+    assert {*longreel.__all__} <= words
 
 
 def commands() -> list[tuple[str, list[str]]]:
