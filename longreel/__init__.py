@@ -30,6 +30,7 @@ __all__ = [
     "RenderError",
     "RenderFailed",
     "RenderInfo",
+    "Request",
     "ServerError",
     "Video",
     "generate_latents",

@@ -132,7 +132,7 @@ def test_examples_and_results_are_typed(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "longreel").symlink_to(ROOT / "longreel")
     (tmp_path / "promised.py").write_text(
-        "from typing import assert_type\n"
+        "from typing import Unpack, assert_type\n"
         "import longreel\n"
         "from longreel.jobs.video import Video\n"
         "assert_type(longreel.render('a', 'b.mp4', frames=9), Video)\n"
@@ -141,6 +141,8 @@ def test_examples_and_results_are_typed(tmp_path):
         "assert_type(longreel.Client().render('a').wait(), longreel.RenderInfo)\n"
         "async def ask() -> longreel.AsyncRender:\n"
         "    return await longreel.AsyncClient().render('a')\n"
+        "def passed_on(**request: Unpack[longreel.Request]) -> longreel.FrameStream:\n"
+        "    return longreel.stream('a', **request)\n"
         "longreel.generate_latents('a', seed='7')  # type: ignore[arg-type]\n"
         "longreel.render('a', 'b.mp4', frame=9)  # type: ignore[call-arg]\n"
     )
