@@ -27,6 +27,12 @@ def check_range(field: str, value: float | None, low: float, high: float, conseq
         raise ValueError(f"{field}={value} {consequence}; set it to a number {bounds}")
 
 
+def check_given(field: str, value: str, consequence: str) -> None:
+    """Text that is not blank."""
+    if not value.strip():
+        raise ValueError(f"{field} is blank, so {consequence}; name one")
+
+
 def check_read(field: str, group: Any, reads: Mapping[str, Sequence[str]]) -> None:
     """What the algorithm in `field`, of this group, does not read must not be set: it would seem to
     have been done. `reads`: by algorithm, fields that not all of them read."""

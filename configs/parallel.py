@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .checks import check_name, check_range
+from .checks import check_given, check_name, check_range
 
 LINKS = ("auto", "nccl", "host")
 BACKENDS = ("auto", "local", "ray")
@@ -80,11 +80,7 @@ class ParallelConfig:
             )
 
     def _check_address(self) -> None:
-        if not self.address.strip():
-            raise ValueError(
-                "parallel.address is blank, so there is no cluster to place stages on; set it to "
-                "host:port of a Ray head, or leave it out for one of the render's own"
-            )
+        check_given("parallel.address", self.address, "there is no cluster to place stages on")
         if self.address != "local" and self.backend == "local":
             raise ValueError(
                 f"parallel.address={self.address} would be ignored, as parallel.backend=local runs "

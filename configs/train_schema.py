@@ -3,10 +3,9 @@
 A run is a YAML file in train/ that names only what differs from these defaults.
 """
 
-import re
 from dataclasses import dataclass, field
 
-from .checks import check_name, check_range
+from .checks import check_given, check_name, check_range
 from .train_small import MANY, DitTraining, LiveTraining, VaeTraining
 
 RECIPES = ("vae", "dit", "live", "finetune")
@@ -112,6 +111,7 @@ class DataConfig:
                     f"data.{name}={value} cannot be cut into whole latents and tokens; set it to "
                     "a multiple of 16 (32 for models whose latents are 16 pixels) from 32 up"
                 )
+        check_given("data.cache", self.cache, "encoded clips have no folder")
         if self.frames < 1 or self.frames % 4 != 1:
             raise ValueError(
                 f"data.frames={self.frames} does not end with a latent; set it to 4n + 1"
@@ -176,5 +176,4 @@ class TrainConfig:
                 f"recipe=finetune with finetune.checkpoint={self.finetune.checkpoint} and "
                 f"data.folder={self.data.folder} has nothing to start or to learn from; set both"
             )
-        if not re.search(r"\S", self.run.output or "runs"):
-            raise ValueError("run.output is blank, so the run has no folder; name one")
+        check_given("run.output", self.run.output or "runs", "the run has no folder")

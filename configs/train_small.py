@@ -1,10 +1,13 @@
 """Fields of the trainings of the small models: one group for each recipe."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from .checks import check_range
+from .checks import check_given, check_range
 
 MANY = 1e9
+_SIDE = 96  # pixels of a frame of the world
+_LONGEST_CLIP = 10_000  # latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,21 @@ class VaeTraining:
             check_range(f"vae.{name}", getattr(self, name), 1, 4096, "leaves no model to train")
         if self.patch not in (1, 2):
             raise ValueError(f"vae.patch={self.patch} is no patch we know; set it to 1 or 2")
-        if len(self.dim_mult) < 3 or min(self.dim_mult) < 1:
-            shown = ",".join(map(str, self.dim_mult))
+        shown = ",".join(map(str, self.dim_mult))
+        if len(self.dim_mult) < 3 or not 1 <= min(self.dim_mult) <= max(self.dim_mult) <= 64:
             raise ValueError(
-                f"vae.dim_mult=[{shown}] halves time less than twice, so a latent would not be "
-                "four frames; give at least three factors of 1 or more, such as [1,2,4]"
+                f"vae.dim_mult=[{shown}] is no row of at least three factors from 1 to 64: fewer "
+                "halve time less than twice, so a latent would not be four frames; set it to such "
+                "a row, as [1,2,4]"
             )
+        if self.space_stride > _SIDE:
+            raise ValueError(
+                f"vae.dim_mult=[{shown}] makes latents of {self.space_stride} pixels, and a frame "
+                f"has {_SIDE}; give fewer factors, such as [1,2,4]"
+            )
+        for name in ("things", "edges", "size", "alike"):
+            check_range(f"vae.{name}", getattr(self, name), 0, 1e6, "is no weight in a loss")
+        check_range("vae.noise", self.noise, 0, 1e3, "is no noise")
         self._check_phases()
         if not self.encoder and not self.start:
             raise ValueError(
@@ -56,17 +68,25 @@ class VaeTraining:
                     f"vae.{name} has {len(getattr(self, name))} values and vae.until has "
                     f"{len(self.until)}, so phases would lack some; give each the same number"
                 )
+        if not all(a < b for a, b in pairwise((0, *self.until))):
+            shown = ",".join(map(str, self.until))
+            raise ValueError(
+                f"vae.until=[{shown}] leaves a phase without a step; set the steps at which they "
+                "end, each larger than the one before, such as [1000,3000]"
+            )
+        for clips in self.clips:
+            check_range("vae.clips", clips, 1, 4096, "leaves no clip to learn from")
         for frames in (*self.frames, *filter(None, self.long_frames)):
-            if frames < 5 or frames % 4 != 1:
+            if not 5 <= frames <= 4 * _LONGEST_CLIP or frames % 4 != 1:
                 raise ValueError(
                     f"vae.frames or vae.long_frames={frames} does not end with a latent; "
                     "set it to 4n + 1 from 5 up, such as 25"
                 )
         for crop in self.crop:
-            if not 0 < crop <= 96 or crop % self.space_stride:
+            if not 0 < crop <= _SIDE or crop % self.space_stride:
                 raise ValueError(
-                    f"vae.crop={crop} is no whole number of latents of a frame of 96 pixels; "
-                    f"set it to a multiple of {self.space_stride} up to 96"
+                    f"vae.crop={crop} is no whole number of latents of a frame of {_SIDE} pixels; "
+                    f"set it to a multiple of {self.space_stride} up to {_SIDE}"
                 )
 
     @property
@@ -101,6 +121,8 @@ class DitTraining:
         check_range("dit.first", self.first, 0, 1, "is no share")
         check_range("dit.one_level", self.one_level, 0, 1, "is no share")
         check_range("dit.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
+        check_range("dit.clip_latents", self.clip_latents, 1, _LONGEST_CLIP, "leaves no clip")
+        check_given("dit.cache", self.cache, "encoded clips have no folder")
         if not self.shortest <= self.longest < self.clip_latents:
             raise ValueError(
                 f"dit.shortest={self.shortest}, dit.longest={self.longest} and dit.clip_latents="
@@ -130,11 +152,14 @@ class LiveTraining:
         for name in ("clips", "rows", "chunks"):
             check_range(f"live.{name}", getattr(self, name), 1, MANY, "leaves nothing to learn")
         check_range("live.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
+        check_range("live.clip_latents", self.clip_latents, 1, _LONGEST_CLIP, "leaves no clip")
+        check_given("live.cache", self.cache, "encoded clips have no folder")
         check_range("live.guidance", self.guidance, 1, 100, "steers away from the prompt")
         check_range("live.past_noise", self.past_noise, 0, 1, "is no level of noise")
-        if not self.timesteps or not all(0 < timestep <= 1000 for timestep in self.timesteps):
+        down = (1001, *self.timesteps, 0)
+        if not self.timesteps or not all(a > b for a, b in pairwise(down)):
             shown = ",".join(map(str, self.timesteps))
             raise ValueError(
-                f"live.timesteps=[{shown}] is no way from noise to a picture; "
-                "set numbers from 1000 to 1, such as [1000,750,500,250]"
+                f"live.timesteps=[{shown}] is no way from noise to a picture; set numbers from "
+                "1000 to 1, each smaller than the one before, such as [1000,750,500,250]"
             )

@@ -207,7 +207,7 @@ def _arch(field: str, name: str) -> "ModelArch":
 
 def _folder(field: str, value: str, first: str) -> Path:
     folder = expand(value)
-    if not value or not folder.is_dir():
+    if not value.strip() or not os.path.isdir(folder):  # Path.is_dir raises for too long a name
         raise ValueError(
             f"{field}={value} is no folder, so there is nothing to go on from; set it to the "
             f"model/ that another run left: longreel train {first} leaves one"
@@ -244,13 +244,21 @@ def _check_arch(config: TrainConfig) -> None:
             f"finetune.arch={finetune.arch} {kind}, and this recipe would teach it otherwise than "
             "it renders; choose a model that sees whole windows, such as wan2.1-t2v-1.3b"
         )
+    most = arch.dit.max_position
     for name, patch in (("height", arch.dit.patch[1]), ("width", arch.dit.patch[2])):
         value, whole = getattr(config.data, name), arch.vae.space_stride * patch
-        if value % whole:
+        if value % whole or value > most * whole:
             raise ValueError(
-                f"data.{name}={value} cannot be cut into whole tokens of {whole} pixels, as "
-                f"finetune.arch={finetune.arch} has them; set it to a multiple of {whole}"
+                f"data.{name}={value} cannot be cut into at most {most} whole tokens of {whole} "
+                f"pixels, as finetune.arch={finetune.arch} has them; set it to a multiple of "
+                f"{whole} up to {most * whole}"
             )
+    if config.data.frames > 1 + (most - 1) * arch.vae.time_stride:
+        raise ValueError(
+            f"data.frames={config.data.frames} makes more latents than the {most} positions of "
+            f"finetune.arch={finetune.arch}; set it to at most "
+            f"{1 + (most - 1) * arch.vae.time_stride}"
+        )
     check_heads(arch.dit, config.run.sequence_ranks)
     check_tokens(_tokens(arch, config.data), config.run.sequence_ranks)
     reference, field = finetune.checkpoint, "finetune.checkpoint"

@@ -46,14 +46,14 @@ class RunFolder:
     def check(self, config: TrainConfig) -> None:
         """ValueError where the folder holds another run, or other things."""
         file = self.path / _CONFIG
-        if file.exists():
+        if os.path.exists(file):  # Path.exists raises for names that are too long
             self._check_same(config, file)
-        elif self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
+        elif os.path.isdir(self.path) and any(it.name != _LOCK for it in self.path.iterdir()):
             raise ValueError(
                 f"run.output={self.path} holds files that are not of a training run, and ours "
                 "would be lost among them; name an empty folder or one that does not exist"
             )
-        elif self.path.exists() and not self.path.is_dir():
+        elif os.path.exists(self.path) and not os.path.isdir(self.path):
             raise ValueError(
                 f"run.output={self.path} is a file, so the run has no folder; name another"
             )
@@ -158,10 +158,10 @@ def make_folder(field: str, folder: Path, who_has: str) -> None:
     """ValueError where it neither is there nor can be made: `who_has` none then."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for a NUL in its name
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"{field}={folder} cannot be made ({error.strerror}), so {who_has} no folder; name "
-            "another"
+            f"{field}={folder} cannot be made ({reason}), so {who_has} no folder; name another"
         ) from None
 
 

@@ -90,7 +90,7 @@ RENOISE = {"solver": "renoise", "steps": 2}
             ("transfer_timeout_s=inf", "is no time"),
         ),
         (ParallelConfig, {"transfer_timeout_s": 1e308}, ("transfer_timeout_s=1e", "to 1e+06")),
-        (ParallelConfig, {"address": " "}, ("parallel.address is blank", "host:port")),
+        (ParallelConfig, {"address": " "}, ("parallel.address is blank", "name one")),
         (
             ParallelConfig,
             {"address": "head:6379", "backend": "local"},

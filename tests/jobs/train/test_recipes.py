@@ -124,3 +124,18 @@ def test_an_output_that_is_a_file_is_said_before_anything_is_made(tmp_path):
     file.touch()
     with pytest.raises(ValueError, match=r"^run\.output=.*/run is a file, .*name another"):
         train(load_training("shapes-vae", ["vae.compiled=false", f"run.output={file}"]))
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("data.width=32000", r"^data\.width=32000 .* 16 pixels.* multiple of 16 up to 16384"),
+        ("data.frames=4097", r"^data\.frames=4097 .* the 1024 positions of .* at most 4093"),
+    ],
+)
+def test_clips_that_no_model_takes_are_refused_before_one_is_read(size, words, tmp_path):
+    whole = shipped_folder("shipped:shapes", "model.checkpoint")
+    overrides = [f"finetune.checkpoint={whole}", "finetune.arch=wan2.1-t2v-1.3b", size]
+    overrides += [f"data.folder={tmp_path}", f"run.output={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match=words):
+        train(load_training("shapes", ["recipe=finetune", "dit.compiled=false", *overrides]))
