@@ -32,10 +32,10 @@ class CreateRender(Strict):
                 {"prompt": "a red circle drifts to the right", "preset": "shapes", "frames": 17},
                 {
                     "prompt": "a red circle drifts to the right",
-                    "frames": 33,
+                    "frames": 97,
                     "seed": 7,
                     "settings": {"sampling.steps": 4, "video.height": 64},
-                    "prompt_at": [{"seconds": 1.0, "prompt": "a blue square stands still"}],
+                    "prompt_at": [{"seconds": 3.0, "prompt": "a blue square stands still"}],
                     "priority": 5,
                     "deadline_s": 3600,
                 },

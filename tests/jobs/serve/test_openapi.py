@@ -9,7 +9,9 @@ import schemathesis
 from app import call, made, on_a_port, open_app
 from hypothesis import HealthCheck
 
+from longreel.jobs.render import plan_render
 from longreel.jobs.serve.limits import Limits
+from longreel.jobs.serve.schemas import CreateRender
 
 ROOT = Path(__file__).resolve().parents[3]
 KEPT = ROOT / "docs" / "openapi.json"
@@ -34,6 +36,18 @@ def test_every_operation_of_ours_has_an_example_or_needs_no_body(app):
             if body and path.startswith("/api"):
                 name = body["schema"]["$ref"].rpartition("/")[2]
                 assert app.openapi()["components"]["schemas"][name]["examples"], (method, path)
+
+
+@pytest.mark.parametrize("example", CreateRender.model_config["json_schema_extra"]["examples"])
+def test_a_request_that_is_shown_can_be_met(example):
+    shown = CreateRender(**example)
+    plan_render(
+        shown.prompt,
+        preset=shown.preset,
+        frames=shown.frames,
+        prompt_at=[(change.seconds, change.prompt) for change in shown.prompt_at],
+        overrides=[f"{key}={value}" for key, value in shown.settings.items()],
+    )
 
 
 def operations(app):
