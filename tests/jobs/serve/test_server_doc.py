@@ -7,12 +7,14 @@ from pathlib import Path
 import typer
 
 from longreel.jobs.cli import app
+from longreel.jobs.serve.keeper import _SHUTDOWN_S, _STOP_S, MAX_ATTEMPTS
 from longreel.jobs.serve.limits import Limits
 from longreel.jobs.serve.metrics import Metrics
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 TEXT = (DOCS / "server.md").read_text(encoding="utf-8")
 FLAT = " ".join(TEXT.split())
+WORDS = {2: "two", 3: "three"}
 
 
 def test_the_table_of_options_is_that_of_the_command():
@@ -49,6 +51,9 @@ def test_the_bounds_are_those_that_requests_are_held_to():
         f"pictures of {limits.upload_pixels // 10**6} million pixels",
         f"{limits.writes} changes at once and {limits.writes_per_s:g} a second",
         f"may have {limits.queued} renders that have not ended",
+        f"after {WORDS[limits.idle_s / 60]} minutes without a render",
+        f"is tried {WORDS[MAX_ATTEMPTS]} times",
+        f"not ended {_STOP_S:g} s after `pause` or `cancel`, or {_SHUTDOWN_S:g} s after SIGTERM",
     ):
         assert bound in FLAT, bound
     assert 1920 * height == limits.pixels
