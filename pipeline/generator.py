@@ -31,7 +31,7 @@ from .errors import RenderError
 from .guidance import GuidancePlan, plan_guidance
 from .in_order import InOrder
 from .noise_pool import NoisePool
-from .overlap import run_ahead
+from .overlap import Begun, run_ahead
 from .parts import check_parts
 from .plan import Plan, check_prompt
 from .surroundings import Surroundings
@@ -101,7 +101,7 @@ class Generator:
         self._maker = 0  # thread that makes the chain
         self._ready = threading.Event()  # there is a chain, or there will be none
         self._prompts = dict(sorted({**plan.prompts, **prompts}.items()))
-        self._limit, self._seen = limit, seen
+        self._limit, self.seen = limit, seen  # blocks before it have begun
         self.is_decoding = False
         self._around = around
         self._keeper = Keeper(plan.config.checkpoint.every_s, keep, start)
@@ -114,8 +114,12 @@ class Generator:
 
     def blocks(self) -> Stream[Moved]:
         """Clean blocks in order, each as soon as its last step is done."""
-        with _broken_ends_render(), self._begun() as backend:
-            yield from self._denoise(backend, self._begin_chain(backend))
+        with (
+            _broken_ends_render(),
+            self._begun() as backend,
+            closing(self._begin_chain(backend)) as steps,
+        ):
+            yield from self._denoise(steps)
 
     def chunks(self) -> Stream[Chunk]:
         """Frames in order, decoded while later blocks are still being made."""
@@ -151,8 +155,8 @@ class Generator:
         check_prompt(prompt)
         with self._telling:
             if not self._has_begun:
-                self._prompts[self._seen] = prompt
-                return self._seen
+                self._prompts[self.seen] = prompt
+                return self.seen
         chain = self._wait_for_chain()
         if self.is_over:
             raise ValueError("the render is over, so no block is left for another prompt")
@@ -164,11 +168,11 @@ class Generator:
         """Begin no more blocks; those in flight are finished. How many in all. As `set_prompt`."""
         with self._telling:
             if not self._has_begun:
-                self._limit = self._seen
-                return self._seen
+                self._limit = self.seen
+                return self.seen
         chain = self._wait_for_chain()
         with _given_up_is_over():
-            return max(self._seen, chain.stop())
+            return max(self.seen, chain.stop())
 
     @property
     def is_loaded(self) -> bool:
@@ -202,7 +206,7 @@ class Generator:
         held, wants = self._start.chain if self._start else None, self._keeper.wants_chain
         if self._plan.config.attention.keeps_state:  # which is in no snapshot
             wants = never
-        steps = chain.run(self._plan.schedule, held, self._limit, wants, self._seen)
+        steps = chain.run(self._plan.schedule, held, self._limit, wants, self.seen)
         self._chain = chain
         self._ready.set()
         return steps
@@ -220,7 +224,7 @@ class Generator:
             raise ValueError("the render has ended before it began, so nothing can be told to it")
         return self._chain
 
-    def _denoise(self, backend: Backend, steps: Stream[Done | Snapshot]) -> Stream[Moved]:
+    def _denoise(self, steps: Iterator[Done | Snapshot]) -> Stream[Moved]:
         schedule, start = self._plan.schedule, self._start
         total = (schedule.num_blocks or 0) * schedule.steps  # each block takes each of them once
         walk = start.chain.walk if start else WalkState()
@@ -234,21 +238,21 @@ class Generator:
         self._report("denoise", taken(), total)
         if start:
             yield from out.resume(start.decoded, start.clean)
-        with closing(steps) as done:
-            for one in done:
-                if self._given_up.is_set():
-                    return
-                if isinstance(one, Snapshot):
-                    self._keeper.add_chain(one)
-                    continue
-                levels.update({part.block: part.step + 1 for part in one.task.written})
-                for moved in one.finished:
-                    del levels[moved.block]
-                    finished += 1
-                    self._keeper.add_clean(moved.block, moved.latents_BCTHW)
-                note = " ".join(f"{block}:{step}" for block, step in sorted(levels.items()))
-                self._report("denoise", taken(), total, note)
-                yield from out.add(one.finished)
+        for one in steps:
+            if self._given_up.is_set():
+                return
+            if isinstance(one, Snapshot):
+                self._keeper.add_chain(one)
+                continue
+            levels.update({part.block: part.step + 1 for part in one.task.written})
+            self.seen = max(self.seen, *(block + 1 for block in one.task.admits), 0)
+            for moved in one.finished:
+                del levels[moved.block]
+                finished += 1
+                self._keeper.add_clean(moved.block, moved.latents_BCTHW)
+            note = " ".join(f"{block}:{step}" for block, step in sorted(levels.items()))
+            self._report("denoise", taken(), total, note)
+            yield from out.add(one.finished)
 
     def _decoding(self, arrays: Iterator[Decoded]) -> Iterator[Decoded]:
         """The same; `is_decoding` says whose fault an error is."""
@@ -268,9 +272,11 @@ class Generator:
             for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
                 if self._given_up.is_set():
                     return
-        steps = self._begin_chain(backend)
-        backend.expect_decoding()
-        with closing(self._denoise(backend, steps)) as blocks:
+        with (
+            closing(Begun(self._begin_chain(backend))) as steps,  # while clean blocks are decoded
+            closing(self._denoise(steps)) as blocks,
+        ):
+            backend.expect_decoding()
             for block in blocks:
                 number = block.block
                 keep = self._cuts.ends(number) and self._keeper.wants_decoder(number)

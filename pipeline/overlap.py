@@ -1,9 +1,10 @@
-"""A generator that runs ahead in a thread of its own, by a bounded number of items."""
+"""Generators that work before they are asked: in a thread of its own, so many items ahead."""
 
 import atexit
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain, islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -64,3 +65,40 @@ def run_ahead(
     finally:
         atexit.unregister(end)
         end()
+
+
+class Begun(Iterator[T]):
+    """The same items, the first of which is made from now on; closing it waits for that one."""
+
+    def __init__(self, items: Generator[T]) -> None:
+        self._items = items
+        self._first: list[T] = []
+        self._error: BaseException | None = None
+        self._all = chain.from_iterable(self._parts())
+        self._thread = threading.Thread(target=self._begin, name="longreel-begin", daemon=True)
+        self._thread.start()
+
+    def _begin(self) -> None:
+        try:
+            self._first += islice(self._items, 1)
+        except BaseException as error:  # for who asks for the first
+            self._error = error
+
+    def _parts(self) -> Iterator[Iterable[T]]:
+        self._thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # as above
+        yield self._first
+        yield self._items
+
+    def __next__(self) -> T:
+        return next(self._all)
+
+    def close(self) -> None:
+        self._thread.join()
+        self._error = None  # nobody has asked for it
+        self._items.close()

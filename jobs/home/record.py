@@ -191,6 +191,7 @@ class RenderRun:
         if start and not plan.batched:
             start = apart(start)
         cuts, gathered = plan.cuts, _Gathered(start.frames if start else 0)
+        seen = self._generator.seen if self._generator else 0
         tail = plan.schedule.num_blocks if attempt.edit else None  # decoded anew, as one segment
         with Saver(attempt) as saver:
             with self._telling:  # what the one before was told is known
@@ -202,7 +203,7 @@ class RenderRun:
                     keep=saver.keep,
                     prompts=attempt.prompts,
                     limit=attempt.limit,
-                    seen=max(plan.cuts.blocks_before(attempt.frames_done), *attempt.prompts, 0),
+                    seen=max(seen, cuts.blocks_before(attempt.frames_done), *attempt.prompts),
                     around=around,
                 )
                 self._telling.notify_all()
