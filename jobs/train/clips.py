@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from einops import rearrange
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ...configs.errors import first_line
@@ -27,6 +27,7 @@ from ...models.text_cache import identity
 from ...models.vae import StreamingEncoder
 from ...models.vae_load import load_vae
 from ..home.durable import written_aside
+from .latents import load_kept
 from .store import make_folder
 
 _FORMAT = 2  # of the files in the cache
@@ -60,12 +61,12 @@ def find_clips(finetune: FinetuneConfig, data: DataConfig) -> tuple[list[Path], 
     """The encoded clips, and the embedding of no prompt."""
     parts = _parts(finetune)
     files = [_kept(parts, data, video) for video, _ in _pairs(data)]
-    return files, _padded(load_file(_empty(parts, data))["text_SD"], finetune)
+    return files, _padded(load_kept(_empty(parts, data))["text_SD"], finetune)
 
 
 def read_clip(file: Path, finetune: FinetuneConfig) -> tuple[Tensor, Tensor]:
     """Latents C T H W, and the embedding of the caption, S D."""
-    clip = load_file(file)
+    clip = load_kept(file)
     return clip["latents_CTHW"], _padded(clip["text_SD"], finetune)
 
 

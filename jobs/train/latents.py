@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...configs.errors import first_line
 from ..home.durable import written_aside
 from ..world.draw import draw
 from ..world.scene import random_scene
@@ -103,8 +105,19 @@ def load_or_encode(
             with written_aside(shard) as part:
                 clips = encode_clips(vae, seeds, latents, compiled, workers)
                 save_file({"latents": clips}, part)
-        shards.append(load_file(shard)["latents"])
+        shards.append(load_kept(shard)["latents"])
     return LatentClips(torch.cat(shards), range(count))
+
+
+def load_kept(file: Path) -> dict[str, Tensor]:
+    """What was encoded. ValueError names the file where it is damaged."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is damaged ({first_line(error)}), so nothing can be learnt from it; remove "
+            "it, and the same command encodes it again"
+        ) from error
 
 
 def _kind(vae: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from ...configs.errors import first_line, is_memory
 from ...configs.files import expand
@@ -132,8 +133,16 @@ class Trainer:
             draw_curves(self.folder.lines(), part, f"{self._config.recipe}, step {self.step}")
 
     def _export(self) -> None:
-        with self.folder.exported() as part:
-            self._shown.export(part)
+        try:
+            with self.folder.exported() as part:
+                self._shown.export(part)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if is_memory(error):
+                raise
+            raise TrainingError(
+                f"the model cannot be written to {self.folder.path} ({first_line(error)}); make "
+                "room there and run the same command again, which has nothing left but that"
+            ) from error
 
     def _show(self, action: Callable[[], object]) -> None:
         """On the first rank, under the averaged weights."""

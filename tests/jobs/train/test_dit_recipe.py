@@ -175,6 +175,16 @@ def test_clips_are_made_once_and_equal_what_the_encoder_makes(vae, tmp_path, mon
         assert torch.equal(clips.clips_NCTHW, made)
 
 
+def test_kept_clips_that_are_damaged_are_named_with_the_way_out(vae, tmp_path):
+    made = load_or_encode(tmp_path, vae, 2, 2).clips_NCTHW
+    (shard,) = tmp_path.iterdir()
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"^{shard} is damaged \(.*; remove it, and"):
+        load_or_encode(tmp_path, vae, 2, 2)
+    shard.unlink()
+    assert torch.equal(load_or_encode(tmp_path, vae, 2, 2).clips_NCTHW, made)
+
+
 def test_clips_of_one_vae_are_not_taken_for_those_of_another(vae, tmp_path):
     first = load_or_encode(tmp_path, vae, 2, 2).clips_NCTHW
     other = random_vae(VAE, seed=1)

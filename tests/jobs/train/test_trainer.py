@@ -157,6 +157,23 @@ def test_a_checkpoint_that_finds_no_room_is_said_and_the_one_before_stays(tmp_pa
     assert train(config(tmp_path), build_toy)
 
 
+def test_a_model_that_finds_no_room_is_said_and_written_by_the_same_command(tmp_path, monkeypatch):
+    run = trainer(config(tmp_path))
+    export = run._shown.export
+
+    def full(folder):
+        with monkeypatch.context() as small:
+            fill_the_disk(small)
+            export(folder)
+
+    run._shown.export = full
+    with pytest.raises(TrainingError, match=rf"the model cannot be written to {tmp_path} \("):
+        run.run()
+    assert not (tmp_path / "model").exists()
+    assert train(config(tmp_path), build_toy)
+    assert exported(tmp_path)
+
+
 def fill_the_disk(monkeypatch):
     """To torch, whose errors are not Python's: files end after a kilobyte."""
     save = torch.save
