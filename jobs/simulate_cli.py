@@ -144,15 +144,12 @@ def _measure(setting: "Setting", speed: "Speed") -> "Seconds":
 def _check_plot(path: Path) -> Path:
     """Before anything is measured."""
     from ..configs.files import expand
+    from .target import check_folder
 
     if path.suffix.lower() != ".png":
         raise ValueError(f"--plot={path} is written as PNG; give a name that ends in .png")
     path = expand(path)
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"--plot={path} lies in {path.parent}, which is no folder, so there is nowhere to "
-            "write; make that folder first or choose another path"
-        )
+    check_folder("--plot", path)
     return path
 
 

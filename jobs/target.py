@@ -115,15 +115,9 @@ def check_target(path: Path, output: OutputConfig) -> None:
             f"choose a name inside it, such as {path / 'video.mp4'}"
         )
     _check_suffix(path, output)
-    target = path.absolute()
-    if not os.path.isdir(target.parent):  # Path.is_dir raises for names that are too long
-        state = "is not a folder" if os.path.lexists(target.parent) else "does not exist"
-        raise ValueError(
-            f"output={path} lies in {target.parent}, which {state}, so there is nowhere to write; "
-            "make that folder first or choose another path"
-        )
+    check_folder("output", path)
     try:
-        target.lstat()  # tells a name that the file system refuses from one that is free
+        path.absolute().lstat()  # tells a name that the file system refuses from one that is free
         _check_existing(path, output)
     except FileNotFoundError:
         return
@@ -131,6 +125,17 @@ def check_target(path: Path, output: OutputConfig) -> None:
         raise ValueError(
             f"output={path} cannot be used as a name ({error.strerror}); choose another path"
         ) from error
+
+
+def check_folder(what: str, path: Path) -> None:
+    """ValueError unless there is one that it can lie in."""
+    folder = path.absolute().parent
+    if not os.path.isdir(folder):  # Path.is_dir raises for names that are too long
+        state = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise ValueError(
+            f"{what}={path} lies in {folder}, which {state}, so there is nowhere to write; "
+            "make that folder first or choose another path"
+        )
 
 
 def _check_size(output: OutputConfig, *, height: int, width: int) -> None:

@@ -1,7 +1,12 @@
 """`longreel renders`, what is said of a render that is not there, and what of one that is made."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from command import SMALL, longreel
+
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 @pytest.mark.parametrize("options", [["--yes"], ["--json", "--prune"]])
@@ -17,6 +22,14 @@ def test_a_render_that_is_not_there_is_looked_for_where_it_was_asked(tmp_path, m
     elsewhere = tmp_path / "their renders"
     said = longreel("resume", "x", "--home", elsewhere).message
     assert f"`longreel renders --home '{elsewhere}'` lists" in said
+
+
+def test_a_trace_that_cannot_be_written_says_where(tmp_path):
+    shutil.copytree(DATA / "render-format-1", tmp_path / "renders" / "r")
+    path = tmp_path / "no" / "trace.json"
+    done = longreel("trace", "r", "--home", tmp_path, "-o", path)
+    assert (done.code, done.out) == (2, "")
+    assert done.message.startswith(f"output={path} lies in {path.parent}, which does not exist")
 
 
 def test_whatever_is_printed_meanwhile_the_output_is_the_file_s_name(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def test_branches_of_their_own_take_twice_the_devices_and_little_more_than_half_
         ("--preset tiny --gbytes nan", "--gbytes=nan is no speed"),
         ("--plot here.jpg", "--plot=here.jpg is written as PNG"),
         ("--preset tiny --calibrate --plot a.jpg", "--plot=a.jpg is written as PNG"),
-        ("--preset tiny --calibrate --plot no/such/a.png", "lies in no/such, which is no folder"),
+        ("--preset tiny --calibrate --plot no/such/a.png", "no/such, which does not exist"),
     ],
 )
 def test_errors_are_a_sentence_with_a_way_out(options, words, tmp_path, monkeypatch):
