@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 
 from ...models.shelf import Shelf
 from ...pipeline.backend import Backend, LocalBackend
+from ...pipeline.parts import fingerprints
 from ...pipeline.plan import Plan
 from ...pipeline.ray_backend import RayBackend
 from ..cluster import open_ray
@@ -40,17 +41,20 @@ class WarmBackends:
         return [] if self._backend is None else [round(s, 4) for s in self._backend.busy_s()]
 
     def _open(self, plan: Plan, given_up: threading.Event, hear: Callable[[str], None]) -> Backend:
-        if plan.backend == "local":
+        config, before = plan.config, self._fits
+        local = plan.backend == "local"
+        self._fits = _content(plan), () if local else (config.parallel, plan.policy == "whole")
+        if local:
             self.release()
+            if self._fits != before:
+                self._shelf = Shelf()
             return LocalBackend(plan, self._shelf)
-        config = plan.config
-        fits = config.model, config.parallel, plan.policy == "whole"
-        ray = self._ray if self._fits == fits else None
+        ray = self._ray if self._fits == before else None
         if ray is not None and self._renewed(ray, plan, given_up, hear):
             return ray
         self.release()
         self._shelf = Shelf()
-        self._ray, self._fits = open_ray(plan, given_up, hear, stays=True), fits
+        self._ray = open_ray(plan, given_up, hear, stays=True)
         return self._ray
 
     def _renewed(
@@ -65,3 +69,10 @@ class WarmBackends:
         except Exception as error:  # whatever it is, to begin anew finds out or goes well
             _log.warning("the last render's actors cannot be used again (%s)", error)
             return False
+
+
+def _content(plan: Plan) -> Hashable:
+    """Of a model: its files may be others under the same names, those of a cluster apart, which are
+    not seen from here."""
+    is_here = plan.config.parallel.address == "local"
+    return plan.config.model, tuple(fingerprints(plan).items()) if is_here else ()

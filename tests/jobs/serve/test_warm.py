@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_pipeline
 from command import SMALL
 from processes import all_gone
 from ray_cluster import free_cpus, pids_of
@@ -17,6 +18,8 @@ from longreel.jobs.render import plan_render, stream_chunks
 from longreel.jobs.serve.warm import WarmBackends
 from longreel.jobs.serve.worker import _next
 from longreel.jobs.serve.workers import Workers
+from longreel.models import arch as archs
+from longreel.models.vae_build import random_vae
 from longreel.pipeline.generator import Generator
 
 _SIZES = [setting for setting in SMALL if not setting.startswith("video.frames")]
@@ -36,6 +39,23 @@ def frames_over(warm, plan):
 def alone(seed):
     with stream_chunks(make_plan(seed)) as chunks:
         return np.concatenate([chunk.frames for chunk in chunks])
+
+
+def test_weights_that_have_been_replaced_are_loaded_anew(tmp_path, monkeypatch):
+    """As by another training, under the same name."""
+    arch = tiny_pipeline.ARCHS["test-t2v"]
+    monkeypatch.setitem(archs.ARCHS, "test-t2v", arch)
+    tiny_pipeline.write_checkpoint(tmp_path, arch)
+    plan = make_plan(0, "model.arch=test-t2v", f"model.checkpoint={tmp_path}")
+    warm = WarmBackends()
+    before = frames_over(warm, plan)
+    shelf = warm._shelf
+    assert np.array_equal(frames_over(warm, plan), before)
+    assert warm._shelf is shelf
+    random_vae(arch.vae, seed=2).save_pretrained(tmp_path / "vae")
+    now = frames_over(warm, plan)
+    assert not np.array_equal(now, before)
+    assert np.array_equal(now, frames_over(WarmBackends(), plan))
 
 
 @pytest.mark.ray
