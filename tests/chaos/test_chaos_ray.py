@@ -9,6 +9,7 @@ from threading import Event, Thread
 import numpy as np
 import pytest
 from processes import alive, all_gone, command, descendants, wait_until
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray_cluster import actors, cluster_of, frames_of, free_cpus, make_plan, over_ray
 from trials import Act, Trial, draw_over_ray, make_truth, run_trial
 from victim import DONE, Hurt
@@ -141,6 +142,31 @@ def test_a_render_outlives_a_node_that_goes_while_layers_are_split_anew(
     assert not others
     assert caplog.text.count("split anew") == 2
     assert free_cpus(2) == 2
+    assert wait_until(lambda: not actors(), 20)
+
+
+@pytest.mark.slow
+def test_a_render_outlives_its_only_node(cluster, caplog):
+    """Decoding has nowhere else to go, and waits for the node in its place as stages do."""
+    other = other_node(cluster)
+    head = placement_group([{"CPU": 2.0, "node:__internal_head__": 0.001}])
+    assert head.wait(30)
+    assert wait_until(lambda: free_cpus(2) == 2, 30)
+
+    def lose(backend):
+        assert len({member.node for member in backend._crew.members}) == 1
+        cluster.remove_node(other, allow_graceful=False)
+        lost.set()
+
+    lost = Event()
+    with ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(frames_of, spread_plan(120, num_stages=2), lose)
+        assert lost.wait(120)
+        Event().wait(30)
+        add_node(cluster)
+    remove_placement_group(head)
+    assert np.array_equal(ours.result(), long_truth())
+    assert "split anew" not in caplog.text
     assert wait_until(lambda: not actors(), 20)
 
 
