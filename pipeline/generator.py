@@ -35,6 +35,7 @@ from .overlap import Begun, run_ahead
 from .parts import check_parts
 from .plan import Plan, check_prompt
 from .surroundings import Surroundings
+from .tally import Tally
 from .windows import Sampling
 
 _NONE: Mapping[int, str] = MappingProxyType({})
@@ -227,15 +228,9 @@ class Generator:
     def _denoise(self, steps: Iterator[Done | Snapshot]) -> Stream[Moved]:
         schedule, start = self._plan.schedule, self._start
         total = (schedule.num_blocks or 0) * schedule.steps  # each block takes each of them once
-        walk = start.chain.walk if start else WalkState()
-        levels = dict(walk.in_flight)  # steps that blocks in flight have taken
-        finished = walk.next_block - len(levels)
+        tally = Tally(start.chain.walk if start else WalkState(), schedule.steps)
         out = InOrder(schedule.steps)
-
-        def taken() -> int:
-            return finished * schedule.steps + sum(levels.values())
-
-        self._report("denoise", taken(), total)
+        self._report("denoise", tally.taken, total)
         if start:
             yield from out.resume(start.decoded, start.clean)
         for one in steps:
@@ -244,14 +239,11 @@ class Generator:
             if isinstance(one, Snapshot):
                 self._keeper.add_chain(one)
                 continue
-            levels.update({part.block: part.step + 1 for part in one.task.written})
+            tally.add(one)
             self.seen = max(self.seen, *(block + 1 for block in one.task.admits), 0)
             for moved in one.finished:
-                del levels[moved.block]
-                finished += 1
                 self._keeper.add_clean(moved.block, moved.latents_BCTHW)
-            note = " ".join(f"{block}:{step}" for block, step in sorted(levels.items()))
-            self._report("denoise", taken(), total, note)
+            self._report("denoise", tally.taken, total, tally.note)
             yield from out.add(one.finished)
 
     def _decoding(self, arrays: Iterator[Decoded]) -> Iterator[Decoded]:
@@ -272,10 +264,10 @@ class Generator:
             for _ in backend.decode(around.lead_BCTHW):  # for the state that it leaves
                 if self._given_up.is_set():
                     return
-        with (
-            closing(Begun(self._begin_chain(backend))) as steps,  # while clean blocks are decoded
-            closing(self._denoise(steps)) as blocks,
-        ):
+        chain = self._begin_chain(backend)
+        clean = self._start.clean if self._start else {}  # are decoded while it begins
+        steps: Stream[Done | Snapshot] | Begun[Done | Snapshot] = Begun(chain) if clean else chain
+        with closing(steps), closing(self._denoise(steps)) as blocks:
             backend.expect_decoding()
             for block in blocks:
                 number = block.block
