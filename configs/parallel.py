@@ -84,7 +84,7 @@ class ParallelConfig:
         if self.address != "local" and self.backend == "local":
             raise ValueError(
                 f"parallel.address={self.address} would be ignored, as parallel.backend=local runs "
-                "every stage in this process; set parallel.backend=ray, or leave it out"
+                "every stage in this process; set parallel.backend=ray, or parallel.address=local"
             )
 
     def _check_devices(self) -> None:

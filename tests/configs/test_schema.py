@@ -94,7 +94,7 @@ RENOISE = {"solver": "renoise", "steps": 2}
         (
             ParallelConfig,
             {"address": "head:6379", "backend": "local"},
-            ("parallel.address=head:6379", "would be ignored", "parallel.backend=ray"),
+            ("parallel.address=head:6379", "would be ignored", "or parallel.address=local"),
         ),
         (CheckpointConfig, {"every_s": math.inf}, ("checkpoint.every_s=inf", "is no pause")),
         (
