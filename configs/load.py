@@ -129,6 +129,11 @@ def merge(settings: Mapping[str, Any], schema: Any) -> Any:
         if kinds[key] is str:
             if not isinstance(value, str):
                 raise _wrong_type(key, value, kinds[key])
+            if "\0" in value:
+                raise ValueError(
+                    f"{key}={value[:60]!r} holds a NUL character, at which names of files and the "
+                    "metadata of a video would end; remove it"
+                )
             text[key] = value
         elif any("${" in str(item) or item == "???" for item in _items(value)):
             raise _wrong_type(key, value, kinds[key])  # OmegaConf takes these in any field
