@@ -133,8 +133,8 @@ class Intake:
 
         self._check_words(asked)
         preset = self._preset(asked.preset)
-        overrides = [*self._overrides, *_overrides(asked.settings)]
-        config = load_config(preset, overrides)
+        ours, theirs = self._overrides, [*_overrides(asked.settings)]
+        config = load_config(preset, [*ours, *theirs])
         frames = asked.frames
         if frames is not None and asked.seconds is not None:
             raise ValueError(
@@ -143,6 +143,8 @@ class Intake:
             )
         if frames is None and asked.seconds is not None:
             frames = frames_of(asked.seconds, config.video.fps)
+        if frames is not None:
+            ours = [one for one in ours if one.partition("=")[0].strip() != "video.frames"]
         self._check_size(config, config.video.frames if frames is None else frames)
         with self._picture(asked.image) as image:
             plan = plan_render(
@@ -152,7 +154,7 @@ class Intake:
                 seed=asked.seed,
                 image=image,
                 prompt_at=[(change.seconds, change.prompt) for change in asked.prompt_at],
-                overrides=overrides,
+                overrides=[*ours, *theirs],
             )
             others = promised(self._queue, self._files)
             check_home(plan, self._files.home.path, promised=others)

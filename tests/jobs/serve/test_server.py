@@ -1,5 +1,6 @@
 """A real server over HTTP: what goes in comes out, in every way, with the same frames."""
 
+import contextlib
 import io
 import json
 import struct
@@ -7,6 +8,7 @@ import struct
 import av
 import numpy as np
 import pytest
+from app import call
 from server import SMALL, asked, ended, until
 from websockets.sync.client import connect
 
@@ -14,6 +16,7 @@ from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render
+from longreel.jobs.serve.app import make_app
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +282,18 @@ def test_metrics_count_what_was_made(http, done):
     assert float(values['longreel_renders_ended_total{state="done"}']) >= 1
     assert float(values['longreel_sent_bytes_total{way="video"}']) >= len(done[1])
     assert float(values["longreel_first_frame_seconds_count"]) >= 1
+
+
+def test_what_a_request_asks_for_goes_over_what_the_server_has_for_all(tmp_path):
+    app = make_app(tmp_path, preset="tiny", overrides=["model.text_cache=", "video.frames=33"])
+    with contextlib.closing(app.state.context.queue):
+        for more, frames in (
+            ({"frames": 9}, 9),
+            ({"seconds": 1.0}, 9),
+            ({"settings": {"video.frames": 5}}, 5),
+            ({}, 33),
+        ):
+            answer = call(app, "POST", "/api/v1/renders", json=asked(**{"frames": None, **more}))
+            assert (answer.status_code, answer.json()["frames"]) == (201, frames)
+        twice = asked(frames=9, settings={"video.frames": 5})
+        assert call(app, "POST", "/api/v1/renders", json=twice).json()["error"]["param"] == "frames"
