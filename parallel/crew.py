@@ -119,7 +119,7 @@ class Crew:
         """The new actors, by bundle, once their processes are up."""
         arrived: dict[int, Member] = {}
         waiting = {bundle: actor.where.remote() for bundle, actor in self._new.items()}
-        deadline, whole_s = time.monotonic() + _START_TIMEOUT_S, time.monotonic()
+        since_s, was_whole = time.monotonic(), True
         while waiting:
             self._check()
             ready, _ = ray.wait(list(waiting.values()), num_returns=1, timeout=SLICE_S)
@@ -136,13 +136,19 @@ class Crew:
                     time.sleep(SLICE_S)
                     self._new[bundle] = self._begin(bundle)
                     waiting[bundle] = self._new[bundle].where.remote()
-            now = time.monotonic()
-            if self._placement.is_whole():
-                whole_s = now
-            if now - whole_s > self._place_timeout_s or now > deadline:
+            now, is_whole = time.monotonic(), self._placement.is_whole()
+            if is_whole != was_whole:  # there are devices, or not any more
+                since_s, was_whole = now, is_whole
+            many = f"{len(waiting)} of {self.layout.num_devices} devices"
+            if not is_whole and now - since_s > self._place_timeout_s:
                 raise NoReplacement(
-                    f"{len(waiting)} of {self.layout.num_devices} devices are gone, and none came "
-                    f"in their place within parallel.place_timeout_s={self._place_timeout_s:g}"
+                    f"{many} are gone, and none came in their place within "
+                    f"parallel.place_timeout_s={self._place_timeout_s:g}"
+                )
+            if is_whole and now - since_s > _START_TIMEOUT_S:
+                raise NoReplacement(
+                    f"{many} have no process that came up within {_START_TIMEOUT_S:g} s; see Ray's "
+                    "logs for the reason"
                 )
         self._new = {}
         return arrived

@@ -1,11 +1,13 @@
 """Devices that are lost for good, and others while layers are split anew; played, without Ray."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 from ray_cluster import make_plan
 
+from longreel.parallel import crew as crews
 from longreel.parallel import placement
 from longreel.parallel.crew import NoReplacement
 from longreel.parallel.errors import ChainBroken
@@ -123,6 +125,36 @@ def test_what_cannot_be_repaired_ends_the_render_for_all_who_wait(monkeypatch):
     played.backend._worker = object()
     with pytest.raises(ChainBroken, match="no CPU is left"):  # who reads frames meanwhile
         played.backend._revive(WorkerLost("it is gone", played.backend._worker))
+
+
+@pytest.mark.parametrize(
+    ("comes_after_s", "words"), [(0.6, ""), (9.0, "1 of 1 devices are gone"), (None, "no process")]
+)
+def test_a_device_is_waited_for_as_long_as_asked_and_then_its_process(
+    monkeypatch, comes_after_s, words
+):
+    """The process of one that is there has a time of its own: it was counted from the beginning."""
+    begun_s = time.monotonic()
+
+    def is_whole():
+        return comes_after_s is None or time.monotonic() - begun_s > comes_after_s
+
+    def wait(refs, num_returns, timeout):
+        time.sleep(timeout)
+        return (refs if comes_after_s is not None and is_whole() else []), []
+
+    where = SimpleNamespace(remote=lambda: "where it is")
+    monkeypatch.setattr(crews, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(crews, "result", lambda ref: ("a node", "", 1))
+    monkeypatch.setattr(crews, "_START_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(crews.Crew, "_begin", lambda crew, bundle: SimpleNamespace(where=where))
+    played = SimpleNamespace(layout=SimpleNamespace(num_devices=1), is_whole=is_whole)
+    crew = crews.Crew(played, place_timeout_s=2.0)
+    if words:
+        with pytest.raises(NoReplacement, match=words):
+            _ = crew.members
+    else:
+        assert len(crew.members) == 1
 
 
 def test_several_workers_on_gpus_begin_when_stages_have_theirs():
