@@ -7,7 +7,7 @@ from functools import cache, partial
 import pytest
 import torch
 from thread_chain import ThreadBackend
-from tiny_blocks import overrides
+from tiny_blocks import overrides, shallow
 
 from longreel.jobs.render import plan_render
 from longreel.parallel.link import LinkClosed
@@ -26,7 +26,7 @@ def make_plan(policy, *more, frames=29, **layout):
     settings = [f"parallel.{name}={value}" for name, value in layout.items()]
     settings += ["parallel.backend=ray"] * bool(layout)
     few = [] if policy.startswith(("causal", "rolling")) else ["sampling.steps=3"]
-    settings = overrides(policy, *few, *GUIDED, *more, *settings)
+    settings = overrides(policy, shallow(policy), *few, *GUIDED, *more, *settings)
     return plan_render("a cat", frames=frames, seed=3, overrides=settings)
 
 

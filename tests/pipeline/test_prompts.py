@@ -115,7 +115,7 @@ def test_prompts_that_no_block_reads_any_more_are_let_go(policy):
 
     def latents(sampling, hear):
         chain = backend.chain(sampling)
-        with closing(chain.run(ours.schedule, limit=24)) as done:
+        with closing(chain.run(ours.schedule, limit=16)) as done:
             for one in done:
                 yield from (moved.latents_BCTHW for moved in one.finished)
                 if one.finished:
@@ -140,7 +140,7 @@ def test_what_is_told_is_kept_as_long_as_a_snapshot_needs_it(policy):
     kept = Generator(ours).sampling(backend)  # for the windows that go on from there
     chain, text_BSD = backend.chain(kept), kept.text(0)
     snapshots, blocks = [EMPTY], {}
-    with closing(chain.run(ours.schedule, limit=24, wanted=bool)) as done:
+    with closing(chain.run(ours.schedule, limit=16, wanted=bool)) as done:
         for one in done:
             if isinstance(one, Snapshot):
                 snapshots.append(one)
@@ -152,7 +152,7 @@ def test_what_is_told_is_kept_as_long_as_a_snapshot_needs_it(policy):
                 kept.remember(chain.change_text(text_BSD), text_BSD, oldest)
     assert len(kept.texts) < 10
     start, again = snapshots[-2], backend.chain(kept)
-    for one in again.run(ours.schedule, start, limit=24):
+    for one in again.run(ours.schedule, start, limit=16):
         for moved in one.finished:
             assert torch.equal(moved.latents_BCTHW, blocks[moved.block])
 
