@@ -62,6 +62,7 @@ async def run_batch(
 
     What is there already is not made again, one failure does not stop the rest, and after an
     interruption the same call goes on. `concurrency`: renders in the server's queue at once.
+    httpx.TransportError or ServerError: the server is not there, or lets nobody in.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency} renders nothing; set it to 1 or more")
@@ -71,6 +72,8 @@ async def run_batch(
     every = [Item(name=a.name, prompt=a.prompt, path=folder / f"{a.name}.mp4") for a in asked]
     turns = asyncio.Semaphore(concurrency)
     with contextlib.closing(BatchLog(folder)) as log, shown(progress, every) as show:
+        if not all(_is_there(log, *one) for one in zip(asked, every, strict=True)):
+            await _reach(client)
 
         async def one(number: int) -> None:
             async with turns:
@@ -86,6 +89,16 @@ async def run_batch(
 
     await asyncio.to_thread(write_sheet, folder / SHEET, made)
     return BatchResult(items=every, sheet=folder / SHEET)
+
+
+def _is_there(log: BatchLog, asked: Asked, item: Item) -> bool:
+    return log.last(asked).get("state") == "done" and item.path.exists()
+
+
+async def _reach(client: "AsyncClient") -> None:
+    """Once, or each of them would wait in turn for a server that is not there."""
+    async with contextlib.aclosing(client.renders()) as renders:
+        await anext(renders, None)
 
 
 class _Making:
@@ -104,7 +117,7 @@ class _Making:
 
     async def run(self) -> None:
         last = self._log.last(self._asked)
-        if last.get("state") == "done" and self._item.path.exists():
+        if _is_there(self._log, self._asked, self._item):
             self._tell("done", fraction=1.0, render=last["render"])
             return
         attempt = last.get("attempt", 0)

@@ -18,7 +18,10 @@ def batch(
     concurrency: Annotated[int, typer.Option(help="Renders in the queue at once.", min=1)] = 4,
 ) -> None:
     """Render many prompts; given again, it goes on where it was."""
+    import httpx
+
     from .client import Client
+    from .errors import ServerError
     from .http import read_token
 
     token = None if token_file is None else read_token(token_file)
@@ -28,6 +31,8 @@ def batch(
         except KeyboardInterrupt as error:
             error.add_note("the server goes on with what it has; the same command again fetches it")
             raise
+        except (httpx.TransportError, ServerError) as error:
+            raise OSError(str(error)) from error
     typer.echo(f"{len(result.done)} of {len(result.items)} videos in {out}")
     if result.failed:
         first = result.failed[0]

@@ -29,7 +29,7 @@ class Http:
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/"), headers=headers, timeout=timeout, trust_env=False
         )
-        self._patience_s = patience_s
+        self._url, self._patience_s = url, patience_s
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -71,7 +71,7 @@ class Http:
                 raise Quiet(str(error)) from error
 
     def patience(self) -> "Patience":
-        return Patience(self._patience_s)
+        return Patience(self._patience_s, self._url)
 
 
 class Quiet(httpx.ReadTimeout):
@@ -81,8 +81,10 @@ class Quiet(httpx.ReadTimeout):
 class Patience:
     """How long a server may be away, and how often it is tried meanwhile."""
 
-    def __init__(self, total_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._total_s, self._now = total_s, now
+    def __init__(
+        self, total_s: float, url: str = "", now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._total_s, self._url, self._now = total_s, url, now
         self._since: float | None = None
         self._pause_s = _FIRST_S
 
@@ -97,6 +99,11 @@ class Patience:
         now = self._now()
         self._since = now if self._since is None else self._since
         if now - self._since > self._total_s:
+            if isinstance(error, httpx.TransportError):
+                raise type(error)(
+                    f"{self._url} has not answered for {self._total_s:g} s ({error}); start a "
+                    "server there with `longreel serve`, or give the address of one"
+                ) from error
             raise error
         asked = (headers or {}).get("retry-after", "")
         pause = float(asked) if asked.isdigit() else self._pause_s * random.uniform(0.5, 1.0)

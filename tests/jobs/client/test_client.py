@@ -6,7 +6,9 @@ import inspect
 import json
 import subprocess
 import threading
+import time
 
+import command
 import httpx
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 from server import SMALL, until
 
 import longreel
+from longreel.jobs.client import http
 from longreel.jobs.client.batch_items import read_items
 from longreel.jobs.client.batch_log import BatchLog
 from longreel.jobs.client.errors import RenderFailed, ServerError
@@ -176,9 +179,20 @@ def test_it_is_the_same_from_an_event_loop(server, kept):
 def test_a_server_that_is_not_there_is_given_up_after_the_patience():
     with (
         longreel.Client("http://127.0.0.1:9", patience_s=0.3) as client,
-        pytest.raises(httpx.ConnectError),
+        pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.1:9 has not answered .*longreel"),
     ):
         client.get("x")
+
+
+def test_a_batch_waits_once_for_a_server_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(http.Http, "patience", lambda here: http.Patience(0.3, here._url))
+    (tmp_path / "a.csv").write_text("prompt\n" + "a circle\n" * 20)
+    asked = ["batch", tmp_path / "a.csv", "-o", tmp_path / "out", "--url", "http://127.0.0.1:9"]
+    before = time.monotonic()
+    done = command.longreel(*asked)
+    assert time.monotonic() - before < 5
+    assert (done.code, done.out) == (1, "")
+    assert done.message.startswith("http://127.0.0.1:9 has not answered for 0.3 s")
 
 
 def test_a_batch_makes_what_it_can_and_goes_on_where_it_was(client, tmp_path):

@@ -129,6 +129,10 @@ def test_a_batch_asks_anew_only_for_what_has_failed(tmp_path, error, state):
     keys = []
 
     class Broken:
+        async def renders(self):
+            for render in ():  # it is there, and has none
+                yield render
+
         async def render(self, prompt, *, key):
             keys.append(key)
             raise error
