@@ -53,7 +53,7 @@ def test_a_render_started_from_the_page_plays_while_it_is_made(page, server):
     assert playing["error"] is None
     assert playing["width"] == 96
     assert find(page, "#state").text.startswith("running"), "it plays before it is done"
-    later = until(lambda: video_of(page), lambda video: video["time"] > playing["time"] + 1)
+    later = until(lambda: video_of(page), lambda video: video["time"] > playing["time"] + 0.3)
     assert later["error"] is None
     final = until(
         lambda: page.find_elements(By.CSS_SELECTOR, "#blocks i.final"), lambda found: len(found) > 1
