@@ -93,7 +93,8 @@ class RayChain:
         self._hear = hear
         self._stamp = Stamp(render=uuid.uuid4().hex[:12], epoch=0)
         self._members: Sequence[Member] = ()
-        self._runs: dict[int, ray.ObjectRef[Any]] = {}  # the data loops, by member
+        # what each member's data thread is at, to be cut off: joins, and then its loop
+        self._runs: dict[int, ray.ObjectRef[Any]] = {}
         self._vault = Vault()
         self._telling = Telling(parts.remember, check)
         self._start: Snapshot | None = None  # of the next epoch
@@ -188,15 +189,19 @@ class RayChain:
     def _join(self, meeting: Rendezvous) -> None:
         crew, device = self._devices.crew, self._devices.device
         edges = wire(crew.layout, self._stamp, self._timeout_s, partial(self._link, meeting))
-        refs = []
         for i, member in enumerate(self._members):
             first, last = i == 0, member is self._last
             windows = partial(self._parts.windows, device) if first else None
             stepper = partial(self._parts.stepper, device) if last else None
             passes, start = self._passes(i), self._part_of_start(i, first=first, last=last)
             told = self._telling.limit, self._telling.seen
-            refs.append(member.call("join", edges[i], windows, stepper, passes, start, *told))
-        wait_all(refs, max(self._timeout_s, _CONTROL_S), "stages to join", self._check)
+            self._runs[i] = member.call("join", edges[i], windows, stepper, passes, start, *told)
+        wait_all(
+            list(self._runs.values()),
+            max(self._timeout_s, _CONTROL_S),
+            "stages to join",
+            self._check,
+        )
 
     def _passes(self, i: int) -> range:
         layout = self._devices.crew.layout

@@ -4,14 +4,16 @@ import os
 import re
 import signal
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
+import poison
 import pytest
 from processes import all_gone
 from ray_cluster import frames_of, free_cpus, make_plan, pids_of
 from thread_chain import ThreadBackend
 
+from longreel.pipeline import ray_backend
 from longreel.pipeline.backend import open_backend
 from longreel.pipeline.generator import Generator
 
@@ -74,6 +76,20 @@ def test_an_actor_that_is_lost_is_named_and_replaced(policy, layout, actor, sent
     assert re.search(words, caplog.text)
     assert re.search(r"was lost at block \d+, step \d+", caplog.text)
     assert all_gone(hurt, within_s=5.0)
+    assert free_cpus() == 6
+
+
+def test_a_stage_that_hangs_while_it_joins_is_replaced(monkeypatch, tmp_path, caplog):
+    """It answers all the while, and what it is asked next would come behind that."""
+    late = partial(poison.make_windows_late, str(tmp_path / "first"))
+    monkeypatch.setattr(ray_backend, "make_windows", late)
+    plan = make_plan("dualparal", GUIDED, *BORNE, frames=33, num_stages=2)
+    with closing(Generator(plan).chunks()) as chunks:
+        frames = np.concatenate([chunk.frames for chunk in chunks])
+    plain = make_plan("dualparal", GUIDED, frames=33)
+    with closing(Generator(plain).chunks()) as chunks:
+        assert np.array_equal(frames, np.concatenate([chunk.frames for chunk in chunks]))
+    assert caplog.text.count("stages to join") == 1
     assert free_cpus() == 6
 
 

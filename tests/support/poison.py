@@ -1,16 +1,27 @@
-"""A stage whose last layer has gone wrong: its weights are not numbers."""
+"""Parts of actors that go wrong."""
+
+import time
+from pathlib import Path
 
 import torch
 
 from longreel.parallel.stage import Stage
-from longreel.pipeline.backend import make_stage
+from longreel.pipeline.backend import make_stage, make_windows
 
 
 def make_poisoned_stage(plan, layers: range, device: str, *shelf: object) -> Stage:
-    """With weights of its own, whatever shelf there is."""
+    """Whose last layer's weights are not numbers; of its own, whatever shelf there is."""
     stage = make_stage(plan, layers, device)
     last = plan.arch.dit.num_layers - 1
     if last in layers:
         with torch.no_grad():
             next(stage._expert(0).blocks[str(last)].parameters()).fill_(torch.nan)
     return stage
+
+
+def make_windows_late(path, sampling, device):
+    """The first ones, of which the file is a sign, never come."""
+    if not Path(path).exists():
+        Path(path).touch()
+        time.sleep(600)
+    return make_windows(sampling, device)
