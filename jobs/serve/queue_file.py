@@ -87,7 +87,7 @@ def _take(file: sqlite3.Connection, path: Path) -> None:
         file.execute("PRAGMA locking_mode = EXCLUSIVE")
         file.execute("PRAGMA journal_mode = WAL")
         file.execute("PRAGMA synchronous = FULL")
-        file.execute("BEGIN IMMEDIATE")
+        file.execute("BEGIN IMMEDIATE")  # or a home that is up to date would only be read
         file.execute("ROLLBACK")
         (version,) = file.execute("PRAGMA user_version").fetchone()
         for number, change in enumerate(_CHANGES[version:], start=version + 1):
