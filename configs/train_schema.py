@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from .checks import check_given, check_name, check_range
 from .train_small import MANY, DitTraining, LiveTraining, VaeTraining
 
-RECIPES = ("vae", "dit", "live", "finetune")
+_READS = {  # by recipe: the groups that it reads, of those that not all do
+    "vae": ("vae",),
+    "dit": ("dit",),
+    "live": ("live",),
+    "finetune": ("finetune", "data"),
+}
+RECIPES = tuple(_READS)
 OPTIMIZERS = ("adamw", "muon")
 METHODS = ("lora", "full")
 EXPORTS = ("adapter", "merged")
@@ -177,3 +183,17 @@ class TrainConfig:
                 f"data.folder={self.data.folder} has nothing to start or to learn from; set both"
             )
         check_given("run.output", self.run.output or "runs", "the run has no folder")
+        self._check_read()
+
+    def _check_read(self) -> None:
+        read = _READS[self.recipe]
+        others = [group for groups in _READS.values() for group in groups if group not in read]
+        for group in others:
+            mine = getattr(self, group)
+            for name, value in vars(mine).items():
+                if value != getattr(type(mine), name):
+                    raise ValueError(
+                        f"{group}.{name}={value} would be ignored, as recipe={self.recipe} reads "
+                        f"nothing of {group}; leave it out, or set what is meant in "
+                        f"{' or '.join(read)}"
+                    )

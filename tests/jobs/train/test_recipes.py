@@ -90,18 +90,26 @@ def test_a_model_that_does_not_fit_is_named_by_the_field_that_it_is_in(
     whole = shipped_folder("shipped:shapes", "model.checkpoint")
     model = shutil.copytree(whole, tmp_path / "spoilt")
     SPOILS[spoilt](model)
-    overrides = [f"{field}={model}", f"run.output={tmp_path / 'run'}", "vae.compiled=false"]
-    overrides += ["dit.compiled=false", f"dit.cache={tmp_path / 'clips'}"]
+    overrides = [f"{field}={model}", f"run.output={tmp_path / 'run'}"]
     if field == "dit.start":
         overrides.append(f"dit.vae={whole}")
     if name == "finetune":
-        name, clips = "shapes", tmp_path / "videos"
-        overrides += ["recipe=finetune", f"data.folder={clips}", "finetune.arch=shapes"]
+        name = finetune(tmp_path)
+        overrides += [f"data.folder={tmp_path / 'videos'}", "finetune.arch=shapes"]
+    else:
+        overrides.append(f"{field.partition('.')[0]}.compiled=false")
     with pytest.raises(ValueError, match=re.escape(field)) as error:
         train(load_training(name, overrides))
     said = re.findall(r"\bmodel\.(?:checkpoint|arch|transformer)\b", str(error.value))
     assert said == []
-    assert list(tmp_path.iterdir()) == [model]
+    assert {path.name for path in tmp_path.iterdir()} <= {"spoilt", "finetune.yaml"}
+
+
+def finetune(folder):
+    """A training of its own kind, as a file."""
+    path = folder / "finetune.yaml"
+    path.write_text("recipe: finetune\n")
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,7 @@ def test_a_cache_that_is_no_folder_is_said_before_a_clip_is_drawn(name, start, f
     file = tmp_path / "clips"
     file.touch()
     overrides = [f"{start}={whole}", f"{field}={file}", f"run.output={tmp_path / 'run'}"]
-    overrides += ["dit.compiled=false", "live.compiled=false"]
+    overrides.append(f"{field.partition('.')[0]}.compiled=false")
     with pytest.raises(ValueError, match=rf"^{field}={file} cannot be made \(File exists\), so .*"):
         train(load_training(name, overrides))
     assert list(tmp_path.iterdir()) == [file]
@@ -138,4 +146,4 @@ def test_clips_that_no_model_takes_are_refused_before_one_is_read(size, words, t
     overrides = [f"finetune.checkpoint={whole}", "finetune.arch=wan2.1-t2v-1.3b", size]
     overrides += [f"data.folder={tmp_path}", f"run.output={tmp_path / 'run'}"]
     with pytest.raises(ValueError, match=words):
-        train(load_training("shapes", ["recipe=finetune", "dit.compiled=false", *overrides]))
+        train(load_training(finetune(tmp_path), overrides))

@@ -85,6 +85,11 @@ def test_what_ships_loads_and_says_what_it_is(name, tmp_path):
             "live.chunks=9 of 3 latents are more than live.clip_lat",
         ),
         (["shapes-vae", "recipe=finetune"], "set both"),
+        (
+            ["shapes", "vae.start=a"],
+            "vae.start=a would be ignored, as recipe=dit reads nothing of",
+        ),
+        (["shapes-live", "data.frames=5"], "data.frames=5 would be ignored, as recipe=live reads"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(arguments, message, tmp_path, monkeypatch):
