@@ -22,8 +22,9 @@ test: .venv/installed-dev
 test-most: .venv/installed-dev
 	$(BIN)/pytest -m "not gpu and not slow and not ray" -n 2 --dist loadfile --no-loadscope-reorder
 
+# from the files that name the marker, so that no other is imported
 test-ray: .venv/installed-dev
-	$(BIN)/pytest -m "ray and not gpu and not slow"
+	$(BIN)/pytest -m "ray and not gpu and not slow" $$(grep -rl "mark\.ray" tests --include="test_*.py")
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
