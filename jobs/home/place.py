@@ -18,7 +18,7 @@ def default_home() -> Path:
 
 def resume_command(folder: Path) -> str:
     """For the render in this folder, as it is found from anywhere."""
-    return f"longreel resume {folder.name}{_named(folder.parent.parent)}"
+    return f"longreel resume {folder.name}{_named(folder.absolute().parent.parent)}"
 
 
 def renders_command(home: Path) -> str:

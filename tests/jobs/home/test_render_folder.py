@@ -170,7 +170,7 @@ def test_an_adapter_that_was_moved_is_pointed_at(home, tmp_path):
     def resume(adapter):
         return longreel("resume", render.id, "--home", home.path, f"model.lora={adapter}")
 
-    with pytest.raises(ValueError, match="of the transformer adapter 0 are not those"):
+    with pytest.raises(ValueError, match="the transformer adapter 0 is not the one"):
         RenderRun(render, changes={"model.lora": ""}).run()
     assert f"model.lora={begun}@0.5, with which the frames" in resume(moved).message
     assert "the transformer adapter 0 are not those" in resume(f"{other}@0.5").message
