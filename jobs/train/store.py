@@ -48,7 +48,7 @@ class RunFolder:
         file = self.path / _CONFIG
         if os.path.exists(file):  # Path.exists raises for names that are too long
             self._check_same(config, file)
-        elif os.path.isdir(self.path) and any(it.name != _LOCK for it in self.path.iterdir()):
+        elif os.path.isdir(self.path) and not all(map(_is_begun, self.path.iterdir())):
             raise ValueError(
                 f"run.output={self.path} holds files that are not of a training run, and ours "
                 "would be lost among them; name an empty folder or one that does not exist"
@@ -152,6 +152,11 @@ class RunFolder:
                     f"go on with {key}={value}; name another run.output, or set "
                     f"{key}={theirs[key]}"
                 )
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether it is what a run begins its folder with, before that is known as one."""
+    return path.name == _LOCK or (path.name.startswith(f".{_CONFIG}") and path.suffix == PART)
 
 
 def make_folder(field: str, folder: Path, who_has: str) -> None:

@@ -280,6 +280,14 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_that_was_only_begun_is_no_other_s(tmp_path):
+    """Its process was killed while it wrote down what the run is."""
+    for name in (".lock", ".run.yaml.0123abcd.part"):
+        (tmp_path / name).touch()
+    assert train(config(tmp_path, steps=1), build_toy)
+    assert list(tmp_path.glob(".*.part")) == []
+
+
 def test_how_often_it_reports_may_change_between_runs(tmp_path):
     settings = config(tmp_path)
     assert not trainer(settings).run(stop_before(5))
