@@ -173,7 +173,7 @@ def test_an_adapter_that_was_moved_is_pointed_at(home, tmp_path):
     with pytest.raises(ValueError, match="the transformer adapter 0 is not the one"):
         RenderRun(render, changes={"model.lora": ""}).run()
     assert f"model.lora={begun}@0.5, with which the frames" in resume(moved).message
-    assert "the transformer adapter 0 are not those" in resume(f"{other}@0.5").message
+    assert "the transformer adapter 0 is not the one" in resume(f"{other}@0.5").message
     assert resume(f"{moved}@.5").code == 0
 
 
