@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from ..configs.checks import check_given
 from ..configs.files import expand
 from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
@@ -72,6 +73,7 @@ def _path(field: str, value: str | Path) -> Path:
             f"{field}={value!r} is no path, so no file is meant; give it as text or as a "
             "pathlib.Path"
         )
+    check_given(field, str(value), "no file is meant")
     return expand(value)
 
 

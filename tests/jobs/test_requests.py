@@ -25,6 +25,7 @@ def test_two_numbers_of_frames_are_one_too_many():
         ({"preset": Path("a.yaml")}, r"^preset=PosixPath\('a\.yaml'\) is no text"),
         ({"image": 3}, r"^image=3 is no path, .*text or as a pathlib\.Path"),
         ({"image": b"a.png"}, r"^image=b'a\.png' is no path"),
+        ({"image": ""}, r"^image is blank, so no file is meant; name one"),
         ({"frames": "nine"}, r"^video\.frames=nine is not a whole number"),
         ({"frames": 9.5}, r"^video\.frames=9\.5 is not a whole number"),
         ({"seed": "one"}, r"^seed='?one"),
