@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class Jobs:
             raise ValueError(
                 f"address={address} is no dashboard of a Ray cluster, and jobs go there; give it "
                 f"as `ray start --head` prints it, such as {ADDRESS}"
+            )
+        if find_spec("aiohttp") is None:  # Ray itself says so, as if of the address
+            raise ValueError(
+                "Ray jobs need what the extra `serve` brings (aiohttp is missing); in the checkout: "
+                "pip install -c constraints.txt -e '.[serve]'"
             )
         with self._plainly():
             self._client = _client(self._address)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from built_wheel import build_wheel, environment_without_us
 from command import TINY
+from command import longreel as in_this_process
 from ray_head import ray_head
 from server import SMALL, until
 
@@ -290,6 +291,12 @@ def played(monkeypatch):
     return monkeypatch
 
 
+def test_what_jobs_need_is_named_where_it_is_not_installed(played):
+    played.setattr(jobs_client, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^Ray jobs need .*`serve`.* pip install"):
+        submit_cli.status("r")
+
+
 def test_what_has_ended_is_not_said_to_be_cancelled_now(played, capsys):
     submit_cli.cancel("r")
     played.setattr(PlayedJobs, "status", "SUCCEEDED")
@@ -400,12 +407,7 @@ def test_a_request_file_that_is_wrong_is_refused(tmp_path, text, word):
 
 
 @pytest.mark.ray
-def test_a_cluster_that_cannot_be_reached_is_said(tmp_path):
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "longreel"), "status", "x", "--address", "127.0.0.1:9"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert "dashboard" in done.stderr
+def test_a_cluster_that_cannot_be_reached_is_said():
+    done = in_this_process("status", "x", "--address", "127.0.0.1:9")
+    assert done.code == 2
+    assert "dashboard" in done.message
