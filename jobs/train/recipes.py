@@ -32,6 +32,8 @@ def device_type(config: TrainConfig) -> str:
 
 def prepare_recipe(config: TrainConfig) -> None:
     """What is done once, before any process of the run starts."""
+    import torch
+
     device = device_type(config)
     _check_compiler(config, device)
     if config.recipe == "vae":
@@ -39,14 +41,12 @@ def prepare_recipe(config: TrainConfig) -> None:
     if config.recipe in ("dit", "live"):
         _clips(config)  # by one process, for all
     if config.recipe == "finetune":
-        import torch
-
         from .clips import encode_clips
 
         _check_arch(config)
         encode_clips(config.finetune, config.data, torch.device(device))
-        if device == "cuda":
-            torch.cuda.empty_cache()  # of the VAE: the first rank trains on this GPU
+    if device == "cuda":
+        torch.cuda.empty_cache()  # of the VAE: the first rank trains on this GPU
 
 
 def _check_compiler(config: TrainConfig, device: str) -> None:
