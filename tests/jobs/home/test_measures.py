@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ray_cluster import make_plan
+from tiny_blocks import shallow
 
 from longreel.jobs.home import measures, record
 from longreel.jobs.home.home import Home
@@ -19,6 +20,7 @@ from longreel.pipeline.codec import Codec
 
 FACTS = {"changes", "block", "prompt", "blocks"}  # of what a render is told
 pytestmark = pytest.mark.usefixtures("tiny_archs")
+SHALLOW = shallow("dualparal")
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_fewer_blocks_in_flight_are_tried_before_a_render_is_given_up(home, monk
         return task.number < 4 or plan.schedule.max_inflight <= 2
 
     monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
-    plan = make_plan("dualparal", "checkpoint.every_s=0", frames=33)
+    plan = make_plan("dualparal", SHALLOW, "checkpoint.every_s=0", frames=33)
     assert plan.schedule.max_inflight > 4
     render = home.create(plan)
     assert RenderRun(render).run().state == "done"
@@ -115,7 +117,7 @@ def test_a_checkpoint_of_more_blocks_in_flight_is_gone_on_from(home, monkeypatch
         return task.number < 14 or plan.schedule.max_inflight <= 2
 
     monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
-    render = home.create(make_plan("dualparal", "checkpoint.every_s=0.01", frames=45))
+    render = home.create(make_plan("dualparal", SHALLOW, "checkpoint.every_s=0.01", frames=45))
     taken = []
     report = lambda what, done, total, note="": taken.append(done) if what == "denoise" else None  # noqa: E731
     assert RenderRun(render, report).run().state == "done"
@@ -128,7 +130,7 @@ def test_what_was_tried_counts_in_later_attempts(home, monkeypatch):
     monkeypatch.setattr(
         backends, "make_stage", partial(short_of, lambda plan, task: plan.schedule.max_inflight < 2)
     )
-    render = home.create(make_plan("dualparal", "checkpoint.every_s=0", frames=33))
+    render = home.create(make_plan("dualparal", SHALLOW, "checkpoint.every_s=0", frames=33))
 
     class Killed(BaseException):
         pass
@@ -163,7 +165,7 @@ def test_what_is_told_before_the_next_attempt_begins_is_heard_by_that(home, monk
     threads, told = [], []
     monkeypatch.setattr(record, "next_measure", next_measure)
     monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
-    render = home.create(make_plan("dualparal", "checkpoint.every_s=0", frames=65))
+    render = home.create(make_plan("dualparal", SHALLOW, "checkpoint.every_s=0", frames=65))
     run = RenderRun(render)
     assert run.run().state == "done"
     threads[0].join(60)
@@ -195,7 +197,7 @@ def test_what_is_told_while_memory_runs_out_counts_in_what_goes_on(home, monkeyp
 
     monkeypatch.setattr(Codec, "texts", slow)
     monkeypatch.setattr(backends, "make_stage", partial(short_of, enough))
-    render = home.create(make_plan("dualparal", "checkpoint.every_s=0", frames=33))
+    render = home.create(make_plan("dualparal", SHALLOW, "checkpoint.every_s=0", frames=33))
     run = RenderRun(render)
     assert run.run().state == "done"
     thread[0].join(60)
