@@ -64,8 +64,8 @@ class Jobs:
             )
         if find_spec("aiohttp") is None:  # Ray itself says so, as if of the address
             raise ValueError(
-                "Ray jobs need what the extra `serve` brings (aiohttp is missing); in the checkout: "
-                "pip install -c constraints.txt -e '.[serve]'"
+                "Ray jobs need what the extra `serve` brings (aiohttp is missing); in the "
+                "checkout: pip install -c constraints.txt -e '.[serve]'"
             )
         with self._plainly():
             self._client = _client(self._address)
