@@ -134,8 +134,11 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     if first["type"] == "json_invalid":
         message = f"the body is no JSON from its character {first['loc'][1]} on"
         return await _api_error(request, ApiError(400, "invalid_request", message))
-    where = ".".join(str(part) for part in first["loc"][1:]) or None
-    message = f"{where or 'the request'}: {first['msg']}"
+    place, said = first["loc"][1:], first["msg"]
+    if place[:1] == ("settings",) and len(place) > 2:  # one of the kinds that it is not
+        place, said = place[:2], "a setting is a number, a text, true, false, null or a list"
+    where = ".".join(map(str, place)) or None
+    message = f"{where or 'the request'}: {said}"
     if where is None and first["type"] in ("missing", "model_attributes_type"):
         message = "the body is no JSON object; send one, with `content-type: application/json`"
     return await _api_error(request, ApiError(422, "invalid_request", message, field=where))

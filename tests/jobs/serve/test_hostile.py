@@ -120,6 +120,8 @@ def test_a_bad_request_is_refused_and_leaves_nothing(app, body, status, word):
         ("POST", "", {"json": {"prompt": "x", "settings": {"model.device": "y"}}}, "model.device",
          "not a client's"),
         ("POST", "", {"json": {"prompt": "x", "frames": 17, "seconds": 2}}, "frames", "only one"),
+        ("POST", "", {"json": {"prompt": "x", "settings": {"sampling.steps": {"a": 1}}}},
+         "settings.sampling.steps", "a setting is a number"),
         ("GET", "?after=nobody", {}, "after", "no render nobody"),
         ("GET", "?limit=0", {}, "limit", "greater than"),
         ("GET", "/nobody", {}, "id", "no render nobody"),
