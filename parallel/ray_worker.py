@@ -123,11 +123,15 @@ class RayWorker:
         return self._read(method, refs)
 
     def _read(self, method: str, refs: Any) -> Iterator[Any]:
+        asked_s = time.monotonic()
         try:
             while True:
                 self._watch()
                 if ray.wait([refs], timeout=SLICE_S)[0]:
                     yield _own(ray.get(next(refs), timeout=_CALL_S))
+                    asked_s = time.monotonic()
+                elif time.monotonic() - asked_s > _CALL_S:
+                    raise self._lost(method, f"it has made nothing for {_CALL_S:g} s")
         except StopIteration:
             return
         except RayTaskError as error:

@@ -1,5 +1,6 @@
 """Workers that read prompts and decode, and are lost; played, so that timing is the test's."""
 
+import itertools
 import threading
 import time
 from types import SimpleNamespace
@@ -122,6 +123,24 @@ def test_who_asks_when_all_has_ended_begins_no_other_worker():
     backend.end()
     thread.join(WAIT_S)
     assert (len(came), len(workers), heard) == (1, 1, [])
+
+
+def test_a_worker_that_answers_and_makes_nothing_is_lost_in_the_end(monkeypatch):
+    worker, ready = object.__new__(RayWorker), []
+    worker._watch = lambda: None
+    played = SimpleNamespace(
+        wait=lambda refs, timeout: (ready, time.sleep(0.02)), get=lambda ref, timeout: ref
+    )
+    monkeypatch.setattr(ray_worker, "ray", played)
+    monkeypatch.setattr(ray_worker, "_CALL_S", 0.3)
+    ready.append("an item")
+    frames = worker._read("decode_packed", itertools.repeat([1]))
+    for _ in range(3):
+        assert next(frames) == [1]
+        time.sleep(0.2)  # its reader's time, which is not the worker's
+    ready.clear()
+    with pytest.raises(WorkerLost, match=r"in 'decode_packed': it has made nothing for 0\.3 s"):
+        next(frames)
 
 
 @pytest.mark.parametrize("is_other_there", [False, True])
