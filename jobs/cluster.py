@@ -1,13 +1,15 @@
 """Connecting to the Ray cluster that a render names, or starting one that ends with it."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 
 from ..configs.errors import first_line
@@ -19,6 +21,7 @@ _log = logging.getLogger("longreel")
 _PROBE_S = 3.0  # for a head to accept a connection
 _LOOK_S = 0.1  # how soon a wait notices that the render was given up
 _STORE_BYTES = 256 * 2**20  # frames and finished blocks on their way; what is more goes to disk
+_SIGACTION_BYTES = 512  # more than C's struct has anywhere
 _PRIVATE_CPUS = 1024  # of no machine: stages share those there are, as they do in one process
 
 _connecting = threading.Lock()
@@ -130,22 +133,40 @@ class _Connection:
         import ray
 
         try:
-            if self.address == "local":
-                _start()
-            else:
-                _reach(self.address)
+            with _sigterm_kept():
+                if self.address == "local":
+                    _start()
+                else:
+                    _reach(self.address)
         except BaseException as error:
             self._made.set_exception(error)
             return
         self._made.set_result(None)
         self._over.wait()
-        ray.shutdown()
+        with _sigterm_kept():
+            ray.shutdown()
 
     def close(self, check: Callable[[], None] = lambda: None) -> None:
         self._over.set()
         while self._thread.is_alive():
             self._thread.join(_LOOK_S)
             check()
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """What SIGTERM does to this process stays as it is.
+
+    Ray's C++ takes it for a crash: it prints a stack, and three seconds later it aborts, whatever
+    is yet to be put away; once it is shut down, the signal kills. Python sets handlers in the main
+    thread alone, and this is another.
+    """
+    libc, kept = ctypes.CDLL(None), ctypes.create_string_buffer(_SIGACTION_BYTES)
+    libc.sigaction(signal.SIGTERM, None, kept)
+    try:
+        yield
+    finally:
+        libc.sigaction(signal.SIGTERM, kept, None)
 
 
 def _set_up(address: str) -> None:

@@ -116,6 +116,30 @@ def test_ctrl_c_frees_everything(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+TERMINATED = """
+import os
+import signal
+import time
+from longreel.jobs.cluster import connect
+
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+leave = connect("local")
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(4)  # Ray's own handler would abort after three
+leave()
+os.kill(os.getpid(), signal.SIGTERM)
+print(heard)
+"""
+
+
+def test_sigterm_is_what_it_was_beside_a_cluster_and_after_it():
+    """A render has a step to end and a journal to write, however long that takes."""
+    command = [sys.executable, "-P", "-c", TERMINATED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 1]\n", "")
+
+
 def test_a_port_that_is_no_ray_head_is_named_within_seconds(tmp_path):
     def answer(server):
         connection, _ = server.accept()
