@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from .fields import check_key, fields
@@ -88,7 +89,13 @@ def _read_shipped(name: str) -> dict[str, Any]:
             f"preset={name} is no preset, so there is nothing to start from; "
             f"{did_you_mean(name, names)}give a path ending in .yaml, or one of {', '.join(names)}"
         )
-    return {**read_settings(_FOLDER / f"{name}.yaml"), "preset": name}
+    return {**_shipped(name), "preset": name}
+
+
+@cache
+def _shipped(name: str) -> Mapping[str, Any]:
+    """Read once: to do so takes a quarter of the time that the settings of a request do."""
+    return MappingProxyType(read_settings(_FOLDER / f"{name}.yaml"))
 
 
 def parse_override(override: str, schema: Any = Config) -> tuple[str, Any]:

@@ -7,6 +7,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from longreel.configs import load
 from longreel.configs.load import DEFAULT_PRESET, load_config, preset_names, to_yaml
 from longreel.configs.schema import Config, ModelConfig, SamplingConfig
 
@@ -37,6 +38,15 @@ def test_an_override_changes_its_field_and_no_other():
         sampling=dataclasses.replace(plain.sampling, steps=3, shift=0.001),
         video=dataclasses.replace(plain.video, fps=24),
     )
+
+
+def test_a_preset_is_read_once_and_stays_as_it_is(monkeypatch):
+    """A server plans every request from one."""
+    before = load_config("self-forcing-1.3b")
+    monkeypatch.setattr(load, "read_settings", None)
+    steps = "sampling.timesteps=[1000,500]", "sampling.steps=2"
+    assert load_config("self-forcing-1.3b", steps).sampling.timesteps == (1000, 500)
+    assert load_config("self-forcing-1.3b") == before
 
 
 def test_the_last_override_of_a_field_wins():
