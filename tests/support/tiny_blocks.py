@@ -1,6 +1,8 @@
 """Tiny random models for tests of block schedules, and settings of every policy for them."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 from longreel.models.arch import ModelArch, VaeArch, WanArch
 
@@ -19,6 +21,8 @@ ARCHS = {
     "test-causal-shallow": replace(_SHALLOW, causal_latents=3),
 }
 
+# of all tests of a process, as an encoder for the same two prompts takes longer than some renders
+_TEXTS = Path(os.environ["XDG_DATA_HOME"]) / "texts"
 _FEW = [
     "sampling.solver=renoise",
     "sampling.timesteps=[1000,750,500,250]",
@@ -60,7 +64,7 @@ def overrides(policy: str, *more: str, steps: int = 5) -> list[str]:
     return [
         "model.arch=test-blocks",
         "model.checkpoint=random",
-        "model.text_cache=",
+        f"model.text_cache={_TEXTS}",
         "video.height=16",
         "video.width=32",
         f"sampling.steps={steps}",
