@@ -44,8 +44,8 @@ def frames_of(*overrides, prompt="a cat", **request):
 
 @pytest.fixture(scope="module")
 def plain():
-    """What is rendered where nothing else is asked for."""
-    frames = frames_of()
+    """What is rendered where nothing else is asked for, by an encoder and not from a cache."""
+    frames = frames_of("model.text_cache=")
     frames.flags.writeable = False
     return frames
 

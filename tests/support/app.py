@@ -8,6 +8,7 @@ import time
 import httpx
 import uvicorn
 from server import asked
+from texts import TEXTS
 
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve.app import make_app
@@ -15,7 +16,7 @@ from longreel.jobs.serve.app import make_app
 
 @contextlib.contextmanager
 def open_app(home, **more):
-    app = make_app(home, preset="tiny", overrides=["model.text_cache="], **more)
+    app = make_app(home, preset="tiny", overrides=[f"model.text_cache={TEXTS}"], **more)
     app.state.context.ready = True
     try:
         yield app

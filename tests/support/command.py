@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from texts import TEXTS
 from typer.testing import CliRunner
 
 from longreel.jobs.cli import app
 from longreel.pipeline import backend, codec
 
-# random weights and no cache: what is asked here holds of any model
-TINY = ("model.arch=tiny", "model.checkpoint=random", "model.text_cache=")
+# random weights: what is asked here holds of any model
+TINY = ("model.arch=tiny", "model.checkpoint=random", f"model.text_cache={TEXTS}")
 # a render of a second: 9 frames of 32 x 48 in 3 steps
 SMALL = (
     *TINY,

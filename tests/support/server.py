@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 from processes import ended_with_us
+from texts import TEXTS
 
 START_S = 120.0
 RENDER_S = 180.0
@@ -44,7 +45,7 @@ class Server:
         command += ["--port", str(self.port), "--home", str(self.home), "--preset", "tiny"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                ended_with_us([*command, *self._arguments, "model.text_cache="]),
+                ended_with_us([*command, *self._arguments, f"model.text_cache={TEXTS}"]),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -1,8 +1,8 @@
 """Tiny random models for tests of block schedules, and settings of every policy for them."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
+
+from texts import TEXTS
 
 from longreel.models.arch import ModelArch, VaeArch, WanArch
 
@@ -21,8 +21,6 @@ ARCHS = {
     "test-causal-shallow": replace(_SHALLOW, causal_latents=3),
 }
 
-# of all tests of a process, as an encoder for the same two prompts takes longer than some renders
-_TEXTS = Path(os.environ["XDG_DATA_HOME"]) / "texts"
 _FEW = [
     "sampling.solver=renoise",
     "sampling.timesteps=[1000,750,500,250]",
@@ -64,7 +62,7 @@ def overrides(policy: str, *more: str, steps: int = 5) -> list[str]:
     return [
         "model.arch=test-blocks",
         "model.checkpoint=random",
-        f"model.text_cache={_TEXTS}",
+        f"model.text_cache={TEXTS}",
         "video.height=16",
         "video.width=32",
         f"sampling.steps={steps}",
