@@ -52,7 +52,7 @@ class Context:
     async def at_hand(self, renders: Iterable[str]) -> None:
         """Their folders, before they are asked for: the journal of a long one takes a while to
         read, and the event loop that all clients share waits for none."""
-        if cold := [render for render in renders if not self.files.is_open(render)]:
+        if cold := [render for render in renders if not self.files.has_read(render)]:
             await asyncio.to_thread(self.files.read_ahead, cold)
 
     def status(self, record: Record) -> Status:

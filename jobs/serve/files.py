@@ -96,6 +96,10 @@ class RenderFiles:
         image = self.folder.request.image
         return None if image is None else base64.b64encode(image.read_bytes()).decode()
 
+    @property
+    def is_read(self) -> bool:
+        return self._looked > 0
+
     def look_again(self) -> None:
         """However fresh the last look is: what has just ended shows all that it has."""
         self._looked = 0.0
@@ -142,8 +146,10 @@ class AllFiles:
             self._open[render] = files
             return files
 
-    def is_open(self, render: str) -> bool:
-        return render in self._open
+    def has_read(self, render: str) -> bool:
+        """Its journal, so that a look at what is new there takes a moment."""
+        files = self._open.get(render)
+        return files is not None and files.is_read
 
     def read_ahead(self, renders: Sequence[str]) -> None:
         """Those that can be read."""

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -143,3 +144,33 @@ def test_no_journal_is_read_by_the_event_loop(tmp_path, monkeypatch):
             assert call(app, "GET", path).status_code == 200
             assert read, path
             assert not any(read), path
+
+
+def test_a_journal_that_is_being_read_holds_up_only_who_asks_for_its_render(tmp_path, monkeypatch):
+    """The second of them found the render open, and waited on the event loop for the first."""
+    begun, may = threading.Event(), threading.Event()
+    with open_app(tmp_path) as app, on_a_port(app) as url:
+        render, poll = made(app, frames=9), JournalReader.poll
+
+        def slow(reader):
+            begun.set()
+            may.wait(20)
+            return poll(reader)
+
+        def ask(path):
+            return httpx.get(f"{url}{path}", timeout=30).status_code
+
+        monkeypatch.setattr(JournalReader, "poll", slow)
+        app.state.context.files._open.clear()
+        app.state.context.statuses._kept.clear()
+        with ThreadPoolExecutor() as threads:
+            path = f"/api/v1/renders/{render}"
+            asking = [threads.submit(ask, path)]
+            assert begun.wait(20)
+            asking.append(threads.submit(ask, path))
+            time.sleep(0.3)  # it has come to the same journal
+            try:
+                assert httpx.get(f"{url}/healthz", timeout=3).status_code == 200
+            finally:
+                may.set()
+            assert [one.result() for one in asking] == [200, 200]
