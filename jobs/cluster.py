@@ -64,9 +64,8 @@ def connect(address: str, check: Callable[[], None] = lambda: None) -> Callable[
     """
     while not _connecting.acquire(timeout=_LOOK_S):
         check()
-    with contextlib.ExitStack() as turn:
-        turn.callback(_connecting.release)
-        if _connections and _connections[0].is_over:  # it was given up while it was made
+    try:
+        if _connections and _connections[0].is_over:  # its making or its end was interrupted
             _connections[0].close(check)
             _connections.clear()
         if not _connections:
@@ -87,6 +86,8 @@ def connect(address: str, check: Callable[[], None] = lambda: None) -> Callable[
                 "cluster at a time; set the same, wait for it to end, or use another process"
             )
         connection.num_renders += 1
+    finally:
+        _connecting.release()
     left = contextlib.ExitStack()
     left.callback(_leave, connection)
     return left.close
@@ -96,8 +97,8 @@ def _leave(connection: "_Connection") -> None:
     with _connecting:
         connection.num_renders -= 1
         if not connection.num_renders:
-            _connections.clear()
             connection.close()
+            _connections.clear()
 
 
 class _Connection:

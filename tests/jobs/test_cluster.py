@@ -257,5 +257,26 @@ def test_a_connection_is_waited_for_only_as_long_as_somebody_wants_it(monkeypatc
     assert seen == ["begin", "made", "over"] * 2
 
 
-def interrupted(futures, timeout):
+def test_the_next_connection_waits_for_one_whose_end_was_interrupted(monkeypatch):
+    seen, may = [], threading.Event()
+
+    def shut_down():
+        may.wait(20)
+        seen.append("over")
+
+    monkeypatch.setattr(connecting, "_set_up", lambda address: None)
+    monkeypatch.setattr(connecting, "_start", lambda: seen.append("begin"))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", shut_down)
+    leave = connecting.connect("local")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            leave()
+    threading.Timer(0.5, may.set).start()
+    connecting.connect("local")()
+    assert seen == ["begin", "over"] * 2
+
+
+def interrupted(whom, timeout):
     raise KeyboardInterrupt
