@@ -31,7 +31,8 @@ def fingerprint_part(path: Path) -> str:
         for file in path.rglob("*")
         if file.is_file()
         and file not in weights
-        and not file.name.startswith(".")
+        # what a system or a download keeps for itself: .DS_Store, .cache/huggingface
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and not file.name.endswith(".index.json")  # names of files of weights
     )
     parts = [fingerprint(path).encode()] if weights else []

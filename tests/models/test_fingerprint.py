@@ -39,6 +39,9 @@ def test_what_a_config_says_is_of_its_part(tmp_path):
     known = fingerprint_part(folder)
     (folder / ".DS_Store").write_text("seen")
     assert fingerprint_part(folder) == known
+    (folder / ".cache/huggingface").mkdir(parents=True)
+    (folder / ".cache/huggingface/config.json.metadata").write_text("downloaded at noon")
+    assert fingerprint_part(folder) == known
     (folder / "config.json").write_text('{"latents_mean": [0.6]}')
     assert fingerprint_part(folder) != known
 
