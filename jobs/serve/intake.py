@@ -269,6 +269,7 @@ def _kept(asked: CreateRender, plan: "Plan", preset: str | None) -> dict[str, An
         "blocks": schedule.num_blocks or 0,
         "stages": layout.num_stages,
         "devices": layout.num_devices,
+        "place_timeout_s": config.parallel.place_timeout_s,
     }
 
 

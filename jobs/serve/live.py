@@ -10,9 +10,10 @@ from .record import Record
 from .worker_link import News, Worker
 
 # A process whose native code hangs still gives signs of life. Half an hour is longer than whatever
-# else a render may wait for: a full disk, devices, a model that is loaded once more. Of two steps
-# one may take many times the other: more is in sight, and guided in two passes.
+# else a render may wait for, but for devices: a full disk, a model that is loaded once more. Of two
+# steps one may take many times the other: more is in sight, and guided in two passes.
 _STILL_S = 1800.0
+_PLACES = 3  # waits in a row: for the devices that are lost, for others, for processes on these
 _TIMES_LONGEST = 30
 _LOOK_S = 1.0
 
@@ -98,7 +99,8 @@ class Live:
         self.still_s += min(seconds, _LOOK_S)  # a server that was stopped itself has looked once
         steps = self.stages.get("denoise")
         knows = steps is not None and steps.done > steps.first
-        return knows and self.still_s > max(_STILL_S, _TIMES_LONGEST * self.longest_s)
+        waits_s = _PLACES * self.record.request.get("place_timeout_s", 0.0)  # none: an earlier one
+        return knows and self.still_s > max(_STILL_S + waits_s, _TIMES_LONGEST * self.longest_s)
 
     def note(self, news: News) -> None:
         """Progress, as the worker tells it."""

@@ -20,6 +20,10 @@ def step(done, what="denoise"):
     return {"event": "progress", "what": what, "done": done, "total": 90, "note": ""}
 
 
+def going(**request):
+    return Live(record=SimpleNamespace(request=request), since=0.0)
+
+
 def looked_at(live, seconds):
     """As the keeper does, five times a second."""
     return any(live.stands_still(0.2) for _ in range(5 * seconds))
@@ -33,6 +37,8 @@ def test_a_render_whose_steps_have_come_to_nothing_is_taken_from_its_process(
         worker.news.put_nowait(step(0))
         worker.news.put_nowait(step(1))
         live = here.keeper.live[render]
+        assert live.record.request["place_timeout_s"] == 60.0
+        live.record.request["place_timeout_s"] = 0.0
         await until(lambda: "denoise" in live.stages and live.stages["denoise"].done == 1)
         monkeypatch.setattr(lives, "_STILL_S", 0.5)
         live.longest_s = 0.0  # as steps of a tiny model are
@@ -45,13 +51,13 @@ def test_a_render_whose_steps_have_come_to_nothing_is_taken_from_its_process(
 
 
 def test_how_long_a_step_takes_is_learnt_from_those_before():
-    live = Live(record=None, since=0.0)
+    live = going()
     live.note(step(0))
     assert not looked_at(live, 7200)  # the first may take hours
     live.note(step(1))
     assert not looked_at(live, 7200)  # and so may the others
     live.note(step(2))
-    quick = Live(record=None, since=0.0)
+    quick = going()
     for done in range(5):
         assert not looked_at(quick, 60)
         quick.note(step(done))
@@ -59,15 +65,24 @@ def test_how_long_a_step_takes_is_learnt_from_those_before():
     assert looked_at(quick, 200)
 
 
+def test_a_render_that_waits_for_devices_may_do_so_for_as_long_as_the_server_says():
+    """In the midst of it, where a node is lost that comes back after an hour."""
+    live = going(place_timeout_s=3600.0)
+    for done in range(3):
+        live.note(step(done))
+    assert not looked_at(live, 3 * 3600 + 1700)
+    assert looked_at(live, 200)
+
+
 def test_a_server_that_was_stopped_itself_blames_nobody():
-    live = Live(record=None, since=0.0)
+    live = going()
     live.note(step(0))
     live.note(step(1))
     assert not live.stands_still(86_400)
 
 
 def test_what_has_not_taken_a_step_yet_is_loading():
-    live = Live(record=None, since=0.0)
+    live = going()
     live.note(step(1, "prompt"))
     assert not looked_at(live, 7200)
 
