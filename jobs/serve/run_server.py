@@ -46,9 +46,8 @@ def run_server(
     where = url_of(host, listening.getsockname()[1])
     print(f"longreel serves at {where}", file=sys.stdout, flush=True)
     say("serving", url=where, clients="by token" if tokens else "local")
-    with contextlib.suppress(
-        KeyboardInterrupt
-    ):  # uvicorn raises the signal again, once all is done
+    # uvicorn raises the signal again, once all is done
+    with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(_config(app)).run(sockets=[listening])
 
 
