@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from longreel.jobs.home.folder import RenderFolder
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.latents import KeptLatents
+from longreel.jobs.home.manifest import write_manifest
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.render import plan_render
 from longreel.models import arch as archs
@@ -228,6 +230,9 @@ def test_other_weights_than_it_was_begun_with_are_refused(home, tmp_path, monkey
     status = render.status()
     assert (status.state, status.frames_done) == ("failed", 0)
     random_vae(arch.vae, seed=1).save_pretrained(tmp_path / "weights" / "vae")
+    known = render.manifest.weights
+    former = {part: known[part][::-1] for part in known if part != "tokenizer"}  # otherwise made
+    write_manifest(render.path, replace(render.manifest, weights=former))
     assert RenderRun(home.open(render.id)).run().state == "done"
 
 
