@@ -42,6 +42,12 @@ def own_address(host: str, port: int) -> str:
         return str(probe.getsockname()[0])
 
 
+def agreed(store: PrefixStore, wish: str) -> bool:
+    """Whether those who come to this store do that: meet or part, whichever was asked first."""
+    said: bytes = store.compare_set("fate", "", wish)
+    return said == wish.encode()
+
+
 def make_gloo(
     store: PrefixStore, rank: int, num: int, address: str, timeout_s: float
 ) -> ProcessGroupGloo:
@@ -114,15 +120,22 @@ class _Pair:
         return PrefixStore(spec.name, store)
 
     def _meet(self) -> None:
-        """Polls for the other side, as a wait inside the store could not be interrupted."""
+        """Polls for the other side, as a wait inside the store or gloo could not be interrupted.
+
+        Both meet or neither: who went in alone would be in gloo for all of its timeout.
+        """
         store = self._find()
         store.set(f"came{self.rank}", "")
-        deadline_s = time.monotonic() + self.spec.timeout_s
+        limit_s = self.spec.timeout_s
+        deadline_s = time.monotonic() + limit_s
         while not store.check([f"came{1 - self.rank}"]):
-            self.check()
-            if time.monotonic() > deadline_s:
-                return self.end(f"nobody opened the other side within {self.spec.timeout_s:g} s")
+            if self.reason or time.monotonic() > deadline_s:
+                if agreed(store, "part"):
+                    return self.end(f"nobody opened the other side within {limit_s:g} s")
+                break  # it is on its way in
             time.sleep(_RETRY_S)
+        if not agreed(store, "meet"):
+            return self.end("the other side is gone or stopped (closed before the ends had met)")
         spec = self.spec
         group = make_gloo(store, self.rank, 2, own_address(spec.host, spec.port), spec.timeout_s)
         with self.changed:

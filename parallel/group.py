@@ -22,7 +22,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
 )
 
 from ..configs.errors import is_memory
-from .gloo_link import cut_gloo, in_short, make_gloo, own_address
+from .gloo_link import agreed, cut_gloo, in_short, make_gloo, own_address
 from .link import LinkClosed, find_store
 from .nccl_link import abort_nccl, missing_for_nccl
 
@@ -177,13 +177,19 @@ class Group:
         store.set(f"came{spec.rank}", "")
         deadline_s = time.monotonic() + spec.timeout_s
         while absent := [i for i in range(spec.num) if not store.check([f"came{i}"])]:
-            self._check()
             if gone := [i for i in absent if store.check([f"gone{i}"])]:
                 self._end(f"device {gone[0] + 1} of {spec.num} has left before it came")
             if time.monotonic() > deadline_s:
                 who = ", ".join(str(i + 1) for i in absent)
                 self._end(f"device {who} of {spec.num} did not come within {spec.timeout_s:g} s")
+            if self._reason:
+                if agreed(store, "part"):
+                    self._check()
+                break  # the others are on their way in, and would be there alone
             time.sleep(_POLL_S)
+        if not agreed(store, "meet"):
+            self._end("a device of it has left before all had met")
+            self._check()
         if spec.kind == "nccl":
             kind = torch.distributed.ProcessGroupNCCL
             options = kind.Options()

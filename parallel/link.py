@@ -19,8 +19,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
 )
 
 KINDS = ("local", "gloo", "shm", "nccl")
-_PROBE_S = 1.0  # for the coordinator's machine to answer
-_RETRY_S = 0.05
+_FIRST_TRY_S = 0.5  # to find a rendezvous
 # in the environment of a process whose links go over NCCL: they end what fails, not torch
 NCCL_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
@@ -151,20 +150,25 @@ def choose_kind(wanted: str, *, cuda: bool, one_node: bool, one_gpu: bool) -> st
 
 
 def find_store(host: str, port: int, timeout_s: float, check: Callable[[], None]) -> TCPStore:
-    """A Rendezvous's, from another process. RuntimeError: none is there. `check` is called while it
-    is looked for, as torch's own search cannot be interrupted, and may raise."""
-    deadline_s = time.monotonic() + timeout_s
+    """A Rendezvous's, from another process. RuntimeError: none is there.
+
+    `check` is called before each try, and may raise. Nothing interrupts a try of torch's, so the
+    first is short; each is twice as long as the last, as a name server that does not answer can
+    take seconds of every one.
+    """
+    deadline_s, try_s = time.monotonic() + timeout_s, _FIRST_TRY_S
     while True:
         check()
+        timeout = timedelta(seconds=min(try_s, timeout_s))
         try:
-            socket.create_connection((host, port), timeout=_PROBE_S).close()
-            break
-        except OSError as error:
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        except RuntimeError:
             if time.monotonic() > deadline_s:
-                raise RuntimeError(str(error)) from error
-        time.sleep(_RETRY_S)
-    timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+                raise
+            try_s *= 2
+        else:
+            store.set_timeout(timedelta(seconds=timeout_s))
+            return store
 
 
 class Rendezvous:

@@ -288,6 +288,6 @@ class Loop:
     def _opened(self, end: _End) -> _End:
         self._links.append(end)
         if self._closed:  # while it was opened
-            self.close()
+            end.close()
             raise LinkClosed("this stage was cut off")
         return end

@@ -94,6 +94,16 @@ def test_a_device_that_leaves_before_it_comes_is_named_at_once(specs):
         assert seconds < 10
 
 
+def test_a_device_that_leaves_once_it_has_come_is_waited_for_by_nobody(specs):
+    with closing(Group(specs[2])) as group:
+        threading.Timer(0.3, group.close).start()
+        with pytest.raises(LinkClosed, match="closed here"):
+            swap(group)
+    for error, seconds in in_threads(specs[:2], swap):
+        assert "has left before all had met" in str(error)
+        assert seconds < 10
+
+
 def test_a_device_that_leaves_ends_the_waits_of_the_others(specs):
     def work(group):
         swap(group)

@@ -254,6 +254,9 @@ def test_a_closed_link_stays_closed(spec, peer, side):
     for _ in range(2):
         with pytest.raises(LinkClosed, match="closed here"):
             end.send(Message(b"")) if side == "sender" else end.recv()
+    start = time.monotonic()
+    peer.call(link_peer.close, spec.name, SIDES[side == "sender"])
+    assert time.monotonic() - start < 10, "it waited for one that was closed"
 
 
 @pytest.mark.parametrize("kind", ["local", "shm"])  # over TCP, arrival is not the sender's to see
