@@ -8,6 +8,7 @@ from .weights import weight_files
 
 _SAMPLE_BYTES = 2**16
 _SAMPLES = 16  # spread evenly over a file, besides its first MiB
+_WHOLE_BYTES = 2**26  # of a file that is no weights: a tokenizer has 17 MB
 
 
 def fingerprint(path: Path) -> str:
@@ -37,7 +38,9 @@ def fingerprint_part(path: Path) -> str:
     )
     parts = [fingerprint(path).encode()] if weights else []
     for file in beside:
-        parts += [file.relative_to(path).as_posix().encode(), file.read_bytes()]
+        is_small = file.stat().st_size <= _WHOLE_BYTES  # it may be weights for another library
+        content = file.read_bytes() if is_small else _sampled(file)
+        parts += [file.relative_to(path).as_posix().encode(), content]
     return _digest(*parts)
 
 
