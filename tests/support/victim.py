@@ -109,10 +109,10 @@ class Fate:
 
         def write_all(file, data):
             self.come_by("append")
-            if self._is_due("half"):
-                write(file, data[: len(data) // 2])  # what a kill may leave of a line
+            half = len(data) // 2 if self._is_due("half") else 0
+            write(file, data[:half])  # what a kill may leave of a line
             self.come_by("half")
-            write(file, data)
+            write(file, data[half:])
 
         def checked_fsync(file):
             if self._full > 0:
