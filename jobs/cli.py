@@ -19,7 +19,8 @@ from ..pipeline.errors import RenderError
 from .client.client_cli import batch
 from .evaluate.cli import evaluate
 from .home.trace_cli import trace
-from .renders_cli import HomeOption, renders, resume, run_and_export
+from .options import FramesOption, HomeOption, ImageOption, PresetOption
+from .renders_cli import renders, resume, run_and_export
 from .serve.serve_cli import serve
 from .simulate_cli import simulate
 from .submit.submit_cli import cancel, download, logs, status, submit, watch
@@ -97,14 +98,10 @@ def render(
         Path | None,
         typer.Option("-o", "--output", help="File to write; by default named after the prompt."),
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Model and settings to start from; by default shapes.")
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="Number of frames; by default the preset's.")
-    ] = None,
+    preset: PresetOption = None,
+    frames: FramesOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, another video.")] = 0,
-    image: Annotated[Path | None, typer.Option(help="Picture the video starts from.")] = None,
+    image: ImageOption = None,
     prompt_at: Annotated[
         list[str] | None,
         typer.Option(metavar="SECONDS PROMPT", help="Another prompt from then on; repeatable."),

@@ -11,9 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from functools import partial
 
 from ..configs.errors import first_line
-from ..pipeline.backend import Backend, GivenUp, LocalBackend
+from ..pipeline.backend import Backend, LocalBackend, check_wanted
 from ..pipeline.plan import Plan
 from ..pipeline.ray_backend import RayBackend
 
@@ -42,12 +43,7 @@ def open_ray(
     plan: Plan, given_up: threading.Event, hear: Callable[[str], None], stays: bool = False
 ) -> RayBackend:
     """`stays`: for one render after the other; `end` it."""
-
-    def check() -> None:
-        if given_up.is_set():
-            raise GivenUp
-
-    disconnect = connect(plan.config.parallel.address, check)
+    disconnect = connect(plan.config.parallel.address, partial(check_wanted, given_up))
     try:
         return RayBackend(plan, given_up, at_end=disconnect, hear=hear, stays=stays)
     except BaseException:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import HomeOption
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -19,10 +21,6 @@ if TYPE_CHECKING:
     from .home.folder import RenderFolder
     from .home.ledger import Status
 
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="Folder of renders; by default in the user's data folder."),
-]
 # of a resumed render may change what changes no frame
 _FREE = (
     "parallel.",

@@ -104,6 +104,12 @@ class GivenUp(Exception):  # noqa: N818 -- nobody's error: nobody waits for it a
     """The reader of a render has gone while it waited for others."""
 
 
+def check_wanted(given_up: threading.Event) -> None:
+    """Raises GivenUp once that is set."""
+    if given_up.is_set():
+        raise GivenUp
+
+
 def make_stage(
     plan: Plan, layers: range, device: str, shelf: Shelf | None = None, branch: int = 0
 ) -> Stage:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..models.shelf import Shelf
 from ..models.vae_state import DecoderState
 from ..parallel.chain import Chain
-from .backend import GivenUp, make_stage, make_stepper, make_windows
+from .backend import GivenUp, check_wanted, make_stage, make_stepper, make_windows
 from .codec import Decoded
 from .condition import Condition
 from .cost import Seconds
@@ -318,5 +318,4 @@ class RayBackend:
         self._tiles = self._begin_tiles()
 
     def _check(self) -> None:
-        if self._given_up.is_set():
-            raise GivenUp
+        check_wanted(self._given_up)

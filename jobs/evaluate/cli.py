@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
+from ..options import PresetOption
+
 
 def evaluate(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Configuration that all settings share."),
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Model and settings to start from; by default shapes.")
-    ] = None,
+    preset: PresetOption = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="Queue to render with; repeatable. By default auto.")
     ] = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..renders_cli import HomeOption
+from ..options import HomeOption
 
 
 def trace(

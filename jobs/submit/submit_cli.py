@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..options import FramesOption, ImageOption, PresetOption
+
 if TYPE_CHECKING:
     from .jobs_client import Jobs
 
@@ -34,16 +36,12 @@ def submit(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write; waits for it.")
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Model and settings to start from; by default shapes.")
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="Number of frames; by default the preset's.")
-    ] = None,
+    preset: PresetOption = None,
+    frames: FramesOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Another seed, another video; by default 0.")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Picture the video starts from.")] = None,
+    image: ImageOption = None,
     home: Annotated[
         Path | None,
         typer.Option(
