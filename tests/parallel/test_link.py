@@ -20,7 +20,7 @@ from link_peer import Peer
 
 from longreel.parallel import link as links
 from longreel.parallel import nccl_link
-from longreel.parallel.gloo_link import GlooReceiver
+from longreel.parallel.gloo_link import GlooReceiver, GlooSender
 from longreel.parallel.link import (
     LinkClosed,
     LinkSpec,
@@ -349,19 +349,25 @@ def test_in_the_midst_of_a_payload_the_end_comes_at_once(
 ):
     """Of which gloo tells nobody whose bytes are on their way."""
     spec = make_spec("gloo", rendezvous)
-    begun, finish = threading.Event(), GlooReceiver._finish
+    begun, post, finish = threading.Event(), GlooSender._post, GlooReceiver._finish
 
-    def watched(self, envelope):
+    def posts(self, words, views):
+        works = post(self, words, views)
+        begun.set()
+        return works
+
+    def finishes(self, envelope):
         begun.set()
         return finish(self, envelope)
 
-    monkeypatch.setattr(GlooReceiver, "_finish", watched)
+    monkeypatch.setattr(GlooSender, "_post", posts)
+    monkeypatch.setattr(GlooReceiver, "_finish", finishes)
     join(mortal, spec, side)
     if side == "sender":
         link_peer.ends[spec.name + side].send(Message(b"", (torch.zeros(1 << 26),)))
     else:
         mortal.start(link_peer.send, spec.name, "64 MB")
-        assert begun.wait(10)
+    assert begun.wait(10)  # not as soon as the ends meet: who is stopped then is waited for
     os.kill(mortal.pid, signal.SIGSTOP)  # a few of its many bytes are there
     start_s = time.monotonic()
     if end == "killed there":
