@@ -5,6 +5,7 @@ may be opened first, and opening does not wait for the other; they have `timeout
 first `LinkClosed` is the end of the link, on both sides: to go on, open another of another name.
 """
 
+import errno
 import socket
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs hide 
 
 KINDS = ("local", "gloo", "shm", "nccl")
 _FIRST_TRY_S = 0.5  # to find a rendezvous
+_BACKLOG = 1024  # of links that find it at once
 # in the environment of a process whose links go over NCCL: they end what fails, not torch
 NCCL_SETTINGS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
@@ -171,20 +173,35 @@ def find_store(host: str, port: int, timeout_s: float, check: Callable[[], None]
             return store
 
 
+def _listen(host: str) -> socket.socket:
+    """On this address alone, where torch would be heard on every network of the machine, and would
+    ask a name server about all who come, as it writes their addresses as those of IPv6."""
+    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    try:
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        # a router's, which sends on what comes for it
+        return socket.create_server(("", 0), backlog=_BACKLOG)
+
+
 class Rendezvous:
     """Where links meet: a store that the coordinator keeps while it has a chain."""
 
     def __init__(self, host: str | None = None, timeout_s: float = 60.0) -> None:
         """`host` is this machine as the stages reach it; its own name for itself if not given."""
         self.host = host or socket.gethostbyname(socket.gethostname())
+        listening = _listen(self.host)
+        self.port: int = listening.getsockname()[1]
         self._store: TCPStore | None = TCPStore(
             self.host,
-            0,  # any free port
+            self.port,
             is_master=True,
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout_s),
+            master_listen_fd=listening.detach(),
         )
-        self.port: int = self._store.port
 
     def close(self) -> None:
         """Links that have met live on; no other can meet."""
