@@ -37,8 +37,12 @@ class FrameStream(Iterator[Chunk]):
         self._generator.set_prompt(prompt)
 
     def stop(self) -> None:
-        """Begin no more blocks: those in flight still come. From any thread."""
-        self._generator.stop()
+        """Begin no more blocks: those in flight still come, and the first, once a chunk was asked
+        for. From any thread."""
+        if self._process:
+            self._generator.stop()
+        else:
+            self.close()
 
     def close(self) -> None:
         """End at once and free everything; frames that were not taken are lost. From any thread:

@@ -92,7 +92,8 @@ class Chain(Protocol):
         """
 
     def stop(self) -> int:
-        """Admit no more blocks: those in flight are finished, and `run` ends. How many in all."""
+        """Admit no more blocks than the first: those in flight are finished, and `run` ends. How
+        many in all."""
 
     def change_text(self, text: object) -> int:
         """What `Windows.change_text` takes: the prompt of blocks that are yet to be admitted."""

@@ -150,11 +150,10 @@ class Admission:
             return False
 
     def stop(self) -> int:
-        """How many blocks there will have been, so that another walk can end where this one does.
-
-        From any thread.
+        """How many blocks there will have been, so that another walk can end where this one does:
+        a video has one at least. From any thread.
         """
         with self._lock:
             if self._limit is None:
-                self._limit = max(self._begun, self._seen)
+                self._limit = max(self._begun, self._seen, 1)
             return self._limit

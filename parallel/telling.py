@@ -65,7 +65,7 @@ class Telling:
         """See Chain."""
 
         def keep(block: int) -> int:
-            self.limit = block if self.limit is None else self.limit
+            self.limit = max(block, 1) if self.limit is None else self.limit
             return self.limit
 
         return self._tell(keep, "stop")

@@ -166,14 +166,15 @@ class Generator:
             return chain.change_text(self._texts(self._backend, [prompt])[0])
 
     def stop(self) -> int:
-        """Begin no more blocks; those in flight are finished. How many in all. As `set_prompt`."""
+        """Begin no more blocks but the first; those in flight are finished. How many in all. As
+        `set_prompt`."""
         with self._telling:
             if not self._has_begun:
-                self._limit = self.seen
-                return self.seen
+                self._limit = max(self.seen, 1)
+                return self._limit
         chain = self._wait_for_chain()
         with _given_up_is_over():
-            return max(self.seen, chain.stop())
+            return max(self.seen, chain.stop(), 1)
 
     @property
     def is_loaded(self) -> bool:

@@ -102,7 +102,8 @@ class RenderRun:
             self._generator.give_up()
 
     def finish(self) -> None:
-        """Begin no more blocks: those in flight are the last. From any thread, once it runs."""
+        """Begin no more blocks: those in flight are the last, or the first is, where none has
+        begun. From any thread, once it runs."""
         with self._telling:
             attempt = self._running()
             if attempt.redoes:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from thread_chain import ThreadBackend, ThreadChain
 from tiny_blocks import overrides
 
 from longreel.jobs import renders_cli
@@ -19,6 +20,9 @@ from longreel.jobs.home.lock import Lock, Taken, is_read, read_by_us
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.progress import progress
 from longreel.jobs.render import plan_render, stream_chunks
+from longreel.parallel.chain import LocalChain
+from longreel.pipeline.backend import LocalBackend
+from longreel.pipeline.generator import Generator
 
 pytestmark = pytest.mark.usefixtures("tiny_archs")
 
@@ -178,6 +182,31 @@ def test_an_endless_render_that_was_finished_is_written_and_extended(home, tmp_p
     edits.extend(folder, 12)
     written(folder, tmp_path / "b.mp4")
     assert folder.status().frames_done == made + 12
+
+
+@pytest.mark.parametrize("backend", [LocalBackend, ThreadBackend])
+@pytest.mark.parametrize("where", ["before it begins", "before its first block"])
+def test_an_endless_render_that_is_finished_as_it_begins_has_its_first_block(
+    home, monkeypatch, where, backend
+):
+    """It was done without a frame, and no file could be made of it."""
+
+    def told_first(begin):
+        def tell_and_begin(*args):
+            run.finish()
+            yield from begin(*args)
+
+        return tell_and_begin
+
+    owners = [(Generator, "chunks")]
+    if where == "before its first block":
+        owners = [(LocalChain, "_run"), (ThreadChain, "_run")]
+    for owner, name in owners:
+        monkeypatch.setattr(owner, name, told_first(getattr(owner, name)))
+    folder = home.create(plan(frames=0))
+    run = RenderRun(folder, open_backend=lambda plan, given_up, hear: backend(plan))
+    assert run.run().state == "done"
+    assert [segment.blocks for segment in folder.segments()] == [(0, 1)]
 
 
 @pytest.mark.parametrize("state", ["paused", "cancelled"])
