@@ -161,9 +161,12 @@ def _plot(setting: "Setting", cost: "Cost | None", path: Path) -> None:
     unit = "slots" if cost is None else "s"
     cost = cost or Cost(num_layers=setting.num_stages, branches=1 + (setting.cfg == "split"))
     timeline = play(setting.schedule, setting.num_stages, cost)
-    title = (
-        f"{setting.blocks.policy}: {setting.schedule.num_blocks} blocks, {setting.steps} steps, "
-        f"{setting.num_stages} stages"
-    )
+    counts = {
+        "block": setting.schedule.num_blocks,
+        "step": setting.steps,
+        "stage": setting.num_stages,
+    }
+    counted = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
+    title = f"{setting.blocks.policy}: {', '.join(counted)}"
     plot(timeline, path, title, unit)
     typer.echo(f"timeline: {path}", err=True)

@@ -178,11 +178,11 @@ def describe(plan: Plan) -> str:
     each = " for each branch of guidance" * (layout.num_branches > 1)
     weights = ", ".join(f"{name} {_size(n)}" for name, n in plan.weights_bytes.items())
     lines = {
-        "video": f"{video.frames or 'endless'} frames of {video.width} x {video.height} at "
-        f"{video.fps} a second",
+        "video": f"{video.frames or 'endless'} frame{'s' * (video.frames != 1)} of "
+        f"{video.width} x {video.height} at {video.fps} a second",
         "latents": f"{channels} x {latents or 'endless'} x {height} x {width}{size}",
         "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
-        f"{layout.num_stages} stages{each} ({plan.backend})",
+        f"{layout.num_stages} stage{'s' * (layout.num_stages > 1)}{each} ({plan.backend})",
         **describe_shares(plan),
         "layers": describe_slices(plan, _find_measured(plan)),
         "window": f"{plan.num_tokens} tokens, attention {describe_attention(plan)}",

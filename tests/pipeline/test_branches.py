@@ -140,7 +140,7 @@ def test_the_plan_counts_devices_and_weights_of_both_branches():
     name, copies = "transformer", one.weights_bytes["transformer"]
     assert two.weights_bytes[f"{name} (twice)"] == 2 * copies
     lines = dict(line.split(maxsplit=1) for line in describe(two).splitlines())
-    assert lines["blocks"] == "3 (dualparal), 1 stages for each branch of guidance (ray)"
+    assert lines["blocks"] == "3 (dualparal), 1 stage for each branch of guidance (ray)"
     assert lines["device"] == "2 x auto, float32"
 
 
