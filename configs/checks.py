@@ -4,7 +4,8 @@ None passes: where a field may have it, the value is somebody else's to give.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from .suggest import did_you_mean
@@ -33,21 +34,44 @@ def check_given(field: str, value: str, consequence: str) -> None:
         raise ValueError(f"{field} is blank, so {consequence}; name one")
 
 
-def check_read(field: str, group: Any, reads: Mapping[str, Sequence[str]]) -> None:
+def check_read(
+    field: str, group: Any, reads: Mapping[str, Sequence[str]], before: Any = None
+) -> None:
     """What the algorithm in `field`, of this group, does not read must not be set: it would seem to
-    have been done. `reads`: by algorithm, fields that not all of them read."""
-    of, _, chooser = field.rpartition(".")
-    chosen = getattr(group, chooser)
+    have been done. `reads`: by algorithm, fields that not all of them read. `before`: the group
+    as it was when nobody had set anything; none: the defaults."""
+    of, dot, chooser = field.rpartition(".")
+    chosen = _shown(getattr(group, chooser))
     for name in dict.fromkeys(name for names in reads.values() for name in names):
-        value, default = getattr(group, name), getattr(type(group), name)
-        if name in reads[chosen] or value == default:
+        if name in reads[chosen]:
             continue
-        shown = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
-        others = [other for other, names in reads.items() if name in names]
-        raise ValueError(
-            f"{of}.{name}={shown} would be ignored, as {field}={chosen} does not read it; leave it "
-            f"out, or set {field} to one that does: {', '.join(others)}"
-        )
+        default = _default(group, name) if before is None else getattr(before, name)
+        for key, value in _changed(of + dot + name, getattr(group, name), default):
+            others = [other for other, names in reads.items() if name in names]
+            raise ValueError(
+                f"{key}={_shown(value)} would be ignored, as {field}={chosen} does not read it; "
+                f"leave it out, or set {field} to one that does: {', '.join(others)}"
+            )
+
+
+def _default(group: Any, name: str) -> Any:
+    (field,) = (field for field in fields(group) if field.name == name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _changed(key: str, value: Any, default: Any) -> Iterator[tuple[str, object]]:
+    """Fields that are not as `default` has them, by dotted key; of a whole group, too."""
+    if is_dataclass(value):
+        for name, each in vars(value).items():
+            yield from _changed(f"{key}.{name}", each, getattr(default, name))
+    elif value != default:
+        yield key, value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def check_finite(field: str, value: float | None) -> None:

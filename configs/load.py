@@ -51,6 +51,7 @@ def load_config(preset: str | None = None, overrides: Sequence[str] = ()) -> Con
         key, value = parse_override(override)
         settings[key] = value
     config: Config = merge(settings, Config)
+    config.check_asked(_shipped_config(config.preset) if config.preset else Config())
     return config
 
 
@@ -96,6 +97,12 @@ def _read_shipped(name: str) -> dict[str, Any]:
 def _shipped(name: str) -> Mapping[str, Any]:
     """Read once: to do so takes a quarter of the time that the settings of a request do."""
     return MappingProxyType(read_settings(_FOLDER / f"{name}.yaml"))
+
+
+@cache
+def _shipped_config(name: str) -> Config:
+    config: Config = merge(_read_shipped(name), Config)
+    return config
 
 
 def parse_override(override: str, schema: Any = Config) -> tuple[str, Any]:

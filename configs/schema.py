@@ -5,14 +5,16 @@ A preset is a YAML file beside this one that names only what differs from these 
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .attention import AttentionConfig
-from .checks import check_finite, check_name, check_range
+from .checks import check_finite, check_name, check_range, check_read
 from .parallel import ParallelConfig
 
 SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
-GUIDANCE = ("sequential", "batched", "none")
+_GUIDED = ("guidance", "guidance_low", "guidance_from", "guidance_to", "negative_prompt")
+_GUIDANCE_READS = {"sequential": _GUIDED, "batched": _GUIDED, "none": ()}
+GUIDANCE = tuple(_GUIDANCE_READS)
 DTYPES = ("float32", "bfloat16", "float16")
 POLICIES = (
     "auto",
@@ -29,7 +31,8 @@ POLICIES = (
 NOISE = ("independent", "pool")
 RECACHES = ("none", "prompt")
 LEVELS = ("window", "latent")
-FORMATS = ("mp4", "png")
+_FORMAT_READS = {"mp4": ("crf", "pixel_format", "encoder_preset"), "png": ()}
+FORMATS = tuple(_FORMAT_READS)
 PIXEL_FORMATS = ("yuv420p", "yuv444p", "yuv420p10le")
 _MIN_SHIFT = 1e-6  # below it the first level, 1, becomes 0 / 0 in floating point
 ENCODER_PRESETS = (
@@ -274,3 +277,14 @@ class Config:
                         f"{self.output.pixel_format} halves it for colour; "
                         f"set it to {size + 1}, or output.pixel_format=yuv444p"
                     )
+
+    def check_asked(self, before: "Config") -> None:
+        """ValueError where something is not as in `before`, a preset, and nothing here reads it.
+
+        Not at construction: what a preset has for other choices was asked by nobody, and renders
+        that were made when such settings passed are still opened."""
+        check_read("output.format", self.output, _FORMAT_READS, before.output)
+        sampling = before.sampling
+        if self.sampling.guidance <= 1:  # says what guidance_mode=none does
+            sampling = replace(sampling, guidance=self.sampling.guidance)
+        check_read("sampling.guidance_mode", self.sampling, _GUIDANCE_READS, sampling)

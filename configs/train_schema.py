@@ -5,7 +5,7 @@ A run is a YAML file in train/ that names only what differs from these defaults.
 
 from dataclasses import dataclass, field
 
-from .checks import check_given, check_name, check_range
+from .checks import check_given, check_name, check_range, check_read
 from .train_small import MANY, DitTraining, LiveTraining, VaeTraining
 
 _READS = {  # by recipe: the groups that it reads, of those that not all do
@@ -16,7 +16,8 @@ _READS = {  # by recipe: the groups that it reads, of those that not all do
 }
 RECIPES = tuple(_READS)
 OPTIMIZERS = ("adamw", "muon")
-METHODS = ("lora", "full")
+_METHOD_READS = {"lora": ("rank", "alpha", "export"), "full": ()}
+METHODS = tuple(_METHOD_READS)
 EXPORTS = ("adapter", "merged")
 TRAIN_DTYPES = ("float32", "bfloat16")
 
@@ -141,6 +142,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_name("finetune.method", self.method, METHODS, "the training")
         check_name("finetune.export", self.export, EXPORTS, "the training")
+        check_read("finetune.method", self, _METHOD_READS)
         check_range("finetune.rank", self.rank, 1, 4096, "leaves nothing to learn")
         check_range("finetune.alpha", self.alpha, 1e-6, 1e6, "leaves nothing to learn")
         check_range("finetune.clips", self.clips, 1, 4096, "leaves no clip to learn from")
@@ -183,17 +185,4 @@ class TrainConfig:
                 f"data.folder={self.data.folder} has nothing to start or to learn from; set both"
             )
         check_given("run.output", self.run.output or "runs", "the run has no folder")
-        self._check_read()
-
-    def _check_read(self) -> None:
-        read = _READS[self.recipe]
-        others = [group for groups in _READS.values() for group in groups if group not in read]
-        for group in others:
-            mine = getattr(self, group)
-            for name, value in vars(mine).items():
-                if value != getattr(type(mine), name):
-                    raise ValueError(
-                        f"{group}.{name}={value} would be ignored, as recipe={self.recipe} reads "
-                        f"nothing of {group}; leave it out, or set what is meant in "
-                        f"{' or '.join(read)}"
-                    )
+        check_read("recipe", self, _READS)

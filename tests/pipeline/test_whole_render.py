@@ -105,7 +105,8 @@ def test_text_to_video_equals_wan_pipeline(checkpoint, tmp_path, mode):
 
 @pytest.mark.parametrize("checkpoint", ["test-t2v"], indirect=True)
 def test_without_guidance_it_equals_wan_pipeline_at_scale_one(checkpoint, tmp_path):
-    plan = _plan("test-t2v", checkpoint, tmp_path, "sampling.guidance_mode=none")
+    unguided = ("sampling.guidance_mode=none", "sampling.negative_prompt=")
+    plan = _plan("test-t2v", checkpoint, tmp_path, *unguided)
     pipeline = WanPipeline(**_parts(checkpoint))
     theirs = _their_frames(pipeline, checkpoint, plan, guidance_scale=1.0)
     _assert_same_pictures(_our_frames(plan), theirs)

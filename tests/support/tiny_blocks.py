@@ -59,6 +59,10 @@ def shallow(policy: str) -> str:
 def overrides(policy: str, *more: str, steps: int = 5) -> list[str]:
     """Of a policy, or of a variant of one; some name timesteps of their own instead of `steps`."""
     name = next(known for known in sorted(POLICIES, reverse=True) if policy.startswith(known))
+    settings = [*(POLICIES | _VARIANTS)[policy], "parallel.backend=local", *more]
+    modes = [one for one in settings if one.startswith("sampling.guidance_mode=")]
+    if modes[-1:] != ["sampling.guidance_mode=none"]:
+        settings.insert(0, "sampling.negative_prompt=a dog")
     return [
         "model.arch=test-blocks",
         "model.checkpoint=random",
@@ -66,9 +70,6 @@ def overrides(policy: str, *more: str, steps: int = 5) -> list[str]:
         "video.height=16",
         "video.width=32",
         f"sampling.steps={steps}",
-        "sampling.negative_prompt=a dog",
         f"blocks.policy={name}",
-        *(POLICIES | _VARIANTS)[policy],
-        "parallel.backend=local",
-        *more,
+        *settings,
     ]

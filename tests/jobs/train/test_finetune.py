@@ -66,7 +66,7 @@ def config(place, output, steps=4, frames=5, **finetune):
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0, ema=0.5),
         report=ReportConfig(log_every=1, sheet_every=2),
         finetune=FinetuneConfig(
-            checkpoint=str(place / "checkpoint"), arch="test-t2v", rank=4, clips=2, **finetune
+            checkpoint=str(place / "checkpoint"), arch="test-t2v", clips=2, **finetune
         ),
         data=DataConfig(
             folder=str(place / "clips"),

@@ -87,9 +87,9 @@ def test_what_ships_loads_and_says_what_it_is(name, tmp_path):
         (["shapes-vae", "recipe=finetune"], "set both"),
         (
             ["shapes", "vae.start=a"],
-            "vae.start=a would be ignored, as recipe=dit reads nothing of",
+            "vae.start=a would be ignored, as recipe=dit does not read it; leave it out, or set",
         ),
-        (["shapes-live", "data.frames=5"], "data.frames=5 would be ignored, as recipe=live reads"),
+        (["shapes-live", "data.frames=5"], "data.frames=5 would be ignored, as recipe=live does"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(arguments, message, tmp_path, monkeypatch):
