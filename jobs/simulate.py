@@ -11,7 +11,7 @@ from ..models.arch import ModelArch, find_arch
 from ..pipeline.branches import check_branches
 from ..pipeline.cost import Cost, Seconds, Speed, estimate_seconds, model_cost
 from ..pipeline.plan_blocks import find_policy, with_defaults_of
-from ..pipeline.policies import NUMBERS, make_schedule
+from ..pipeline.policies import make_schedule, with_own_numbers
 from ..pipeline.schedule import BlockSchedule
 from ..pipeline.simulate import Report, Slots, count_slots, simulate
 
@@ -204,7 +204,6 @@ def compare(setting: Setting, cost: Cost | None) -> Iterator[Row]:
             continue
         blocks = setting.blocks
         if policy != blocks.policy:
-            own: dict[str, Any] = {name: getattr(BlocksConfig, name) for name in NUMBERS}
-            blocks = replace(blocks, policy=policy, **own)
+            blocks = with_own_numbers(blocks, policy)
         for count in sorted({*counts, setting.num_stages}):
             yield run(replace(setting, blocks=blocks, num_stages=count), cost)

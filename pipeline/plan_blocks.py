@@ -24,6 +24,7 @@ def plan_schedule(
     policy = find_policy(config, arch, num_latents, section)
     blocks = replace(config.blocks, policy=policy)
     blocks = with_defaults_of(arch, blocks, steps)
+    _check_depth(blocks)
     if section is None:
         schedule = make_schedule(blocks, steps, num_latents)
     else:
@@ -35,6 +36,18 @@ def plan_schedule(
     _check_stages(config, arch, policy, schedule)
     _check_positions(config, arch, policy, schedule)
     return schedule
+
+
+def _check_depth(blocks: BlocksConfig) -> None:
+    if (
+        blocks.policy == "dualparal-staggered"
+        and blocks.stagger is not None
+        and blocks.depth != BlocksConfig.depth
+    ):
+        raise ValueError(
+            f"blocks.depth={blocks.depth} would be ignored, as blocks.stagger={blocks.stagger} "
+            "(the model's own, if none was set) says how many steps blocks are apart; leave it out"
+        )
 
 
 def with_defaults_of(arch: ModelArch, blocks: BlocksConfig, steps: int) -> BlocksConfig:

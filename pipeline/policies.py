@@ -1,26 +1,26 @@
 """The named queues of the field, each as a setting of the block schedule's fields."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
+from typing import Any
 
 from ..configs.checks import check_read
 from ..configs.schema import BlocksConfig
 from .schedule import BlockSchedule
 
-# by policy: the fields of BlocksConfig that it reads, of those that not all do; `depth` may be set
-# for several policies at once
+# by policy: the fields of BlocksConfig that it reads, of those that not all do
 _READS: dict[str, tuple[str, ...]] = {
     "whole": (),
     "dualparal": ("size", "left", "right", "levels"),
-    "dualparal-grouped": ("size", "left", "right", "levels"),
-    "dualparal-staggered": ("size", "left", "right", "stagger", "levels"),
+    "dualparal-grouped": ("size", "left", "right", "levels", "depth"),
+    "dualparal-staggered": ("size", "left", "right", "stagger", "levels", "depth"),
     "diagonal": ("size", "left"),
     "buffer": ("size", "left", "stagger"),
     "forcing": ("size", "left", "stagger", "causal", "window", "prefix_level"),
     "rolling": ("size", "left", "sink"),
     "causal": ("size", "left", "sink", "recache"),
 }
-NUMBERS = tuple(dict.fromkeys(name for names in _READS.values() for name in names))
 
 
 def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
@@ -43,6 +43,15 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
             f"hands its keys and values over; set it to at most {size}, or blocks.size={right}"
         )
     return _POLICIES[blocks.policy](blocks, steps, num_latents)
+
+
+def with_own_numbers(blocks: BlocksConfig, policy: str) -> BlocksConfig:
+    """Another policy with its own numbers; stages are as many as before, if it asks for them."""
+    numbers = {name for names in _READS.values() for name in names}
+    if "depth" in _READS[policy]:
+        numbers.remove("depth")
+    own: dict[str, Any] = {name: getattr(BlocksConfig, name) for name in numbers}
+    return replace(blocks, policy=policy, **own)
 
 
 def default_noise(policy: str) -> str:

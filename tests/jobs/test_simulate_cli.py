@@ -90,6 +90,15 @@ def test_comparing_shows_every_queue_on_every_number_of_stages():
         assert line.split()[:5] == list(map(str, shown))
 
 
+def test_what_an_order_is_made_for_is_compared_too():
+    """The queues that are made for a number of stages are so for the one that is asked for."""
+    rows = json.loads(run("--depth 3 --steps 8 --blocks 12 --stages 2 --compare --json"))["rows"]
+    for row in rows:
+        if row["policy"] in ("dualparal-grouped", "dualparal-staggered"):
+            alone = f"--policy {row['policy']} --depth 3 --steps 8 --latents {row['latents']}"
+            assert row == json.loads(run(f"{alone} --stages {row['stages']} --json"))
+
+
 def test_what_a_preset_gives_its_own_queue_is_not_asked_of_the_others(tmp_path):
     preset = tmp_path / "mine.yaml"
     preset.write_text("blocks: {policy: dualparal, size: 3, left: 2, right: 1, levels: window}\n")
@@ -138,6 +147,7 @@ def test_branches_of_their_own_take_twice_the_devices_and_little_more_than_half_
         ("--policy dualparal-group", "did you mean dualparal-grouped?"),
         ("--policy whole", "give --latents"),
         ("--policy causal --right 3", "blocks.right=3 would be ignored"),
+        ("--policy causal --depth 3", "blocks.depth=3 would be ignored"),
         ("--preset tiny --stages 5", "--stages=5 leaves 1 of them without a layer, as tiny has 4"),
         ("--preset tony", "did you mean tiny?"),
         ("--policy causal --blocks 9 --new-prompt 9", "--new-prompt=9 is no block after the first"),

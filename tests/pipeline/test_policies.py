@@ -192,7 +192,7 @@ def test_a_block_that_nobody_reads_clean_is_not_run_again():
 
 
 @pytest.mark.parametrize("policy", QUEUES)
-@pytest.mark.parametrize("name", ["size", "left", "right", "sink", "stagger"])
+@pytest.mark.parametrize("name", ["size", "left", "right", "sink", "stagger", "depth"])
 def test_a_number_that_a_queue_would_ignore_is_refused(policy, name):
     fours, twos = (BlocksConfig(policy=policy, **{name: number}) for number in (4, 2))
     if name in NUMBERS[policy]:

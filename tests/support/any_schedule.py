@@ -15,8 +15,8 @@ MANY = 300  # tasks of a video without an end
 NUMBERS = {
     "whole": (),
     "dualparal": ("size", "left", "right"),
-    "dualparal-grouped": ("size", "left", "right"),
-    "dualparal-staggered": ("size", "left", "right", "stagger"),
+    "dualparal-grouped": ("size", "left", "right", "depth"),
+    "dualparal-staggered": ("size", "left", "right", "stagger", "depth"),
     "diagonal": ("size", "left"),
     "buffer": ("size", "left", "stagger"),
     "forcing": ("size", "left", "stagger"),
@@ -40,14 +40,14 @@ def schedules(
     size = draw(st.integers(1, 6))
     left = draw(st.integers(0, 9))
     most = {"size": (size, size), "left": (left, left), "right": (0, size)}
-    most |= {"sink": (0, 7), "stagger": (0, steps)}
+    most |= {"sink": (0, 7), "stagger": (0, steps), "depth": (1, 4)}
     numbers = {name: draw(st.integers(*most[name])) for name in NUMBERS[policy]}
     more = {}
     if policy == "forcing":
         more["window"] = left + size + size // 2 + draw(st.integers(0, 12))
     if policy == "causal":
         more["recache"] = draw(st.sampled_from(["none", "prompt"]))
-    blocks = BlocksConfig(policy=policy, depth=draw(st.integers(1, 4)), **numbers, **more)
+    blocks = BlocksConfig(policy=policy, **numbers, **more)
     endless = draw(st.booleans()) if open_ended is None else open_ended
     num_latents = None if endless and policy != "whole" else draw(st.integers(1, 40))
     if sections and num_latents is not None and policy != "whole" and draw(st.booleans()):

@@ -171,7 +171,6 @@ def test_an_untrained_model_keeps_no_prompt(tmp_path):
     table = longreel(
         *("evaluate", "--prompts", 1, "--frames", 9, "--policy", "whole"),
         *("--policy", "dualparal-grouped", "-o", tmp_path / "out", *TINY),
-        *("blocks.depth=1",),
     )
     assert table.code == 0, table.err
     assert table.out.splitlines()[0].startswith("(1) tiny whole 9 sampling.steps=1")
