@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from .errors import ChainBroken
+from .front import Counters
 from .placement import Placement
 from .ray_stage import StageActor
 
@@ -87,10 +88,10 @@ class Crew:
         self.loaded.discard(i)
         self._new[member.bundle] = self._begin(member.bundle)
 
-    def check_alive(self, within_s: float) -> None:
+    def check_alive(self, within_s: float) -> list[Counters]:
         """TimeoutError, or one of GONE, unless every process answers."""
         refs = [member.control("counters") for member in self._members]
-        wait_all(refs, max(within_s, _PING_S), "a stage to answer", self._check)
+        return wait_all(refs, max(within_s, _PING_S), "a stage to answer", self._check)
 
     def mend(self) -> None:
         """Between two renders: whoever does not answer is replaced."""

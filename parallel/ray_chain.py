@@ -24,6 +24,7 @@ from .crew import GONE, SLICE_S, Check, Crew, Member, NoReplacement, result, set
 from .edges import wire
 from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous, choose_kind
+from .loading import Loading
 from .marks import Vault
 from .messages import Stamp
 from .outbox import Batch
@@ -155,7 +156,7 @@ class RayChain:
         members = self._members
         self._last = members[self._devices.crew.layout.last]
         self._enter("LOAD")
-        self._load()
+        self._load(self._words(schedule))
         with Rendezvous(this_node()) as meeting:
             self._enter("JOIN")
             with self._telling.joining():
@@ -175,15 +176,15 @@ class RayChain:
             self._enter("DRAIN")
             settle_all(list(self._runs.values()), self._timeout_s, self._check)
 
-    def _load(self) -> None:
+    def _load(self, words: Words) -> None:
         crew, slices, device = self._devices.crew, self._devices.slices, self._devices.device
         loads = []
         for i, seat in enumerate(crew.layout.seats):
             if i not in crew.loaded:
                 builds = [partial(self._parts.stage, slices[n], device) for n in seat.stages]
                 loads.append(self._members[i].call("load", builds, device))
-        pings = partial(crew.check_alive, self._timeout_s)
-        wait_all(loads, _LOAD_S, "weights to load", self._check, pings)
+        loading = Loading(crew, self._timeout_s, words.name, self._hear)
+        wait_all(loads, _LOAD_S, "weights to load", self._check, loading.look)
         crew.loaded.update(range(len(self._members)))
 
     def _join(self, meeting: Rendezvous) -> None:
@@ -277,8 +278,7 @@ class RayChain:
         lost, gone, error = look(self._members, self._runs)
         if error is not None:
             raise error from first
-        begin = (self._start or EMPTY).walk
-        words = Words(crew.layout, self._devices.slices, schedule, begin)
+        words = self._words(schedule)
         if state == "LOAD":
             name = words.name(lost[0]) if lost else "a stage"
             return lost, ChainBroken(
@@ -293,6 +293,10 @@ class RayChain:
             f"stages lost touch at {words.at(self._done)}: {first_line(first)}; raise "
             f"parallel.transfer_timeout_s={self._timeout_s:g} if a step takes that long"
         )
+
+    def _words(self, schedule: Schedule) -> Words:
+        begin = (self._start or EMPTY).walk
+        return Words(self._devices.crew.layout, self._devices.slices, schedule, begin)
 
     def _bear(self, broken: ChainBroken, then: str = "") -> None:
         """Raises it when there were too many in a row without a new block between them."""

@@ -5,6 +5,8 @@ others and only count, take, or close.
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -33,6 +35,7 @@ class StageActor:
         self._stages: list[Stage] = []
         self._device = torch.device("cpu")
         self._loop: Loop | None = None  # of this epoch, or of the last
+        self._loading: int | None = None  # the clock of the thread that loads weights
 
     def where(self) -> tuple[str, str, int]:
         """Node, GPU, process."""
@@ -48,7 +51,11 @@ class StageActor:
         self._leave()
         self._stages = []  # before the next ones take their memory
         self._device = torch.device(device)
-        self._stages = [build(self._shelf) for build in builds]
+        self._loading = time.pthread_getcpuclockid(threading.get_ident())
+        try:
+            self._stages = [build(self._shelf) for build in builds]
+        finally:
+            self._loading = None
 
     def join(
         self,
@@ -116,12 +123,13 @@ class StageActor:
             self._loop.cut()
 
     def counters(self) -> Counters:
-        loop = self._loop
+        loop, clock = self._loop, self._loading
         return Counters(
             task=-1 if loop is None else loop.task,
             cache_bytes=sum(stage.cache_bytes() for stage in self._stages),
             busy_s=tuple(stage.busy_s for stage in self._stages),
             admitted=None if loop is None or loop.front is None else loop.front.admitted(),
+            loading_s=None if clock is None else time.clock_gettime(clock),
         )
 
     def _leave(self) -> None:

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import threading
+import time
 from contextlib import closing
 from functools import cache, partial
 
@@ -13,8 +15,10 @@ from processes import all_gone
 from ray_cluster import frames_of, free_cpus, make_plan, pids_of
 from thread_chain import ThreadBackend
 
+from longreel.parallel import crew, loading
 from longreel.pipeline import ray_backend
 from longreel.pipeline.backend import open_backend
+from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("tiny_archs", "two_nodes")]
@@ -49,6 +53,7 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
         ("dualparal-grouped", THREE, 1, KILL, r"stage 2 of 3 \(layers 2 to 3\) .* ended"),
         ("causal", THREE, 1, STOP, r"stage 2 of 3 \(layers 2 to 3\) .* does not answer"),
         ("dualparal", SHARED, 1, KILL, r"the actor of stages 3 to 4 of 4 \(layers 3 to 4\) "),
+        ("causal", PAIRS, 3, KILL, r"device 2 of 2 of stage 2 of 2 \(layers 3 to 4\) .* ended"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -57,7 +62,6 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
                 ("dualparal-grouped", THREE, 2, STOP, r"stage 3 of 3 .* does not answer"),
                 ("dualparal", SPLIT, 0, KILL, r"stage 1 of 2 \(layers 0 to 2, conditional branch"),
                 ("dualparal", SPLIT, 3, STOP, r"stage 2 of 2 \(.*, unconditional branch\) "),
-                ("causal", PAIRS, 3, KILL, r"device 2 of 2 of stage 2 of 2 \(layers 3 to 4\) "),
                 ("causal", PAIRS, 0, STOP, r"device 1 of 2 of stage 1 of 2 .* does not answer"),
             )
         ),
@@ -90,6 +94,36 @@ def test_a_stage_that_hangs_while_it_joins_is_replaced(monkeypatch, tmp_path, ca
     with closing(Generator(plain).chunks()) as chunks:
         assert np.array_equal(frames, np.concatenate([chunk.frames for chunk in chunks]))
     assert caplog.text.count("stages to join") == 1
+    assert free_cpus() == 6
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_stage_that_hangs_while_it_loads_is_named(answers, monkeypatch, tmp_path, caplog):
+    """It answers all the while. It was waited for in silence, for an hour, and for five more."""
+    os.mkfifo(pipe := tmp_path / "weights")
+    monkeypatch.setattr(ray_backend, "make_stage", partial(poison.make_stage_from, str(pipe)))
+    monkeypatch.setattr(crew, "_ALIVE_S", 0.2)
+    monkeypatch.setattr(loading, "_STILL_S", 0.5)
+    monkeypatch.setattr(loading, "_OVER_S", 60.0 if answers else 2.0)
+    plan = make_plan("dualparal", GUIDED, *BORNE, frames=33, num_stages=2)
+    named = (
+        r"stage 1 of 2 \(layers 0 to 2\) stands still while it loads its weights, for [12] s now"
+    )
+
+    def answer():
+        while not re.search(named, caplog.text):
+            time.sleep(0.1)
+        pipe.write_bytes(b"weights")
+
+    with closing(Generator(plan).chunks()) as chunks:
+        if answers:
+            threading.Thread(target=answer, daemon=True).start()
+            assert sum(len(chunk.frames) for chunk in chunks) == 33
+        else:
+            with pytest.raises(RenderError, match="see that the weights can be read there"):
+                next(chunks)
+    assert re.search(named, caplog.text)
+    assert "stage 2 of 2" not in caplog.text
     assert free_cpus() == 6
 
 

@@ -19,6 +19,14 @@ def make_poisoned_stage(plan, layers: range, device: str, *shelf: object) -> Sta
     return stage
 
 
+def make_stage_from(pipe, plan, layers: range, device: str, *shelf: object) -> Stage:
+    """The first of them reads its weights as from a disk that does not answer, until the pipe has
+    a writer."""
+    if 0 in layers:
+        Path(pipe).read_bytes()
+    return make_stage(plan, layers, device, *shelf)
+
+
 def make_windows_late(path, sampling, device):
     """The first ones, of which the file is a sign, never come."""
     if not Path(path).exists():
