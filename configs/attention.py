@@ -70,11 +70,6 @@ class AttentionConfig:
         check_range("attention.radius", self.radius, 0, math.inf, "measures nothing")
         check_range("attention.refresh", self.refresh, 1, 1000, "never looks at everything")
         check_read("attention.builder", self, _READS)
-        if self.mass is not None and self.keep != AttentionConfig.keep:
-            raise ValueError(
-                f"attention.keep={self.keep} would be ignored, as attention.mass={self.mass} says "
-                "how many tiles are kept; leave one of them out"
-            )
         if self.builder == "dense" and self.backend == "flex":
             raise ValueError(
                 "attention.backend=flex computes lists of tiles, and attention.builder=dense has "

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from .checks import check_given, check_name, check_range
 
 LINKS = ("auto", "nccl", "host")
-BACKENDS = ("auto", "local", "ray")
+_BETWEEN = ("place_timeout_s", "transfer_timeout_s", "repairs", "link")  # processes
+BACKEND_READS = {"auto": _BETWEEN, "local": (), "ray": _BETWEEN}
+BACKENDS = tuple(BACKEND_READS)
 CFG = ("batch", "split")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from .attention import AttentionConfig
 from .checks import check_finite, check_name, check_range, check_read
-from .parallel import ParallelConfig
+from .parallel import BACKEND_READS, ParallelConfig
 
 SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
 _GUIDED = ("guidance", "guidance_low", "guidance_from", "guidance_to", "negative_prompt")
@@ -284,7 +284,14 @@ class Config:
         Not at construction: what a preset has for other choices was asked by nobody, and renders
         that were made when such settings passed are still opened."""
         check_read("output.format", self.output, _FORMAT_READS, before.output)
+        check_read("parallel.backend", self.parallel, BACKEND_READS, before.parallel)
         sampling = before.sampling
         if self.sampling.guidance <= 1:  # says what guidance_mode=none does
             sampling = replace(sampling, guidance=self.sampling.guidance)
         check_read("sampling.guidance_mode", self.sampling, _GUIDANCE_READS, sampling)
+        keep, mass = self.attention.keep, self.attention.mass
+        if mass is not None and keep != before.attention.keep:
+            raise ValueError(
+                f"attention.keep={keep} would be ignored, as attention.mass={mass} says how many "
+                "tiles are kept; leave one of them out"
+            )

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from longreel.configs.attention import AttentionConfig
 from longreel.configs.load import load_config, preset_names, to_yaml
 from longreel.configs.train_load import load_training
 
@@ -23,6 +22,8 @@ SHAPES, LIVE = "shapes", "shapes-live"
         (SHAPES, ["sampling.guidance_mode=none", "sampling.guidance_to=0.5"], "guidance_to=0.5"),
         (SHAPES, ["sampling.guidance_mode=none", "sampling.guidance_from=0.9"], "from=0.9 would"),
         ("wan2.2-t2v-a14b", ["sampling.guidance_mode=none", "sampling.guidance_low=2"], "low=2.0"),
+        (SHAPES, ["parallel.backend=local", "parallel.repairs=0"], "repairs=0 .*does: auto, ray"),
+        (SHAPES, ["parallel.backend=local", "parallel.link=host"], "parallel.link=host .*=local"),
         (SHAPES, ["attention.builder=pooled", "attention.mass=0.9", "attention.keep=0.3"], "keep="),
     ],
 )
@@ -73,8 +74,3 @@ def test_what_a_training_would_ignore_is_refused(training, overrides, words, tmp
     with pytest.raises(ValueError, match=f"{words}.*") as caught:
         load_training(str(name), overrides)
     assert " would be ignored, as " in str(caught.value)
-
-
-def test_a_share_of_tiles_beside_a_share_of_the_softmax_is_never_read():
-    with pytest.raises(ValueError, match=r"attention\.keep=0\.3 .* attention\.mass=0\.9"):
-        AttentionConfig(builder="pooled", keep=0.3, mass=0.9)
