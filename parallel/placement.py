@@ -1,7 +1,7 @@
 """Devices of a Ray cluster for the stages of one render: granted together, or refused in words."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -112,16 +112,18 @@ def find_fewer(
     parallel: ParallelConfig, kind: str, *, timeout_s: float, check: Callable[[], None]
 ) -> ParallelConfig:
     """The same work for the devices that are free: fewer stages, larger ones."""
-    resource = "GPU" if kind == "cuda" else "CPU"
+    resource, line = "GPU" if kind == "cuda" else "CPU", parallel.gpus_per_stage // parallel.ring
     deadline, free, before = time.monotonic() + timeout_s, 0, -1
     while time.monotonic() < deadline and (free == 0 or free != before):  # until the count stands
         check()
         time.sleep(_SETTLED_S)
-        before, free = free, int(_ray.available_resources().get(resource, 0))
+        before, free = free, _in_lines(_free(resource), line)
     if free == 0:
+        left = sum(_free(resource))
+        what = f"of the {left} {resource}s that are left no node has {line}, which exchange heads"
         raise ChainBroken(
-            f"no {resource} is left on the cluster, so the render cannot go on; add nodes, and "
-            "resume it"
+            f"{what if left else f'no {resource} is left on the cluster'}, so the render cannot go "
+            "on; add nodes, and resume it"
         )
     return fewer(parallel, free)
 
@@ -161,8 +163,18 @@ def _total(resource: str) -> int:
 
 def _could_fit(layout: Layout, resource: str) -> bool:
     """Were all devices free."""
-    line, free = layout.mesh.ulysses, (count // layout.mesh.ulysses for count in _each(resource))
-    return sum(free) * line >= layout.num_devices
+    return _in_lines(_each(resource), layout.mesh.ulysses) >= layout.num_devices
+
+
+def _in_lines(counts: Sequence[int], line: int) -> int:
+    """Of these devices of every node, those that stand in lines which exchange heads there."""
+    return sum(count - count % line for count in counts)
+
+
+def _free(resource: str) -> list[int]:
+    """Of every node that is alive, as far as Ray has counted."""
+    nodes = _ray._private.state.available_resources_per_node().values()
+    return [int(free.get(resource, 0)) for free in nodes]
 
 
 def _each(resource: str) -> list[int]:
@@ -188,7 +200,8 @@ def _missing(layout: Layout, resource: str, how: str) -> str:
     if total >= wanted:
         return text + "wait for other renders to end, or raise parallel.place_timeout_s"
     if total:
-        return text + f"set {_fewer(layout, total)}; or add nodes"
+        fit = _in_lines(_each(resource), layout.mesh.ulysses)
+        return text + f"set {_fewer(layout, fit)}; or add nodes"
     return text + "add nodes that have some" + (", or set model.device=cpu" * (resource == "GPU"))
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from processes import all_gone
 from ray_cluster import Warm, free_cpus, latents_of, make_plan, pids_of
 
 from longreel.configs.parallel import ParallelConfig
+from longreel.parallel.errors import ChainBroken
 from longreel.parallel.layout import make_layout
-from longreel.parallel.placement import place
+from longreel.parallel.placement import find_fewer, place
 from longreel.pipeline.backend import LocalBackend
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.generator import Generator
@@ -94,7 +96,7 @@ def test_a_device_of_a_stage_that_is_lost_ends_the_render_with_its_name(sent, sa
         (
             {"num_stages": 4, "gpus_per_stage": 2},
             r"num_stages=4 of parallel\.gpus_per_stage=2 asks for 8 x \{CPU: 1\}, which cannot be "
-            r"placed: .* 6 CPUs .*; set parallel\.devices=6 \(.*, or parallel\.gpus_per_stage=1",
+            r"placed: .* 6 CPUs .*; set parallel\.devices=4 \(.*, or parallel\.gpus_per_stage=1",
         ),
         (
             {"num_stages": 1, "gpus_per_stage": 4},
@@ -107,3 +109,15 @@ def test_devices_that_cannot_stand_together_are_named(settings, words):
     with pytest.raises(ValueError, match=words):
         place(make_layout(ParallelConfig(**settings)), "cpu", timeout_s=1.0, may_grow=False)
     assert free_cpus() == 6
+
+
+def test_what_is_left_is_counted_in_devices_that_can_exchange_heads():
+    """On two nodes of three: three pairs were asked for, once and again, which are on neither."""
+    asked = partial(find_fewer, kind="cpu", timeout_s=2.0, check=lambda: None)
+    fewer = asked(ParallelConfig(num_stages=3, gpus_per_stage=2))
+    assert fewer.num_stages == 2
+    place(make_layout(fewer), "cpu", timeout_s=10.0, may_grow=False).remove()
+    round_a_ring = ParallelConfig(num_stages=3, gpus_per_stage=2, ring=2)
+    assert asked(round_a_ring) == round_a_ring
+    with pytest.raises(ChainBroken, match=r"of the 6 CPUs that are left no node has 4"):
+        asked(ParallelConfig(gpus_per_stage=4))
