@@ -61,9 +61,7 @@ class RunConfig:
 class OptimizerConfig:
     """A warm-up, then a cosine down to a share of the learning rate."""
 
-    kind: str = (
-        "adamw"  # muon: for the matrices of a DiT's layers, AdamW at half the rate for all else
-    )
+    kind: str = "adamw"  # muon: for layers' matrices and convolutions; else AdamW at half the rate
     learning_rate: float = 1e-3
     warmup: int = 100  # steps
     final: float = 0.02  # of the learning rate, at the last step
