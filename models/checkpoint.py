@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from .shipped import PREFIX, shipped_folder
 from .tensor_files import SAFETENSORS, TORCH
 from .wan import WanDiT
 from .weights import Weights, arch_field, check_module
+
+fetching = threading.Event()  # while the hub is asked: it has timeouts of its own
 
 # folders and files of each part, best first: diffusers' layout, then the authors' own
 _PLACES = {
@@ -147,6 +150,7 @@ def _download(reference: str, repo: str, inner: str | None, part: str, field: st
     patterns = _patterns(part)
     if inner is not None:
         patterns = [inner, *(f"{inner}/{pattern}" for pattern in patterns)]
+    fetching.set()
     try:
         folder = Path(snapshot_download(repo, allow_patterns=patterns))
     except Exception as error:  # the hub's, the network's and the disk's errors share no base
@@ -155,6 +159,8 @@ def _download(reference: str, repo: str, inner: str | None, part: str, field: st
             f"downloaded ({first_line(error)}), so the model cannot be loaded; "
             f"{_how(repo, patterns, field)}"
         ) from error
+    finally:
+        fetching.clear()
     path = folder if inner is None else folder / inner
     if not path.exists() or (path.is_dir() and _find(path, part) is None):
         raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from ..models.checkpoint import fetching
 from ..models.shelf import Shelf
 from .chain import Schedule, Stepper, Windows
 from .edges import Edges
@@ -123,7 +124,7 @@ class StageActor:
             self._loop.cut()
 
     def counters(self) -> Counters:
-        loop, clock = self._loop, self._loading
+        loop, clock = self._loop, None if fetching.is_set() else self._loading
         return Counters(
             task=-1 if loop is None else loop.task,
             cache_bytes=sum(stage.cache_bytes() for stage in self._stages),

@@ -1,11 +1,13 @@
 """Which actors are said to stand still while they load; without Ray."""
 
+import queue
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from longreel.models.checkpoint import locate
 from longreel.parallel import loading
 from longreel.parallel.errors import ChainBroken
 from longreel.parallel.loading import Loading
@@ -71,3 +73,33 @@ def test_only_a_thread_that_works_moves():
     may.set()
     thread.join(20)
     assert actor.counters().loading_s is None
+
+
+def test_who_downloads_weights_does_not_stand_still(tmp_path, monkeypatch):
+    """The thread that loads waits for those of the hub's client, which gives up by itself."""
+    at, may, actor = queue.Queue(), threading.Semaphore(0), StageActor()
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "weights.safetensors").touch()
+
+    def wait(place):
+        at.put(place)
+        assert may.acquire(timeout=60)
+
+    def snapshot_download(repo, *, allow_patterns):
+        wait("hub")
+        return str(tmp_path)
+
+    def build(shelf):
+        locate("org/name", "transformer")
+        wait("disk")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    thread = threading.Thread(target=actor.load, args=([build], "cpu"), daemon=True)
+    thread.start()
+    seen = {}
+    for _ in range(2):
+        place = at.get(timeout=20)
+        seen[place] = actor.counters().loading_s is not None
+        may.release()
+    thread.join(20)
+    assert seen == {"hub": False, "disk": True}
