@@ -120,7 +120,8 @@ class Crew:
         """The new actors, by bundle, once their processes are up."""
         arrived: dict[int, Member] = {}
         waiting = {bundle: actor.where.remote() for bundle, actor in self._new.items()}
-        since_s, was_whole = time.monotonic(), True
+        looked_s = came_s = time.monotonic()  # since when every bundle has a device
+        gone_s = 0.0  # how long some had none, in all: what comes may go again
         while waiting:
             self._check()
             ready, _ = ray.wait(list(waiting.values()), num_returns=1, timeout=SLICE_S)
@@ -137,16 +138,17 @@ class Crew:
                     time.sleep(SLICE_S)
                     self._new[bundle] = self._begin(bundle)
                     waiting[bundle] = self._new[bundle].where.remote()
-            now, is_whole = time.monotonic(), self._placement.is_whole()
-            if is_whole != was_whole:  # there are devices, or not any more
-                since_s, was_whole = now, is_whole
+            now = time.monotonic()
+            if not self._placement.is_whole():
+                gone_s, came_s = gone_s + now - looked_s, now
+            looked_s = now
             many = f"{len(waiting)} of {self.layout.num_devices} devices"
-            if not is_whole and now - since_s > self._place_timeout_s:
+            if gone_s > self._place_timeout_s:
                 raise NoReplacement(
-                    f"{many} are gone, and none came in their place within "
+                    f"{many} are gone, and none came to stay in their place within "
                     f"parallel.place_timeout_s={self._place_timeout_s:g}"
                 )
-            if is_whole and now - since_s > _START_TIMEOUT_S:
+            if now - came_s > _START_TIMEOUT_S:
                 raise NoReplacement(
                     f"{many} have no process that came up within {_START_TIMEOUT_S:g} s; see Ray's "
                     "logs for the reason"

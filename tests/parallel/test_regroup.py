@@ -128,20 +128,29 @@ def test_what_cannot_be_repaired_ends_the_render_for_all_who_wait(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("comes_after_s", "words"), [(0.6, ""), (9.0, "1 of 1 devices are gone"), (None, "no process")]
+    ("is_there", "comes_up", "words"),
+    [
+        (lambda at_s: at_s > 0.6, True, ""),
+        (lambda at_s: at_s > 9.0, True, "1 of 1 devices are gone"),
+        (lambda at_s: True, False, "no process"),
+        (lambda at_s: at_s % 0.4 > 0.2, False, "1 of 1 devices are gone"),
+    ],
+    ids=["it comes", "it is gone", "it is there", "it comes and goes"],
 )
 def test_a_device_is_waited_for_as_long_as_asked_and_then_its_process(
-    monkeypatch, comes_after_s, words
+    monkeypatch, is_there, comes_up, words
 ):
-    """The process of one that is there has a time of its own: it was counted from the beginning."""
+    """The process of one that is there has a time of its own: it was counted from the beginning.
+    And a device that comes and goes was waited for without an end."""
     begun_s = time.monotonic()
 
     def is_whole():
-        return comes_after_s is None or time.monotonic() - begun_s > comes_after_s
+        assert time.monotonic() - begun_s < 10, "it is waited for without an end"
+        return is_there(time.monotonic() - begun_s)
 
     def wait(refs, num_returns, timeout):
         time.sleep(timeout)
-        return (refs if comes_after_s is not None and is_whole() else []), []
+        return (refs if comes_up and is_whole() else []), []
 
     where = SimpleNamespace(remote=lambda: "where it is")
     monkeypatch.setattr(crews, "ray", SimpleNamespace(wait=wait))
