@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .checks import check_name, check_range, check_read
+from .checks import check_name, check_range, check_read, shown
 
 _LISTED = ("tile", "dense_steps", "dense_layers")
 _READS = {  # the numbers below, by the builder that reads them
@@ -62,9 +62,8 @@ class AttentionConfig:
         for name in ("band", "keep", "decay"):
             check_range(f"attention.{name}", getattr(self, name), 0, 1, "is no share")
         if len(self.window) != 3 or min(self.window) < 1:
-            shown = ",".join(map(str, self.window))
             raise ValueError(
-                f"attention.window=[{shown}] is no box of time, height and width; "
+                f"attention.window={shown(self.window)} is no box of time, height and width; "
                 "set three numbers of tokens, such as [18,24,24]"
             )
         check_range("attention.radius", self.radius, 0, math.inf, "measures nothing")

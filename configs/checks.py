@@ -11,6 +11,15 @@ from typing import Any
 from .suggest import did_you_mean
 
 
+def shown(value: object) -> str:
+    """A value as an override sets it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
 def check_name(
     field: str, value: str | None, names: Sequence[str], what: str = "the render"
 ) -> None:
@@ -41,7 +50,7 @@ def check_read(
     have been done. `reads`: by algorithm, fields that not all of them read. `before`: the group
     as it was when nobody had set anything; none: the defaults."""
     of, dot, chooser = field.rpartition(".")
-    chosen = _shown(getattr(group, chooser))
+    chosen = shown(getattr(group, chooser))
     for name in dict.fromkeys(name for names in reads.values() for name in names):
         if name in reads[chosen]:
             continue
@@ -49,7 +58,7 @@ def check_read(
         for key, value in _changed(of + dot + name, getattr(group, name), default):
             others = [other for other, names in reads.items() if name in names]
             raise ValueError(
-                f"{key}={_shown(value)} would be ignored, as {field}={chosen} does not read it; "
+                f"{key}={shown(value)} would be ignored, as {field}={chosen} does not read it; "
                 f"leave it out, or set {field} to one that does: {', '.join(others)}"
             )
 
@@ -66,12 +75,6 @@ def _changed(key: str, value: Any, default: Any) -> Iterator[tuple[str, object]]
             yield from _changed(f"{key}.{name}", each, getattr(default, name))
     elif value != default:
         yield key, value
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def check_finite(field: str, value: float | None) -> None:

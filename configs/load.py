@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
+from .checks import shown
 from .fields import check_key, fields
 from .files import expand, read_settings
 from .schema import Config
@@ -121,7 +122,7 @@ def parse_override(override: str, schema: Any = Config) -> tuple[str, Any]:
 
 def to_override(key: str, value: object) -> str:
     """What `parse_override` reads back, of a value as YAML and JSON have it."""
-    return f"{key}={_shown(str(value).lower() if isinstance(value, bool) else value)}"
+    return f"{key}={shown(value)}"
 
 
 def _parse_value(text: str) -> Any:
@@ -205,14 +206,8 @@ def _items(value: object) -> Sequence[object]:
 def _wrong_type(key: str, value: object, of: Any) -> ValueError:
     kind, example = _KINDS[of]
     return ValueError(
-        f"{key}={_shown(value)} is not {kind}, so it cannot be used; write it like {key}={example}"
+        f"{key}={shown(value)} is not {kind}, so it cannot be used; write it like {key}={example}"
     )
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "null"
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _construct(group: Any, values: Mapping[Any, Any]) -> Any:

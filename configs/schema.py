@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from .attention import AttentionConfig
-from .checks import check_finite, check_name, check_range, check_read
+from .checks import check_finite, check_name, check_range, check_read, shown
 from .parallel import BACKEND_READS, ParallelConfig
 
 SOLVERS = ("euler", "unipc2", "unipc3", "dpm++2m", "dpm++3m", "renoise")
@@ -135,11 +135,11 @@ class SamplingConfig:
         self._check_guidance()
 
     def _check_timesteps(self) -> None:
-        levels = ",".join(map(str, self.timesteps))
+        levels = shown(self.timesteps)
         if self.solver != "renoise":
             if self.timesteps:
                 raise ValueError(
-                    f"sampling.timesteps=[{levels}] is not read by sampling.solver={self.solver}; "
+                    f"sampling.timesteps={levels} is not read by sampling.solver={self.solver}; "
                     "set sampling.solver=renoise or sampling.timesteps=[]"
                 )
             return
@@ -151,13 +151,13 @@ class SamplingConfig:
         falling = all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False))
         if not falling or self.timesteps[0] > 1000 or self.timesteps[-1] < 1:
             raise ValueError(
-                f"sampling.timesteps=[{levels}] is no way from noise to a picture; "
+                f"sampling.timesteps={levels} is no way from noise to a picture; "
                 "set numbers from 1000 to 1, each smaller than the one before"
             )
         if self.steps != len(self.timesteps):
             raise ValueError(
                 f"sampling.steps={self.steps} contradicts the {len(self.timesteps)} levels in "
-                f"sampling.timesteps=[{levels}]; set sampling.steps={len(self.timesteps)}"
+                f"sampling.timesteps={levels}; set sampling.steps={len(self.timesteps)}"
             )
 
     def _check_guidance(self) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .checks import check_given, check_range, check_read
+from .checks import check_given, check_range, check_read, shown
 
 MANY = 1e9
 _SIDE = 96  # pixels of a frame of the world
@@ -39,16 +39,16 @@ class VaeTraining:
             check_range(f"vae.{name}", getattr(self, name), 1, 4096, "leaves no model to train")
         if self.patch not in (1, 2):
             raise ValueError(f"vae.patch={self.patch} is no patch we know; set it to 1 or 2")
-        shown = ",".join(map(str, self.dim_mult))
+        factors = shown(self.dim_mult)
         if len(self.dim_mult) < 3 or not 1 <= min(self.dim_mult) <= max(self.dim_mult) <= 64:
             raise ValueError(
-                f"vae.dim_mult=[{shown}] is no row of at least three factors from 1 to 64: fewer "
+                f"vae.dim_mult={factors} is no row of at least three factors from 1 to 64: fewer "
                 "halve time less than twice, so a latent would not be four frames; set it to such "
                 "a row, as [1,2,4]"
             )
         if self.space_stride > _SIDE:
             raise ValueError(
-                f"vae.dim_mult=[{shown}] makes latents of {self.space_stride} pixels, and a frame "
+                f"vae.dim_mult={factors} makes latents of {self.space_stride} pixels, and a frame "
                 f"has {_SIDE}; give fewer factors, such as [1,2,4]"
             )
         for name in ("things", "edges", "size", "alike"):
@@ -71,10 +71,9 @@ class VaeTraining:
                     f"{len(self.until)}, so phases would lack some; give each the same number"
                 )
         if not all(a < b for a, b in pairwise((0, *self.until))):
-            shown = ",".join(map(str, self.until))
             raise ValueError(
-                f"vae.until=[{shown}] leaves a phase without a step; set the steps at which they "
-                "end, each larger than the one before, such as [1000,3000]"
+                f"vae.until={shown(self.until)} leaves a phase without a step; set the steps at "
+                "which they end, each larger than the one before, such as [1000,3000]"
             )
         for clips in self.clips:
             check_range("vae.clips", clips, 1, 4096, "leaves no clip to learn from")
@@ -165,8 +164,8 @@ class LiveTraining:
         check_range("live.past_noise", self.past_noise, 0, 1, "is no level of noise")
         down = (1001, *self.timesteps, 0)
         if not self.timesteps or not all(a > b for a, b in pairwise(down)):
-            shown = ",".join(map(str, self.timesteps))
             raise ValueError(
-                f"live.timesteps=[{shown}] is no way from noise to a picture; set numbers from "
-                "1000 to 1, each smaller than the one before, such as [1000,750,500,250]"
+                f"live.timesteps={shown(self.timesteps)} is no way from noise to a picture; set "
+                "numbers from 1000 to 1, each smaller than the one before, such as "
+                "[1000,750,500,250]"
             )
