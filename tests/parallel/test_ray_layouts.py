@@ -1,17 +1,22 @@
 """Branches on actors of their own, and stages that share one, have the bits of one process."""
 
+import os
+import signal
 import time
+from functools import partial
 
+import numpy as np
 import pytest
 import ray
 import torch
 from processes import all_gone
-from ray_cluster import Warm, free_cpus, latents_of, make_plan, pids_of
+from ray_cluster import Warm, frames_of, free_cpus, latents_of, make_plan, pids_of
 from tiny_blocks import POLICIES
 
 from longreel.configs.parallel import ParallelConfig
 from longreel.jobs.render import stream_chunks
-from longreel.parallel.crew import Crew
+from longreel.parallel import placement as placements
+from longreel.parallel.crew import Crew, NoReplacement
 from longreel.parallel.layout import make_layout
 from longreel.parallel.placement import place
 from longreel.pipeline.generator import Generator
@@ -103,3 +108,36 @@ def test_stages_that_share_a_gpu_share_its_one_actor():
     assert ray.available_resources().get("GPU", 0.0) == 0.0
     crew.close()
     placement.remove()
+
+
+@pytest.mark.parametrize(
+    ("layout", "left"),
+    [
+        (SPLIT, 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((SPLIT, 3), (SHARED, 1), (BOTH, 3), (BOTH, 1))
+        ),
+    ],
+)
+def test_layers_are_split_anew_over_as_many_devices_as_are_left(layout, left, monkeypatch, caplog):
+    """Branches that had chains of their own share one, if they must."""
+
+    def arrive_once(crew):
+        if crew._members:
+            raise NoReplacement("a device is gone for good")
+        return arrive(crew)
+
+    def lose(backend):
+        os.kill(pids_of(backend)[0], signal.SIGKILL)
+
+    arrive = Crew._arrive
+    monkeypatch.setattr(Crew, "_arrive", arrive_once)
+    found = partial(placements.fewer, free=left)
+    monkeypatch.setattr(placements, "find_fewer", lambda parallel, kind, **rest: found(parallel))
+    truth = stream_chunks(make_plan("dualparal", GUIDED))
+    plan = make_plan("dualparal", GUIDED, "checkpoint.every_s=0.1", **layout)
+    ours = frames_of(plan, lose, after=8)
+    assert np.array_equal(ours, np.concatenate([chunk.frames for chunk in truth]))
+    assert caplog.text.count("split anew over the devices that are left") == 1
+    assert free_cpus() == 6
