@@ -7,6 +7,7 @@ paced by its reader.
 import asyncio
 import json
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ class Reader:
     taken: int = 0  # frames
 
 
+async def _look_later() -> None:
+    """At moments that all readers share, as each that wakes this process alone takes a core from the
+    renders once more; not so soon that a look would be the one before."""
+    soonest = time.monotonic() + _LOOK_S / 2
+    await asyncio.sleep(_LOOK_S / 2 + -soonest % _LOOK_S)
+
+
 async def segments_from(
     context: Context, record: Record, number: int, reader: Reader, cut: int | None = None
 ) -> AsyncIterator[tuple[RenderFiles, Segment]]:
@@ -40,7 +48,8 @@ async def segments_from(
     cut = files.cut(cut).number
     while True:
         current = context.queue.get(record.render)
-        await asyncio.sleep(0 if number < len(files.cut(cut).segments) else _LOOK_S)
+        if number >= len(files.cut(cut).segments):
+            await _look_later()
         found = files.cut(cut)  # after the look at the queue, or the last would be missed
         # again and again: the process that makes it may be another by now
         context.keeper.take(record.render, reader.taken, waits=reader.taken >= files.frames)
@@ -120,7 +129,7 @@ async def events(context: Context, record: Record, after: int) -> AsyncIterator[
             yield f"event: progress\ndata: {status.progress}\n\n"
             shown, beat = status.progress, 0.0
         for _ in range(round(_PROGRESS_S / _LOOK_S)):
-            await asyncio.sleep(_LOOK_S)
+            await _look_later()
             beat += _LOOK_S
             if len(files.events()) >= number:
                 break
