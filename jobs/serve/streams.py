@@ -31,8 +31,8 @@ class Reader:
 
 
 async def _look_later() -> None:
-    """At moments that all readers share, as each that wakes this process alone takes a core from the
-    renders once more; not so soon that a look would be the one before."""
+    """At moments that all readers share, as each that wakes this process alone takes a core from
+    the renders once more; not so soon that a look would be the one before."""
     soonest = time.monotonic() + _LOOK_S / 2
     await asyncio.sleep(_LOOK_S / 2 + -soonest % _LOOK_S)
 
