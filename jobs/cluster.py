@@ -23,6 +23,8 @@ _PROBE_S = 3.0  # for a head to accept a connection
 _LOOK_S = 0.1  # how soon a wait notices that the render was given up
 _STORE_BYTES = 256 * 2**20  # frames and finished blocks on their way; what is more goes to disk
 _SIGACTION_BYTES = 512  # more than C's struct has anywhere
+# Ray would say it on stdout, whoever writes there; we say it where it is of use
+_UNSAID = "A worker died|killed due to|has been marked dead|worker processes have been started"
 _PRIVATE_CPUS = 1024  # of no machine: stages share those there are, as they do in one process
 
 _connecting = threading.Lock()
@@ -174,6 +176,7 @@ def _set_up(address: str) -> None:
     """
     # else a call that finds no cluster any more would begin another, open to everybody
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _UNSAID)
     if address != "local":
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -172,6 +172,35 @@ def test_renders_of_one_process_share_a_cluster_until_the_last_of_them_ends(tmp_
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
+LOST = """
+import os
+import signal
+import sys
+import longreel
+
+settings = ["blocks.policy=dualparal", "blocks.size=2", "model.device=cpu", "parallel.backend=ray"]
+settings += ["video.height=32", "video.width=48"]
+with longreel.stream("a dog", preset="tiny", frames=161, overrides=settings) as stream:
+    for chunk in stream:
+        if not chunk.start:
+            os.kill(stream._generator._backend._crew.members[0].pid, signal.SIGKILL)
+        sys.stdout.write(f"{chunk.start} ")
+"""
+
+
+def test_a_program_s_output_is_its_own_where_an_actor_is_lost(tmp_path):
+    """Ray said so on stdout, amid the frames of who writes those there."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    command = [sys.executable, "-P", "-c", LOST]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", *map(str, range(1, 161, 4))]
+    (words,) = done.stderr.splitlines()
+    assert words.startswith("stage 1 of 1 ")
+
+
 def test_a_second_cluster_at_the_same_time_is_refused(monkeypatch):
     for name in ("_set_up", "_start", "_reach"):
         monkeypatch.setattr(connecting, name, lambda *address: None)
