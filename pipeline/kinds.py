@@ -1,6 +1,7 @@
 """The kinds of window that a schedule has, by length: one walk for all that is asked of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
@@ -8,18 +9,35 @@ from types import MappingProxyType
 from ..parallel.tasks import Task
 from .schedule import BlockSchedule
 
-_LOOKED_AT = 10_000  # tasks of a video that may have no end: its kinds have all come long before
+_LOOKED_AT = 10_000  # tasks of a video that may have no end
 
 
 @lru_cache(maxsize=64)  # plans and chains ask several times, and without an end it takes a second
 def kinds_of_window(schedule: BlockSchedule) -> Mapping[tuple[int, int], tuple[Task, int]]:
     """By latents, its own and those it reads from a cache: the first task, and how many."""
     kinds: dict[tuple[int, int], tuple[Task, int]] = {}
-    for task in islice(schedule.tasks(), _LOOKED_AT):
+    for task in telling_tasks(schedule, _LOOKED_AT):
         kind = task.num_latents, task.num_cached
         first, count = kinds.get(kind, (task, 0))
         kinds[kind] = first, count + 1
     return MappingProxyType(kinds)
+
+
+def telling_tasks(schedule: BlockSchedule, most: int) -> Iterator[Task]:
+    """All kinds of window are among them: so many tasks of a video's beginning, and where it goes
+    on, all of a short one that ends as it does, as the last block is of a size of its own."""
+    tasks = schedule.tasks()
+    yield from islice(tasks, most)
+    if schedule.num_blocks is None or next(tasks, None) is None:
+        return
+    s, made = schedule, schedule.num_blocks - schedule.first_block
+    # as many fewer as begin together, so that these are the same ones at the end
+    together = s.burst or (s.max_inflight if s.joint != 1 or not s.stagger else 1)
+    reach = max(s.left + s.right, s.clean) + s.sink
+    least = s.burst * (s.burst + 1) + 2 * together + 3 + -(-reach // s.size)
+    assert s.num_latents is not None
+    cut = max(0, made - least) // together * together
+    yield from replace(s, num_latents=s.num_latents - cut * s.size).tasks()
 
 
 def commonest_task(schedule: BlockSchedule) -> Task:

@@ -1,7 +1,6 @@
 """Whether the configured attention fits a render's windows and devices; the stages' part of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +13,13 @@ from ..kernels.tiles import Window, has_exact_tiles, tiles_of
 from ..models.arch import ModelArch
 from ..parallel.sparse import SparseAttention
 from ..parallel.tasks import Task
+from .kinds import telling_tasks
 from .schedule import BlockSchedule
 
 if TYPE_CHECKING:
     from .plan import Plan
 
-_LOOKED_AT = 2_000  # tasks: windows repeat long before
+_LOOKED_AT = 2_000  # tasks
 
 
 def make_sparse(plan: "Plan") -> SparseAttention | None:
@@ -59,7 +59,7 @@ def check_attention(
             "parallel.ring=1, where each has all of some heads, or attention.builder to radial, "
             "tile-window or local"
         )
-    tasks = list(islice(schedule.tasks(), _LOOKED_AT))
+    tasks = list(telling_tasks(schedule, _LOOKED_AT))
     _check_tiles(config, tasks, rows, columns)
     if attention.keeps_state:
         _check_steps(attention, tasks, schedule.steps, arch.dit.num_layers)

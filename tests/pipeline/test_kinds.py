@@ -1,0 +1,44 @@
+"""What is asked of a few tasks is true of all of them."""
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import pytest
+from any_schedule import QUEUES, schedules
+from hypothesis import given, settings
+
+from longreel.configs.load import load_config
+from longreel.pipeline.kinds import telling_tasks
+from longreel.pipeline.plan import Request, make_plan
+
+LONGER = 600  # latents
+
+
+def _windows(tasks):
+    """As attention sees them."""
+    return {(t.positions, t.context_positions, bool(t.reads or t.stores)) for t in tasks}
+
+
+@pytest.mark.parametrize("policy", sorted({*QUEUES} - {"whole"}))
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_few_tasks_have_all_windows_of_a_long_video(policy, data):
+    short = data.draw(schedules((policy,), open_ended=False))
+    longer = short.num_latents + data.draw(st.integers(0, LONGER))
+    schedule = replace(short, num_latents=longer, new_prompts=())
+    assert _windows(telling_tasks(schedule, 500)) == _windows(schedule.tasks())
+
+
+@pytest.mark.parametrize("latents", [188, 541, 548])
+def test_a_long_video_whose_end_alone_has_no_boxes_is_refused_as_a_short_one_is(latents):
+    overrides = ("size=9", "left=9", "right=0", "policy=dualparal-grouped")
+    config = load_config(
+        "wan2.1-t2v-1.3b",
+        [
+            f"video.frames={1 + 4 * (latents - 1)}",
+            "attention.builder=tile-window",
+            *(f"blocks.{override}" for override in overrides),
+        ],
+    )
+    with pytest.raises(ValueError, match=r"tile-window needs boxes of .* a window of (17|19) lat"):
+        make_plan(Request(prompt="a cat", config=config))
