@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...configs.files import expand
+from ...models.fingerprint import SCHEME
 from ...models.lora import split_adapters
 from ...pipeline.parts import check_parts, fingerprints
 from ...pipeline.plan import Plan
@@ -163,6 +164,7 @@ class Home:
             lora=_absolute_adapters(config.model.lora),
             lora_low=_absolute_adapters(config.model.lora_low),
         )
+        is_here = config.parallel.address == "local"
         manifest = Manifest(
             render=name,
             created_s=round(time.time(), 3),
@@ -174,7 +176,7 @@ class Home:
             last_image=last_image,
             output="" if output is None else os.fspath(output.absolute()),
             versions={"longreel": __version__} | {name: version(name) for name in _VERSIONED},
-            weights=fingerprints(plan) if config.parallel.address == "local" else {},
+            weights={"scheme": SCHEME, **fingerprints(plan)} if is_here else {},
         )
         write_manifest(folder, manifest)
         sync(self._renders)

@@ -35,7 +35,7 @@ class Manifest:
     last_image: str
     output: str  # where its file is wanted; empty: nowhere
     versions: dict[str, str]  # of what it was begun with
-    weights: dict[str, str]  # fingerprints by part; empty: files of a cluster, not of this machine
+    weights: dict[str, str]  # fingerprints by part, and their scheme; empty: files of a cluster
 
     def request(
         self,

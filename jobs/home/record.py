@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...configs.errors import first_line, is_memory
+from ...models.fingerprint import SCHEME
 from ...pipeline.backend import Backend
 from ...pipeline.checkpoint import apart
 from ...pipeline.generator import Chunk, Generator, Report, quiet
@@ -226,13 +227,12 @@ class RenderRun:
         return True
 
     def _check_weights(self, plan: Plan, attempt: Attempt) -> None:
-        """The same weights as at the beginning, where they can be seen from here."""
-        before = self._folder.manifest.weights
-        if not before or attempt.number == 1 or plan.config.parallel.address != "local":
+        """The same weights as at the beginning, where they can be seen from here, and no other
+        version has looked at them then."""
+        before, is_here = self._folder.manifest.weights, plan.config.parallel.address == "local"
+        if before.get("scheme") != SCHEME or attempt.number == 1 or not is_here:
             return
-        now = fingerprints(plan)
-        if "tokenizer" in now and "tokenizer" not in before:
-            return  # of an earlier version, whose fingerprints cannot be compared with these
+        now = {"scheme": SCHEME, **fingerprints(plan)}
         for part in now | before:
             if before.get(part) != now.get(part):
                 raise ValueError(

@@ -230,9 +230,12 @@ def test_other_weights_than_it_was_begun_with_are_refused(home, tmp_path, monkey
     status = render.status()
     assert (status.state, status.frames_done) == ("failed", 0)
     random_vae(arch.vae, seed=1).save_pretrained(tmp_path / "weights" / "vae")
-    known = render.manifest.weights
-    former = {part: known[part][::-1] for part in known if part != "tokenizer"}  # otherwise made
-    write_manifest(render.path, replace(render.manifest, weights=former))
+    held = render.manifest
+    made_otherwise = {part: name[::-1] for part, name in held.weights.items() if part != "scheme"}
+    for scheme in ({}, {"scheme": "of another version"}):
+        write_manifest(render.path, replace(held, weights=made_otherwise | scheme))
+        killed_at(home.open(render.id), 2)
+    write_manifest(render.path, held)
     assert RenderRun(home.open(render.id)).run().state == "done"
 
 
