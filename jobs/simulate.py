@@ -15,6 +15,8 @@ from ..pipeline.policies import make_schedule, with_own_numbers
 from ..pipeline.schedule import BlockSchedule
 from ..pipeline.simulate import Report, Slots, count_slots, simulate
 
+_BLOCKS = 33  # of a video whose length nobody gives
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -92,7 +94,7 @@ def make_setting(
     preset: str | None,
     policy: str | None,
     steps: int | None,
-    num_blocks: int,
+    num_blocks: int | None,
     num_latents: int | None,
     num_stages: int | None,
     cfg: str | None,
@@ -103,6 +105,11 @@ def make_setting(
     for name, value in (("stages", num_stages), ("blocks", num_blocks), ("latents", num_latents)):
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value} leaves nothing to simulate; give at least 1")
+    if num_blocks is not None and num_latents is not None:
+        raise ValueError(
+            f"--blocks={num_blocks} and --latents={num_latents} both say how long the video is; "
+            "leave one out"
+        )
     config = None if preset is None else load_config(preset)
     given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
     if policy is not None:
@@ -120,7 +127,8 @@ def make_setting(
     if not 1 <= steps <= 1000:
         raise ValueError(f"--steps={steps} makes no row of noise levels; give 1 to 1000")
     if num_latents is None:
-        num_latents = num_blocks * _size(_as_rendered(blocks, config, steps), steps)
+        size = _size(_as_rendered(blocks, config, steps), steps)
+        num_latents = (num_blocks or _BLOCKS) * size
     parallel = config.parallel if config else ParallelConfig()
     if cfg is not None:
         parallel = replace(parallel, cfg=cfg)
@@ -136,12 +144,12 @@ def make_setting(
         new_prompts=tuple(sorted(new_prompts)),
         config=config,
     )
-    num_blocks = setting.schedule.num_blocks or 0
+    made = setting.schedule.num_blocks or 0
     for block in new_prompts:
-        if not 0 < block < num_blocks:
+        if not 0 < block < made:
             raise ValueError(
                 f"--new-prompt={block} is no block after the first, so no prompt changes there; "
-                f"give one of 1 to {num_blocks - 1}"
+                f"give one of 1 to {made - 1}"
             )
     return setting
 

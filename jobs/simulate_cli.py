@@ -28,7 +28,9 @@ def simulate(
             help="batch, or split: stages for each branch of guidance; by default as configured."
         ),
     ] = None,
-    blocks: Annotated[int, typer.Option(help="Length of the video in blocks.")] = 33,
+    blocks: Annotated[
+        int | None, typer.Option(help="Length of the video in blocks; by default 33.")
+    ] = None,
     latents: Annotated[int | None, typer.Option(help="Its length in latents, instead.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of a block; by default the preset's, or 50.")
@@ -51,8 +53,13 @@ def simulate(
         str | None,
         typer.Option(help="Model to count seconds and bytes of; by default slots alone."),
     ] = None,
-    tflops: Annotated[float, typer.Option(help="What a device reaches, with --preset.")] = 100.0,
-    gbytes: Annotated[float, typer.Option(help="What a link carries a second, in GB.")] = 25.0,
+    tflops: Annotated[
+        float | None, typer.Option(help="What a device reaches, with --preset; by default 100.")
+    ] = None,
+    gbytes: Annotated[
+        float | None,
+        typer.Option(help="What a link carries a second, in GB, with --preset; by default 25."),
+    ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine instead of --tflops.")
     ] = False,
@@ -65,7 +72,6 @@ def simulate(
     """Run a schedule against a model of the machine: when frames come, who waits, what it takes."""
     import json
 
-    from ..pipeline.cost import Speed
     from . import simulate as simulation
     from .simulate_text import describe, table
 
@@ -88,12 +94,10 @@ def simulate(
         },
         new_prompts=new_prompt or (),
     )
-    for name, value in (("tflops", tflops), ("gbytes", gbytes)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"--{name}={value:g} is no speed; give a number above 0")
+    speed = _speed(tflops, gbytes, with_model=preset is not None, calibrated=calibrate)
     if plot is not None:
         plot = _check_plot(plot)
-    cost = _cost(setting, Speed(flops=tflops * 1e12, bytes_per_s=gbytes * 1e9), calibrate)
+    cost = _cost(setting, speed, calibrate)
     if plot is not None:
         _plot(setting, cost, plot)
     if compare:
@@ -103,6 +107,30 @@ def simulate(
         return
     row = simulation.run(setting, cost)
     typer.echo(json.dumps(row.flat()) if as_json else describe(row))
+
+
+def _speed(
+    tflops: float | None, gbytes: float | None, *, with_model: bool, calibrated: bool
+) -> "Speed":
+    """ValueError for one that is none, or that nothing here would read."""
+    from ..pipeline.cost import Speed
+
+    for name, value in (("tflops", tflops), ("gbytes", gbytes)):
+        if value is None:
+            continue
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{name}={value:g} is no speed; give a number above 0")
+        if not with_model:
+            raise ValueError(
+                f"--{name}={value:g} would be ignored, as slots are counted in place of seconds "
+                "where no model is named; name one with --preset, or leave it out"
+            )
+    if calibrated and tflops is not None:
+        raise ValueError(
+            f"--tflops={tflops:g} would be ignored, as --calibrate measures this machine; leave "
+            "one of them out"
+        )
+    return Speed(flops=(tflops or 100) * 1e12, bytes_per_s=(gbytes or 25) * 1e9)
 
 
 def _cost(setting: "Setting", speed: "Speed", calibrated: bool) -> "Cost | None":

@@ -154,6 +154,10 @@ def test_branches_of_their_own_take_twice_the_devices_and_little_more_than_half_
         ("--policy causal --blocks 9 --new-prompt 0", "give one of 1 to 8"),
         ("--policy rolling --new-prompt 2", "blocks.recache=prompt would be ignored"),
         ("--calibrate", "--calibrate has no model to measure; name one with --preset"),
+        ("--blocks 9 --latents 40", "--blocks=9 and --latents=40 both say how long"),
+        ("--tflops 50", "--tflops=50 would be ignored, as slots are counted in"),
+        ("--gbytes 5", "--gbytes=5 would be ignored"),
+        ("--preset tiny --calibrate --tflops 50", "--tflops=50 would be ignored, as --calibrate"),
         ("--preset tiny --tflops 0", "--tflops=0 is no speed"),
         ("--preset tiny --gbytes nan", "--gbytes=nan is no speed"),
         ("--plot here.jpg", "--plot=here.jpg is written as PNG"),
@@ -252,7 +256,7 @@ def test_a_render_splits_layers_by_what_was_calibrated_for_its_window(tmp_path, 
 def test_a_preset_s_schedule_is_that_of_its_renders(policy):
     """Also what is left to us, for a model that knows windows of many levels."""
     setting = simulation.make_setting(
-        preset="shapes", policy=policy, steps=None, num_blocks=5, num_latents=65, num_stages=2,
+        preset="shapes", policy=policy, steps=None, num_blocks=None, num_latents=65, num_stages=2,
         cfg=None, numbers={},
     )  # fmt: skip
     plan = plan_render("a cat", preset="shapes", frames=257, overrides=[f"blocks.policy={policy}"])
