@@ -154,18 +154,36 @@ class _Connection:
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """What SIGTERM does to this process stays as it is.
+    """What SIGTERM does to this process stays as it is, or as its program makes it meanwhile.
 
     Ray's C++ takes it for a crash: it prints a stack, and three seconds later it aborts, whatever
     is yet to be put away; once it is shut down, the signal kills. Python sets handlers in the main
     thread alone, and this is another.
     """
     libc, kept = ctypes.CDLL(None), ctypes.create_string_buffer(_SIGACTION_BYTES)
+    before = signal.getsignal(signal.SIGTERM)
     libc.sigaction(signal.SIGTERM, None, kept)
     try:
         yield
     finally:
-        libc.sigaction(signal.SIGTERM, kept, None)
+        now = object()
+        while now is not signal.getsignal(signal.SIGTERM):  # or it was set while we set ours
+            now = signal.getsignal(signal.SIGTERM)
+            if now is before:
+                libc.sigaction(signal.SIGTERM, kept, None)
+            else:
+                ctypes.pythonapi.PyOS_setsig(signal.SIGTERM, _in_c(now))
+
+
+def _in_c(handler: object) -> ctypes.c_void_p:
+    """What C has where Python has this handler: for all that are functions, the same one."""
+    if isinstance(handler, signal.Handlers):
+        return ctypes.c_void_p(handler)
+    find = ctypes.pythonapi.PyOS_getsig
+    find.restype = ctypes.c_void_p
+    # of this one only where there is no other: it may be Ray's
+    signals = sorted(signal.Signals, key=lambda each: each == signal.SIGTERM)
+    return ctypes.c_void_p(next(find(one) for one in signals if callable(signal.getsignal(one))))
 
 
 def _set_up(address: str) -> None:

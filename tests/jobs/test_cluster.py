@@ -1,5 +1,6 @@
 """A render over Ray from the command line: a cluster of its own, and nothing left of it."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -138,6 +139,29 @@ def test_sigterm_is_what_it_was_beside_a_cluster_and_after_it():
     command = [sys.executable, "-P", "-c", TERMINATED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 1]\n", "")
+
+
+@pytest.mark.parametrize("ray_is_last", [True, False])
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_what_a_program_makes_of_sigterm_meanwhile_stays(ray_is_last, is_heard):
+    """It was undone with what Ray had made of it, and the signal that it was for killed."""
+    heard = []
+    handlers = [lambda *_: heard.append("SIGTERM"), signal.SIG_IGN]
+    before, after = handlers if not is_heard else handlers[::-1]
+    steps = [
+        lambda: signal.signal(signal.SIGTERM, after),
+        lambda: ctypes.CDLL(None).signal(signal.SIGTERM, signal.SIG_DFL),  # as Ray does, beside us
+    ]
+    outer = signal.signal(signal.SIGTERM, before)
+    try:
+        with connecting._sigterm_kept():
+            for step in steps if ray_is_last else steps[::-1]:
+                step()
+        assert ctypes.pythonapi.PyOS_getsig(signal.SIGTERM) != signal.SIG_DFL  # it would kill us
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, outer)
+    assert heard == ["SIGTERM"] * is_heard
 
 
 def test_a_port_that_is_no_ray_head_is_named_within_seconds(tmp_path):
