@@ -85,10 +85,16 @@ def check_home(plan: "Plan", home: Path, made: int = 0, promised: int = 0) -> No
     `promised`: bytes that others may yet write there.
     """
     if plan.config.video.frames:
-        written = [kept(plan, "the render", home, made)]
-        if promised:
-            written.append(Written("those that were accepted before it", home, promised))
-        _check_room(written, "free some space or ask for fewer frames")
+        num_bytes = kept(plan, "", home, made).num_bytes
+        check_rest(home, num_bytes, promised, "free some space or ask for fewer frames")
+
+
+def check_rest(home: Path, num_bytes: int, promised: int, way_out: str) -> None:
+    """As `check_home`, of a render that may yet write so many bytes."""
+    written = [Written("the render", home, num_bytes)]
+    if promised:
+        written.append(Written("those that were accepted before it", home, promised))
+    _check_room(written, way_out)
 
 
 def _check_room(written: Sequence[Written], way_out: str) -> None:

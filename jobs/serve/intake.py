@@ -27,7 +27,7 @@ from .limits import Limits
 from .logs import complain
 from .queue import KeyReusedError, Queue
 from .record import NewRender, Record
-from .room import promised
+from .room import check_left, promised
 from .schemas import CreateRender, Setting
 
 if TYPE_CHECKING:
@@ -126,6 +126,13 @@ class Intake:
                 "some to end, or cancel some",
                 headers={"retry-after": "10"},
             )
+
+    async def check_left(self, record: Record) -> None:
+        """ApiError where one that is to go on would find no room."""
+        try:
+            await asyncio.to_thread(check_left, record, self._queue, self._files)
+        except NoRoom as error:
+            raise _no_room(error) from None
 
     def _make(self, asked: CreateRender, render: str) -> "Plan":
         """With its folder."""
@@ -232,12 +239,16 @@ def said(asked: BaseModel) -> Iterator[None]:
     except Taken:
         raise ApiError(409, "running", "another process is at it; try again later") from None
     except NoRoom as error:
-        raise ApiError(503, "no_room", str(error), headers={"retry-after": "5"}) from None
+        raise _no_room(error) from None
     except ValueError as error:
         if (cause := error.__cause__) is not None and is_short(cause):
             raise cause from None  # no fault of the request
         message = without_paths(str(error))
         raise ApiError(422, "invalid_request", message, field=_field(message, asked)) from error
+
+
+def _no_room(error: NoRoom) -> ApiError:
+    return ApiError(503, "no_room", str(error), headers={"retry-after": "5"})
 
 
 def _field(message: str, asked: BaseModel) -> str | None:

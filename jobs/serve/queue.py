@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .places import Places, turn
 from .queue_file import open_file
 from .record import OVER, NewRender, Record, State, Wish
 
@@ -29,7 +30,7 @@ ORDER BY r.priority DESC, COALESCE(c.served, 0), r.number LIMIT 1
 """
 
 _TO_BEGIN = "ended_at IS NULL AND started_at IS NULL"
-_ANEW = "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL"
+_ANEW = "state = 'queued', wish = '', attempts = 0, ended_at = NULL, error = NULL, room_bytes = -1"
 
 
 class KeyReusedError(ValueError):
@@ -42,7 +43,7 @@ class Queue:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._kept: dict[str, Record] = {}
-        self._places: dict[int, int] | None = None  # of all that wait, by number
+        self._places: Places | None = None  # none: to be read
         self.version = 0  # counts what was written
         self._file = open_file(path)
 
@@ -74,6 +75,7 @@ class Queue:
                     new.room_bytes,
                 ),
             )
+            self._note_place(new.render)
             return self._get(new.render), True
 
     def get(self, render: str) -> Record | None:
@@ -140,7 +142,7 @@ class Queue:
             if row is None:
                 return None
             self._file.execute(
-                "UPDATE renders SET state = 'running', attempts = attempts + 1,"
+                "UPDATE renders SET state = 'running', attempts = attempts + 1, room_bytes = -1,"
                 " started_at = COALESCE(started_at, ?) WHERE render = ?",
                 (now, row["render"]),
             )
@@ -150,6 +152,7 @@ class Queue:
                 " ON CONFLICT (client) DO UPDATE SET served = excluded.served",
                 (row["client"],),
             )
+            self._note_place(row["render"])
             return self._get(row["render"])
 
     def put_back(self, render: str, attempts: int) -> None:
@@ -195,18 +198,18 @@ class Queue:
 
     def remove(self, render: str) -> None:
         with self._transaction():
+            self._note_place(render, is_gone=True)
             self._file.execute("DELETE FROM renders WHERE render = ?", (render,))
 
     def place(self, record: Record) -> int:
         """How many wait before it, as far as that is known."""
         with self._lock:
-            if self._places is None:  # for all at once: lists ask for the place of each
+            if self._places is None:
                 rows = self._file.execute(
-                    "SELECT number FROM renders WHERE state = 'queued'"
-                    " ORDER BY priority DESC, number"
+                    "SELECT priority, number FROM renders WHERE state = 'queued'"
                 )
-                self._places = {number: place for place, (number,) in enumerate(rows)}
-            return self._places.get(record.number, 0)
+                self._places = Places(turn(*row) for row in rows)
+            return self._places.before(turn(record.priority, record.number))
 
     def with_state(self, state: State) -> list[Record]:
         return self._all("SELECT * FROM renders WHERE state = ? ORDER BY number", (state,))
@@ -234,17 +237,23 @@ class Queue:
             since: float | None = self._file.execute(query).fetchone()[0]
         return since
 
-    def room_bytes(self) -> int:
-        """Of the disk, that those which have yet to begin may take."""
-        query = f"SELECT COALESCE(SUM(room_bytes), 0) FROM renders WHERE {_TO_BEGIN}"
+    def room(self) -> tuple[int, list[Record]]:
+        """Of the disk, that renders may yet take; and those, of which only their folders say that,
+        as they run, or have run."""
+        total = "SELECT TOTAL(room_bytes) FROM counts WHERE state IN ('queued', 'paused')"
+        unknown = "SELECT * FROM renders WHERE room_bytes < 0 AND ended_at IS NULL"
         with self._lock:
-            room: int = self._file.execute(query).fetchone()[0]
-        return room
+            (room,) = self._file.execute(total).fetchone()
+            return int(room), [_record(row) for row in self._file.execute(unknown)]
 
-    def begun(self) -> list[Record]:
-        """Those that a worker has been at, and that have not ended."""
-        query = "SELECT * FROM renders WHERE ended_at IS NULL AND started_at IS NOT NULL"
-        return self._all(query, ())
+    def room_known(self, rooms: Sequence[tuple[Record, int]]) -> None:
+        """What those may take that were paused or waited, and have not run meanwhile."""
+        with self._transaction():
+            self._file.executemany(
+                "UPDATE renders SET room_bytes = ?"
+                " WHERE number = ? AND gpu_seconds = ? AND state IN ('queued', 'paused')",
+                [(room, record.number, record.gpu_seconds) for record, room in rooms],
+            )
 
     def with_video(self, client: str, num_bytes: int) -> list[Record]:
         """Those that are done whose video has so many bytes, as far as they were measured."""
@@ -273,6 +282,13 @@ class Queue:
     def _update(self, render: str, change: str, *values: object) -> None:
         with self._transaction():
             self._file.execute(f"UPDATE renders SET {change} WHERE render = ?", (*values, render))
+            self._note_place(render)
+
+    def _note_place(self, render: str, *, is_gone: bool = False) -> None:
+        row = self._one("SELECT priority, number, state FROM renders WHERE render = ?", (render,))
+        if self._places is not None and row is not None:
+            waits = row["state"] == "queued" and not is_gone
+            self._places.note(turn(row["priority"], row["number"]), waits=waits)
 
     def _keyed(self, client: str, key: str, digest: str) -> Record | None:
         row = self._one(
@@ -303,15 +319,16 @@ class Queue:
     def _transaction(self) -> Iterator[None]:
         with self._lock:
             self._kept.clear()
-            self._places = None
             self.version += 1
             self._file.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._file.execute("COMMIT")
             except BaseException:
-                self._file.execute("ROLLBACK")
+                self._places = None
+                if self._file.in_transaction:  # SQLite ends it itself where a disk is full
+                    self._file.execute("ROLLBACK")
                 raise
-            self._file.execute("COMMIT")
 
 
 def _record(row: sqlite3.Row) -> Record:

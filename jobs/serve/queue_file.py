@@ -62,6 +62,41 @@ _CHANGES = (
         ON CONFLICT DO UPDATE SET renders = renders + 1;
     END;
     """,
+    # What renders may yet take of the disk is added up as well: -1 where nobody has looked at what
+    # they have made.
+    """
+    UPDATE renders SET room_bytes = -1 WHERE ended_at IS NULL AND started_at IS NOT NULL;
+    DROP INDEX renders_begun;
+    DROP INDEX renders_to_begin;
+    CREATE INDEX renders_to_begin ON renders (state, created_at, ended_at, started_at)
+      WHERE ended_at IS NULL AND started_at IS NULL;
+    CREATE INDEX renders_room ON renders (number) WHERE room_bytes < 0 AND ended_at IS NULL;
+
+    DROP TRIGGER counts_added; DROP TRIGGER counts_removed; DROP TRIGGER counts_moved;
+    DROP TABLE counts;
+    CREATE TABLE counts (
+      client TEXT, state TEXT, renders INTEGER NOT NULL, room_bytes INTEGER NOT NULL,
+      PRIMARY KEY (client, state)
+    );
+    INSERT INTO counts
+      SELECT client, state, COUNT(*), SUM(MAX(room_bytes, 0)) FROM renders GROUP BY client, state;
+    CREATE TRIGGER counts_added AFTER INSERT ON renders BEGIN
+      INSERT INTO counts VALUES (NEW.client, NEW.state, 1, MAX(NEW.room_bytes, 0))
+        ON CONFLICT DO UPDATE
+          SET renders = renders + 1, room_bytes = room_bytes + excluded.room_bytes;
+    END;
+    CREATE TRIGGER counts_removed AFTER DELETE ON renders BEGIN
+      UPDATE counts SET renders = renders - 1, room_bytes = room_bytes - MAX(OLD.room_bytes, 0)
+        WHERE (client, state) = (OLD.client, OLD.state);
+    END;
+    CREATE TRIGGER counts_moved AFTER UPDATE OF state, room_bytes ON renders BEGIN
+      UPDATE counts SET renders = renders - 1, room_bytes = room_bytes - MAX(OLD.room_bytes, 0)
+        WHERE (client, state) = (OLD.client, OLD.state);
+      INSERT INTO counts VALUES (NEW.client, NEW.state, 1, MAX(NEW.room_bytes, 0))
+        ON CONFLICT DO UPDATE
+          SET renders = renders + 1, room_bytes = room_bytes + excluded.room_bytes;
+    END;
+    """,
 )
 VERSION = len(_CHANGES)
 

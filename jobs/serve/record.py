@@ -22,7 +22,7 @@ class NewRender:
     deadline_at: float | None = None
     idempotency_key: str | None = None
     parent: str | None = None  # the render it was made from
-    room_bytes: int = 0  # that its first turn may take of the disk
+    room_bytes: int = 0  # that it may take of the disk
 
 
 @dataclass(frozen=True, kw_only=True)

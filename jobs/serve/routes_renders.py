@@ -182,6 +182,8 @@ async def resume(own: Own, here: Here) -> RenderView:
             raise ApiError(409, "not_paused", f"it is {own.state}, so there is nothing to resume")
         if own.over:
             here.intake.check_room(own.client)
+        if own.state != "running":
+            await here.intake.check_left(own)
         here.keeper.resume(own)
         return view(here, here.again(own))
 

@@ -75,7 +75,7 @@ def test_room_that_was_promised_to_others_is_not_free(tmp_path, monkeypatch):
         here = app.state.context
         first = made(app, frames=9)
         call(app, "POST", path, json=asked(frames=33))
-        whole = here.queue.room_bytes()
+        whole = promised(here.queue, here.files)
         disk = SimpleNamespace(free=int(2.9 * whole))
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk)
         second = call(app, "POST", path, json=asked(frames=33)).json()["id"]
@@ -115,6 +115,47 @@ def test_what_a_render_has_made_is_promised_to_it_no_more(tmp_path):
         assert promised(here.queue, here.files) == 0
         call(app, "POST", f"/api/v1/renders/{render}/redo", json={"first": 16, "stop": 18})
         assert 0 < promised(here.queue, here.files) < whole
+
+
+def test_renders_that_wait_are_looked_at_once_however_many_requests_come(tmp_path, monkeypatch):
+    """Each request opened every render that had begun."""
+    with open_app(tmp_path) as app:
+        here, looks = app.state.context, []
+        for _ in range(3):
+            call(app, "POST", "/api/v1/renders", json=asked(frames=33))
+            here.queue.pause(here.queue.take_next(9, 0.0).render)
+        running = call(app, "POST", "/api/v1/renders", json=asked(frames=33)).json()["id"]
+        here.queue.take_next(9, 0.0)
+        whole, find = promised(here.queue, here.files), here.files.of
+        monkeypatch.setattr(here.files, "of", lambda id: looks.append(id) or find(id))
+        assert promised(here.queue, here.files) == whole
+        assert looks == [running]
+
+
+def test_a_render_that_would_fill_the_disk_is_not_resumed(tmp_path, monkeypatch):
+    with open_app(tmp_path) as app:
+        here, path = app.state.context, "/api/v1/renders"
+        ids = [call(app, "POST", path, json=asked(frames=33)).json()["id"] for _ in range(2)]
+        whole = promised(here.queue, here.files) // 2
+        disk = SimpleNamespace(free=2 * whole)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk)
+        ends = ("pause", "cancel")
+        for id, end in zip(ids, ends, strict=True):
+            call(app, "POST", f"{path}/{id}/{end}")
+            assert call(app, "POST", f"{path}/{id}/resume").json()["status"] == "queued"
+            call(app, "POST", f"{path}/{id}/{end}")
+        disk.free = whole // 2
+        for id, end in zip(ids, ends, strict=True):
+            answer = call(app, "POST", f"{path}/{id}/resume")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_room"), end
+            assert answer.headers["retry-after"]
+        disk.free = 2 * whole
+        for id in ids:
+            assert call(app, "POST", f"{path}/{id}/resume").json()["status"] == "queued"
+        here.queue.take_next(1, 0.0)
+        here.queue.ask(ids[0], "pause")
+        disk.free = 0  # it has not stopped: it goes on, and waits for room
+        assert call(app, "POST", f"{path}/{ids[0]}/resume").json()["status"] == "running"
 
 
 def test_what_was_coming_when_a_server_ended_is_swept_away_by_the_next(tmp_path, monkeypatch):
