@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -90,10 +90,15 @@ def resume(
 
     is_edit = _check_edit(extend, redo, prompt, prompt_at or (), drop, submit)
     if submit:
+        why = "as with --submit a render goes on where `longreel submit` has put it; leave one out"
+        _check_unread({"output": output, "home": home}, why)
         from .submit.submit_cli import submit_again
 
         submit_again(render, address, wheel, overrides or ())
         return
+    _check_unread(
+        {"address": address, "wheel": wheel}, "as it is for --submit; give both or neither"
+    )
     folder = Home(home).open(render)
     manifest = folder.manifest
     changes = _free_changes(overrides or (), manifest.config)
@@ -103,6 +108,12 @@ def resume(
     if is_edit:
         _edit(folder, wanted, changes, extend, redo, prompt, prompt_at or ())
     run_and_export(folder, wanted, changes, progress())
+
+
+def _check_unread(options: Mapping[str, object], why: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name}={value} would be ignored, {why}")
 
 
 def _check_edit(

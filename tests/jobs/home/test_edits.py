@@ -367,6 +367,9 @@ def test_the_command_line_extends_and_redoes(tmp_path):
         (["--extend", "8m"], "or seconds as 12s"),
         (["--extend", "1.5"], "or seconds as 12s"),
         (["--extend", "8", "--submit"], "leave --submit out"),
+        (["--submit"], "--home=.* would be ignored, as with --submit a render goes on where"),
+        (["--address", "a:1"], "--address=a:1 would be ignored, as it is for --submit; give"),
+        (["--wheel", "a.whl"], "--wheel=a.whl would be ignored"),
         (["--extend", "8", "sampling.steps=4"], "would change the frames to come"),
     ]:
         assert re.search(said, resume(*options).message), options
