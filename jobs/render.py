@@ -38,7 +38,7 @@ def plan_render(
     """A request in the words people use, checked; nothing is loaded."""
     _check_list(overrides)
     if frames is not None:
-        _check_once(frames, overrides)
+        check_once("frames", frames, "video.frames", overrides)
         overrides = [*overrides, f"video.frames={frames}"]
     config = load_config(preset, overrides)
     path = None if image is None else _path("image", image)
@@ -149,11 +149,12 @@ def _check_end(plan: Plan) -> None:
         )
 
 
-def _check_once(frames: int, overrides: Sequence[str]) -> None:
+def check_once(option: str, given: object, field: str, overrides: Sequence[str]) -> None:
+    """ValueError where an option and an override set the same."""
     for override in overrides:
         key, _, value = override.partition("=")
-        if key.strip() == "video.frames":
+        if key.strip() == field:
             raise ValueError(
-                f"frames={frames} and video.frames={value} are both given, and only one can be "
-                "meant; leave one out"
+                f"{option}={given} and {field}={value} are both given, and only one can be meant; "
+                "leave one out"
             )

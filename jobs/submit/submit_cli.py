@@ -57,7 +57,7 @@ def submit(
     from ...configs.files import expand
     from ...configs.load import load_config
     from ..home.home import new_name
-    from ..render import plan_render
+    from ..render import check_once, plan_render
     from ..target import check_target
     from .errand import Errand, read_request
 
@@ -71,6 +71,7 @@ def submit(
     load_config(values.get("preset"), values["overrides"])
     there = ["model.device=auto"]
     if gpus is not None:
+        check_once("--gpus", gpus, "parallel.num_stages", values["overrides"])
         there += ["parallel.backend=ray", f"parallel.num_stages={gpus}"]
     plan = plan_render(**values | {"overrides": [*values["overrides"], *there]})
     if output:
