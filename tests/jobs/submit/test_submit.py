@@ -244,7 +244,7 @@ def test_what_a_job_could_not_make_is_refused_here(sent):
         submit_cli.submit("a cat", wrong, preset="tiny")
     with pytest.raises(ValueError, match="no device"):
         submit_cli.submit("a cat", ["model.device=gpu"], preset="tiny")
-    with pytest.raises(ValueError, match="--gpus=2 and parallel.num_stages=4 are both given"):
+    with pytest.raises(ValueError, match=r"--gpus=2 and parallel\.num_stages=4 are both"):
         submit_cli.submit("a cat", ["parallel.num_stages=4"], gpus=2, preset="tiny")
     assert not sent
 
