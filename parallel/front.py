@@ -29,7 +29,7 @@ class Counters:
     cache_bytes: int
     busy_s: tuple[float, ...]  # of each of its stages
     admitted: Admitted | None  # at the first stage
-    loading_s: float | None  # of the thread that reads weights, on the processor; none: none does
+    reading_s: float | None  # of the thread that reads weights, on the processor; none: none does
 
 
 class Front:

@@ -24,7 +24,7 @@ from .crew import GONE, SLICE_S, Check, Crew, Member, NoReplacement, result, set
 from .edges import wire
 from .errors import ChainBroken
 from .link import LinkClosed, LinkSpec, Rendezvous, choose_kind
-from .loading import Loading
+from .loading import Stillness
 from .marks import Vault
 from .messages import Stamp
 from .outbox import Batch
@@ -183,8 +183,14 @@ class RayChain:
             if i not in crew.loaded:
                 builds = [partial(self._parts.stage, slices[n], device) for n in seat.stages]
                 loads.append(self._members[i].call("load", builds, device))
-        loading = Loading(crew, self._timeout_s, words.name, self._hear)
-        wait_all(loads, _LOAD_S, "weights to load", self._check, loading.look)
+        stillness = Stillness(self._hear)
+
+        def watch() -> None:
+            for i, counters in enumerate(crew.check_alive(self._timeout_s)):
+                who = f"{words.name(i)} on node {self._members[i].node[:8]}"
+                stillness.see(who, counters.reading_s)
+
+        wait_all(loads, _LOAD_S, "weights to load", self._check, watch)
         crew.loaded.update(range(len(self._members)))
 
     def _join(self, meeting: Rendezvous) -> None:

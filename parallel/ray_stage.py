@@ -5,17 +5,15 @@ others and only count, take, or close.
 """
 
 import os
-import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from ..models.checkpoint import fetching
 from ..models.shelf import Shelf
 from .chain import Schedule, Stepper, Windows
 from .edges import Edges
 from .front import Counters, Front
+from .loading import Reading
 from .loop import Loop
 from .marks import Marked, Part
 from .outbox import Batch
@@ -36,7 +34,7 @@ class StageActor:
         self._stages: list[Stage] = []
         self._device = torch.device("cpu")
         self._loop: Loop | None = None  # of this epoch, or of the last
-        self._loading: int | None = None  # the clock of the thread that loads weights
+        self._reading = Reading()
 
     def where(self) -> tuple[str, str, int]:
         """Node, GPU, process."""
@@ -52,11 +50,8 @@ class StageActor:
         self._leave()
         self._stages = []  # before the next ones take their memory
         self._device = torch.device(device)
-        self._loading = time.pthread_getcpuclockid(threading.get_ident())
-        try:
+        with self._reading:
             self._stages = [build(self._shelf) for build in builds]
-        finally:
-            self._loading = None
 
     def join(
         self,
@@ -124,13 +119,13 @@ class StageActor:
             self._loop.cut()
 
     def counters(self) -> Counters:
-        loop, clock = self._loop, None if fetching.is_set() else self._loading
+        loop = self._loop
         return Counters(
             task=-1 if loop is None else loop.task,
             cache_bytes=sum(stage.cache_bytes() for stage in self._stages),
             busy_s=tuple(stage.busy_s for stage in self._stages),
             admitted=None if loop is None or loop.front is None else loop.front.admitted(),
-            loading_s=None if clock is None else time.clock_gettime(clock),
+            reading_s=self._reading.worked_s(),
         )
 
     def _leave(self) -> None:

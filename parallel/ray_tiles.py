@@ -54,7 +54,8 @@ class RayTiles:
             for other in self._others:
                 other.renew(build)
             for rank in range(len(self._others) + 1, len(shares)):
-                self._others.append(RayWorker(placement, build, check, timeout_s, beside=rank))
+                other = RayWorker(placement, build, check, timeout_s, first.hear, beside=rank)
+                self._others.append(other)
             for rank, worker in enumerate([first, *self._others]):
                 edges = TileEdges(
                     stamp=stamp,

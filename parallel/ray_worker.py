@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ..models.shelf import Shelf
 from .crew import GONE, SLICE_S, Check, wait_all
 from .errors import ChainBroken
+from .loading import Reading, Stillness
 from .packed import Packed
 from .placement import Placement
 from .process import settle
@@ -19,6 +20,7 @@ from .process import settle
 _CALL_S = 3600.0  # for weights to come from a slow disk before the answer
 _AHEAD = 16  # items of a stream that nobody has read yet
 _PING_EVERY_S = 2.0
+_NAME = "the worker that reads prompts and decodes"
 _START_S = 120.0  # for the process to come up, before which it answers nothing
 
 
@@ -42,6 +44,7 @@ class Host:
         self._shelf = Shelf()
         self._build = build
         self._object: Any = None
+        self._reading = Reading()
 
     def renew(self, build: Build) -> None:
         """Another object in the place of this one."""
@@ -50,13 +53,15 @@ class Host:
         self._build, self._object = build, None
 
     def call(self, method: str, args: tuple[object, ...]) -> object:
-        return getattr(self._made(), method)(*args)
+        with self._reading:  # most of what is called reads weights first
+            return getattr(self._made(), method)(*args)
 
     def stream(self, method: str, args: tuple[object, ...]) -> Iterator[object]:
         yield from getattr(self._made(), method)(*args)
 
-    def ping(self) -> None:
-        """Answered while another method is at work."""
+    def ping(self) -> float | None:
+        """Answered while another method is at work; what a call under way has worked."""
+        return self._reading.worked_s()
 
     def _made(self) -> Any:
         if self._object is None:
@@ -73,10 +78,12 @@ class RayWorker:
         build: Build,
         check: Check,
         timeout_s: float,
+        hear: Callable[[str], None],
         beside: int = 0,
     ) -> None:
-        """`timeout_s`: how long it may leave a ping without an answer; `beside`: on the device so
-        many before the last, if that is there, or on the last that is."""
+        """`timeout_s`: how long it may leave a ping without an answer; `hear` is told when it
+        stands still; `beside`: on the device so many before the last, if that is there, or on the
+        last that is."""
         self._placement, self._beside = placement, beside
         self._device = _choose(placement, beside)
         options = placement.worker_options(self._device)
@@ -85,16 +92,24 @@ class RayWorker:
         self._actor = actor.options(**options).remote(build)
         self._check = check
         self._timeout_s = timeout_s
+        self.hear = hear
         self._watching = threading.Lock()  # several threads may wait for it
         self._ping: Any = None
         self._pinged_s = time.monotonic()
         self._patience_s = max(timeout_s, _START_S)  # until it has answered once
         self._has_answered = False
+        self._worked_s: float | None = None  # a call that was under way at the last answer
         self._looked_s = time.monotonic()
 
     def call(self, method: str, *args: object) -> Any:
+        stillness = Stillness(self.hear)
+
+        def watch() -> None:
+            self._watch()
+            stillness.see(f"{_NAME}, at '{method}',", self._worked_s)
+
         try:
-            return wait_all([self.start(method, *args)], _CALL_S, method, self._watch)[0]
+            return wait_all([self.start(method, *args)], _CALL_S, method, watch)[0]
         except GONE as error:
             raise self._lost(method, "its process ended") from error
 
@@ -169,7 +184,7 @@ class RayWorker:
 
     def _answer(self) -> None:
         try:
-            ray.get(self._ping, timeout=_PING_EVERY_S)
+            self._worked_s = ray.get(self._ping, timeout=_PING_EVERY_S)
         except (GetTimeoutError, *GONE) as error:
             raise self._lost("ping", "its process ended") from error
         self._ping, self._pinged_s = None, time.monotonic()
@@ -177,8 +192,8 @@ class RayWorker:
 
     def _lost(self, method: str, how: str) -> WorkerLost:
         return WorkerLost(
-            f"the worker that reads prompts and decodes was lost in '{method}': {how}; see "
-            "Ray's logs for the reason, which is often lack of memory",
+            f"{_NAME} was lost in '{method}': {how}; see Ray's logs for the reason, which is often "
+            "lack of memory",
             self,
         )
 

@@ -191,7 +191,8 @@ class RayBackend:
         from ..parallel.ray_worker import RayWorker
 
         timeout_s = self._plan.config.parallel.transfer_timeout_s
-        return RayWorker(self._placement, self._build_codec(), self._check, timeout_s)
+        build = self._build_codec()
+        return RayWorker(self._placement, build, self._check, timeout_s, self._tell)
 
     def _take_over_worker(self) -> None:
         from ..parallel.ray_worker import WorkerLost
@@ -316,6 +317,9 @@ class RayBackend:
         self._worker.close()
         self._worker = self._begin_worker()
         self._tiles = self._begin_tiles()
+
+    def _tell(self, what: str) -> None:
+        self._hear(what)  # of the render that is made now
 
     def _check(self) -> None:
         check_wanted(self._given_up)

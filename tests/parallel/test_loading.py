@@ -1,4 +1,4 @@
-"""Which actors are said to stand still while they load; without Ray."""
+"""Who is said to stand still while weights are read; without Ray."""
 
 import queue
 import threading
@@ -10,7 +10,7 @@ import pytest
 from longreel.models.checkpoint import locate
 from longreel.parallel import loading
 from longreel.parallel.errors import ChainBroken
-from longreel.parallel.loading import Loading
+from longreel.parallel.loading import Stillness
 from longreel.parallel.ray_stage import StageActor
 
 
@@ -22,27 +22,19 @@ def clock(monkeypatch):
 
 
 def test_who_stands_still_is_said_ever_more_seldom_and_ends_it(clock):
-    """The second is slow and moves; the third is ready."""
     heard = []
 
-    def check_alive(within_s):
-        worked_s = (7.0, clock.now_s / 1000, None)
-        return [SimpleNamespace(loading_s=seconds) for seconds in worked_s]
-
-    def hear(words):
-        heard.append(clock.now_s)
-
-    def look_for_an_hour():
+    def see_for_an_hour():
         while clock.now_s < 3600:
-            watched.look()
+            stillness.see("one that is slow", clock.now_s / 1000)
+            stillness.see("one that is done", None)
+            stillness.see("one", 7.0)
             clock.now_s += 5
 
-    members = [SimpleNamespace(node="0123456789")] * 3
-    crew = SimpleNamespace(check_alive=check_alive, members=members)
-    watched = Loading(crew, 1.0, lambda i: f"stage {i + 1}", hear)
-    with pytest.raises(ChainBroken, match=r"^stage 1 stands still .* for 1805 s .* node 01234567;"):
-        look_for_an_hour()
-    assert heard == [65, 125, 245, 485, 965]
+    stillness = Stillness(lambda words: heard.append((clock.now_s, words.split(" has")[0])))
+    with pytest.raises(ChainBroken, match=r"^one has stood still for 1805 s where it reads"):
+        see_for_an_hour()
+    assert heard == [(at_s, "one") for at_s in (65, 125, 245, 485, 965)]
 
 
 def test_only_a_thread_that_works_moves():
@@ -58,10 +50,10 @@ def test_only_a_thread_that_works_moves():
         return stage
 
     def moves(within_s):
-        before_s, deadline_s = actor.counters().loading_s, time.monotonic() + within_s
-        while actor.counters().loading_s == before_s and time.monotonic() < deadline_s:
+        before_s, deadline_s = actor.counters().reading_s, time.monotonic() + within_s
+        while actor.counters().reading_s == before_s and time.monotonic() < deadline_s:
             time.sleep(0.05)
-        return actor.counters().loading_s != before_s
+        return actor.counters().reading_s != before_s
 
     thread = threading.Thread(target=actor.load, args=([build], "cpu"), daemon=True)
     thread.start()
@@ -72,7 +64,7 @@ def test_only_a_thread_that_works_moves():
     assert not moves(within_s=0.5)
     may.set()
     thread.join(20)
-    assert actor.counters().loading_s is None
+    assert actor.counters().reading_s is None
 
 
 def test_who_downloads_weights_does_not_stand_still(tmp_path, monkeypatch):
@@ -99,7 +91,7 @@ def test_who_downloads_weights_does_not_stand_still(tmp_path, monkeypatch):
     seen = {}
     for _ in range(2):
         place = at.get(timeout=20)
-        seen[place] = actor.counters().loading_s is not None
+        seen[place] = actor.counters().reading_s is not None
         may.release()
     thread.join(20)
     assert seen == {"hub": False, "disk": True}

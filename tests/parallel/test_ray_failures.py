@@ -15,7 +15,7 @@ from processes import all_gone
 from ray_cluster import frames_of, free_cpus, make_plan, pids_of
 from thread_chain import ThreadBackend
 
-from longreel.parallel import crew, loading
+from longreel.parallel import crew, loading, ray_worker
 from longreel.pipeline import ray_backend
 from longreel.pipeline.backend import open_backend
 from longreel.pipeline.errors import RenderError
@@ -98,17 +98,26 @@ def test_a_stage_that_hangs_while_it_joins_is_replaced(monkeypatch, tmp_path, ca
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_stage_that_hangs_while_it_loads_is_named(answers, monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("made", "poisoned", "who"),
+    [
+        ("make_stage", poison.make_stage_from, r"stage 1 of 2 \(layers 0 to 2\) on node \w{8}"),
+        ("make_codec", poison.make_codec_from, r"the worker that reads prompts .*, at 'texts',"),
+    ],
+    ids=["stage", "worker"],
+)
+def test_who_hangs_where_it_reads_weights_is_named(
+    made, poisoned, who, answers, monkeypatch, tmp_path, caplog
+):
     """It answers all the while. It was waited for in silence, for an hour, and for five more."""
     os.mkfifo(pipe := tmp_path / "weights")
-    monkeypatch.setattr(ray_backend, "make_stage", partial(poison.make_stage_from, str(pipe)))
+    monkeypatch.setattr(ray_backend, made, partial(poisoned, str(pipe)))
     monkeypatch.setattr(crew, "_ALIVE_S", 0.2)
+    monkeypatch.setattr(ray_worker, "_PING_EVERY_S", 0.2)
     monkeypatch.setattr(loading, "_STILL_S", 0.5)
     monkeypatch.setattr(loading, "_OVER_S", 60.0 if answers else 2.0)
     plan = make_plan("dualparal", GUIDED, *BORNE, frames=33, num_stages=2)
-    named = (
-        r"stage 1 of 2 \(layers 0 to 2\) stands still while it loads its weights, for [12] s now"
-    )
+    named = rf"{who} has stood still for \d s where it reads"
 
     def answer():
         while not re.search(named, caplog.text):
@@ -120,10 +129,11 @@ def test_a_stage_that_hangs_while_it_loads_is_named(answers, monkeypatch, tmp_pa
             threading.Thread(target=answer, daemon=True).start()
             assert sum(len(chunk.frames) for chunk in chunks) == 33
         else:
-            with pytest.raises(RenderError, match="see that the weights can be read there"):
+            with pytest.raises(RenderError, match="see that they can be read there"):
                 next(chunks)
-    assert re.search(named, caplog.text)
-    assert "stage 2 of 2" not in caplog.text
+    heard = [record.getMessage() for record in caplog.records]
+    assert heard
+    assert all(re.match(named, words) for words in heard)
     assert free_cpus() == 6
 
 

@@ -7,6 +7,7 @@ import torch
 
 from longreel.parallel.stage import Stage
 from longreel.pipeline.backend import make_stage, make_windows
+from longreel.pipeline.decoding import make_codec
 
 
 def make_poisoned_stage(plan, layers: range, device: str, *shelf: object) -> Stage:
@@ -25,6 +26,12 @@ def make_stage_from(pipe, plan, layers: range, device: str, *shelf: object) -> S
     if 0 in layers:
         Path(pipe).read_bytes()
     return make_stage(plan, layers, device, *shelf)
+
+
+def make_codec_from(pipe, *args):
+    """Likewise."""
+    Path(pipe).read_bytes()
+    return make_codec(*args)
 
 
 def make_windows_late(path, sampling, device):
