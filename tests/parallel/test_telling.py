@@ -59,6 +59,10 @@ def test_between_two_epochs_it_is_kept_for_the_next_at_once(told, prompts):
     assert prompts == {5: "a dog", 7: "a bird"}
 
 
+def test_a_stop_before_there_is_a_first_stage_leaves_a_block(told):
+    assert (told.stop(), told.limit) == (1, 1)
+
+
 @pytest.mark.parametrize("error", [ActorDiedError(), TimeoutError(), LinkClosed()])
 def test_a_first_stage_that_is_lost_keeps_nobody_waiting_and_what_it_began_does_not_count(
     told, prompts, error
