@@ -4,7 +4,7 @@ import os
 
 from .. import __version__
 from ..configs.load import to_yaml
-from ..pipeline.plan import Request
+from ..pipeline.request import Request
 
 
 def metadata(request: Request) -> dict[str, str]:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..pipeline.generator import Report
+if TYPE_CHECKING:
+    from ..pipeline.generator import Report
 
 _NAMES = {"prompt": "reading the prompt", "denoise": "denoising", "decode": "decoding"}
 _UNITS = {"denoise": "steps", "decode": "frames"}
@@ -25,7 +27,7 @@ _DAY_S = 86400.0
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> "Iterator[Report]":
     """A report function that draws on stderr: bars on a terminal, a line per phase elsewhere."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -61,7 +63,7 @@ class _Speed(ProgressColumn):
         return Text(f"{speed:.2f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit[:-1]}")
 
 
-def _lines() -> Report:
+def _lines() -> "Report":
     started: dict[str, float] = {}
 
     def report(what: str, done: int, total: int, note: str = "") -> None:

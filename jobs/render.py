@@ -14,7 +14,8 @@ from ..configs.files import expand
 from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.noise import check_seed
-from ..pipeline.plan import Plan, Request, make_plan
+from ..pipeline.plan import Plan, make_plan
+from ..pipeline.request import Request
 from .cluster import open_backend
 from .home.durable import PART
 from .stream import FrameStream

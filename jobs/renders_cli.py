@@ -222,14 +222,15 @@ def run_and_export(
     from ..configs.files import expand
     from .home.home import way_on
     from .home.lock import Taken, read_by_us
-    from .home.record import RenderRun
-    from .render import check_file
 
     output, status = expand(output), folder.status()
     is_done = status.state == "done"
     if is_done:
         _check_made(folder, output)
     else:
+        from .home.record import RenderRun
+        from .render import check_file
+
         plan, home = folder.plan_with(changes), folder.path.parents[1]
         check_file(plan, output, home, status.frames_done)
     try:

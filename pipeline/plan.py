@@ -1,7 +1,6 @@
 """What a render will do, worked out and checked before anything is loaded."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -23,8 +22,9 @@ from .plan_blocks import find_policy, plan_schedule
 from .plan_pictures import check_pictures, open_pictures
 from .policies import default_noise
 from .prompts import prompts_by_block
+from .request import Request
 from .schedule import BlockSchedule
-from .section import Section, section_prompts
+from .section import section_prompts
 from .shares import check_shares, describe_shares
 from .slices import describe_slices, find_measured
 
@@ -34,19 +34,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 _GIB = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One video somebody wants."""
-
-    prompt: str
-    config: Config
-    seed: int = 0
-    image: Path | None = None
-    prompt_at: tuple[tuple[float, str], ...] = ()  # seconds, and the prompt from then on
-    max_inflight: int | None = None  # blocks, where memory was not enough for the policy's number
-    section: Section | None = None  # of a video that is there: what is to be made; none: all
 
 
 @dataclass(frozen=True, kw_only=True)

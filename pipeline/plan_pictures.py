@@ -1,18 +1,14 @@
 """The pictures that a request starts from or ends on: whether its model takes them, opened."""
 
-from typing import TYPE_CHECKING
-
 from PIL import Image
 
 from ..configs.files import expand
 from ..models.arch import ModelArch
 from ..models.image import open_image
-
-if TYPE_CHECKING:
-    from .plan import Request
+from .request import Request
 
 
-def check_pictures(request: "Request", arch: ModelArch) -> None:
+def check_pictures(request: Request, arch: ModelArch) -> None:
     """ValueError where the model takes others than are given."""
     name, last = request.config.model.arch, request.config.video.last_image
     if arch.image == "none":
@@ -53,7 +49,7 @@ def _may_end_on_one(arch: ModelArch) -> bool:
     return arch.image == "channels" and (not arch.dit.image_dim or bool(arch.dit.image_positions))
 
 
-def open_pictures(request: "Request") -> tuple[Image.Image, ...]:
+def open_pictures(request: Request) -> tuple[Image.Image, ...]:
     """The first frame's, then the last frame's."""
     last = request.config.video.last_image
     paths = {"image": request.image, "video.last_image": expand(last) if last else None}

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from ...configs.schema import Config
 from ...pipeline.checkpoint import Checkpoint
-from .checkpoints import KEPT, CheckpointFolder, Saved
+from .checkpoints import CheckpointFolder
 from .durable import write_whole
-from .edits import Edit
 from .journal import JournalWriter
 from .latents import save_latents
-from .ledger import Ledger
+from .ledger import KEPT, Edit, Ledger, Saved
 from .lock import Held
 from .measures import Changes
 from .segments import Frames, Segment, digest, encode_segment

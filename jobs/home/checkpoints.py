@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,9 @@ from ...parallel.snapshot import CacheKey, Snapshot
 from ...parallel.tasks import Entry, Key, WalkState
 from ...pipeline.checkpoint import Checkpoint
 from .durable import anyone, written_aside
+from .ledger import Saved
 
 FORMAT = 1
-KEPT = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """What the journal says of a checkpoint."""
-
-    file: str
-    digest: str
-    frames: int  # that are decoded with it
-    bytes: int  # with its keys and values
 
 
 class CheckpointFolder:

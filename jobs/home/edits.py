@@ -6,7 +6,7 @@ where what was there is faded in again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from ...pipeline.plan import Plan, make_plan
 from ...pipeline.prompts import prompts_by_block
 from ...pipeline.section import Section, change_prompts
 from ..target import check_home
-from .journal import Event
 from .latents import KeptLatents
+from .ledger import Edit
 from .place import resume_command
 from .segments import Segment
 from .splice import Splice
@@ -24,29 +24,6 @@ if TYPE_CHECKING:
     from .folder import RenderFolder
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edit:
-    """What is made, in frames and in latents."""
-
-    section: Section
-    first: int  # frame
-    fade: int  # frame from which on there is more and more of what was there
-    stop: int  # the frame after the last one that is written
-    frames: int  # of the whole video
-
-    def to_event(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_event(cls, event: Event) -> "Edit":
-        section = event["section"]
-        prompts = tuple((latent, text) for latent, text in section["prompts"])
-        names = ("first", "fade", "stop", "frames")
-        return cls(
-            section=Section(**{**section, "prompts": prompts}), **{n: event[n] for n in names}
-        )
 
 
 def extend(

@@ -17,23 +17,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...models.arch import ARCHS
-from ...pipeline.plan import Plan, Request, make_plan
+from ...pipeline.request import Request
 from ...pipeline.section import change_prompts, prompt_times
 from ..metadata import metadata
 from ..target import check_target
-from .attempt import Attempt
 from .durable import remove_parts, write_whole
-from .edits import Edit, check_done
 from .export import export
 from .journal import JournalReader, JournalWriter
-from .ledger import ENDS, Cut, Ledger, Making, Status
+from .ledger import ENDS, Cut, Edit, Ledger, Making, Status
 from .lock import Held, Lock, Taken, read_by_us
 from .manifest import Manifest, read_manifest
 from .place import renders_command, resume_command
 from .segments import Frames, Segment, decode_segments
+
+if TYPE_CHECKING:  # to look at renders takes no torch
+    from ...pipeline.plan import Plan
+    from .attempt import Attempt
 
 _log = logging.getLogger("longreel")
 _POLL_S = 0.05
@@ -64,12 +66,14 @@ class RenderFolder:
         return self._request(self._read().making, changes)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> "Plan":
         """ValueError where this machine cannot make it."""
         return self.plan_with({})
 
-    def plan_with(self, changes: Mapping[str, Any]) -> Plan:
+    def plan_with(self, changes: Mapping[str, Any]) -> "Plan":
         """With other values of some fields."""
+        from ...pipeline.plan import make_plan
+
         return make_plan(self.request_with(changes))
 
     @property
@@ -184,7 +188,7 @@ class RenderFolder:
         with read_by_us(self.path):
             export(self.init, segments, output, request.config, metadata(request))
 
-    def prompts(self, plan: Plan) -> tuple[tuple[int, str], ...]:
+    def prompts(self, plan: "Plan") -> tuple[tuple[int, str], ...]:
         """Of the video by latents, those that were set while it was made included."""
         section, bounds = plan.request.section, plan.schedule.bounds
         found = {bounds(block)[0]: text for block, text in plan.prompts.items()}
@@ -198,6 +202,8 @@ class RenderFolder:
 
     def edit(self, edit: Edit) -> None:
         """Have the next attempt make it. Taken where another process makes something."""
+        from .edits import check_done
+
         with self._between() as held:
             check_done(self)
             before = self._read().revision
@@ -237,8 +243,10 @@ class RenderFolder:
         return total
 
     @contextmanager
-    def attempt(self) -> Iterator[Attempt]:
+    def attempt(self) -> "Iterator[Attempt]":
         """The right to go on with it, for one process at a time; Taken says who has it."""
+        from .attempt import Attempt
+
         with self._lock.held(self.id) as held:
             remove_parts(self.path, held.check)
             writer = self._writer(held, self._read().attempt + 1)

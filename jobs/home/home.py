@@ -8,23 +8,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ... import __version__
 from ...configs.files import expand
-from ...models.fingerprint import SCHEME
-from ...models.lora import split_adapters
-from ...pipeline.parts import check_parts, fingerprints
-from ...pipeline.plan import Plan
 from .durable import sync, write_whole
 from .folder import RenderFolder
 from .ledger import read_ledger
 from .lock import Taken, is_read
-from .manifest import MANIFEST, Manifest, write_manifest
+from .manifest import MANIFEST, write_manifest
 from .place import default_home, renders_command, resume_command
 
-_VERSIONED = ("torch", "diffusers", "transformers", "ray", "av", "numpy")
+if TYPE_CHECKING:  # to look at renders takes no torch
+    from ...pipeline.plan import Plan
 
 
 def way_on(folder: RenderFolder) -> str:
@@ -40,9 +36,12 @@ class Home:
         self._renders = self.path.absolute() / "renders"
 
     def create(
-        self, plan: Plan, output: Path | None = None, name: str | None = None
+        self, plan: "Plan", output: Path | None = None, name: str | None = None
     ) -> RenderFolder:
         """A new render, queued; `output`: where its file is wanted; `name`: from `new_name`."""
+        from ...pipeline.parts import check_parts
+        from .begin import begin
+
         if plan.config.parallel.address == "local":  # elsewhere the files are the cluster's
             check_parts(plan)
         name = name or new_name()
@@ -50,8 +49,8 @@ class Home:
         assert not self.has(name), name
         shutil.rmtree(folder, ignore_errors=True)  # of a process that ended in here
         try:
-            (folder / "inputs").mkdir(parents=True)
-            self._write(folder, name, plan, output)
+            begin(folder, plan, output)
+            sync(self._renders)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise ValueError(
@@ -148,39 +147,6 @@ class Home:
         found = (path for path in self._renders.iterdir() if path.is_dir())
         return sorted(path.name for path in found if path.name[0] != ".")
 
-    def _write(self, folder: Path, name: str, plan: Plan, output: Path | None) -> None:
-        request, config = plan.request, plan.config
-        image, last_image = (
-            _keep_picture(folder, path, which)
-            for path, which in (
-                (request.image, "first"),
-                (expand(config.video.last_image) if config.video.last_image else None, "last"),
-            )
-        )
-        model = replace(
-            config.model,
-            checkpoint=_absolute(config.model.checkpoint),
-            transformer=_absolute(config.model.transformer),
-            lora=_absolute_adapters(config.model.lora),
-            lora_low=_absolute_adapters(config.model.lora_low),
-        )
-        is_here = config.parallel.address == "local"
-        manifest = Manifest(
-            render=name,
-            created_s=round(time.time(), 3),
-            prompt=request.prompt,
-            prompt_at=request.prompt_at,
-            seed=request.seed,
-            config=replace(config, model=model),
-            image=image,
-            last_image=last_image,
-            output="" if output is None else os.fspath(output.absolute()),
-            versions={"longreel": __version__} | {name: version(name) for name in _VERSIONED},
-            weights={"scheme": SCHEME, **fingerprints(plan)} if is_here else {},
-        )
-        write_manifest(folder, manifest)
-        sync(self._renders)
-
 
 def new_name() -> str:
     """An id that sorts by time, to a quarter of a millisecond."""
@@ -192,26 +158,3 @@ def new_name() -> str:
 def is_name(text: str) -> bool:
     """Whether it could be an id, of a render that is there or was."""
     return re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{7}", text) is not None
-
-
-def _keep_picture(folder: Path, path: Path | None, which: str) -> str:
-    """Its name in the folder, as the file itself may be gone when the render goes on."""
-    if path is None:
-        return ""
-    kept = Path("inputs") / which / path.name
-    (folder / kept).parent.mkdir()
-    write_whole(folder / kept, path.read_bytes())
-    return os.fspath(kept)
-
-
-def _absolute(reference: str) -> str:
-    """A local path as it is found from any working directory."""
-    path = expand(reference) if reference else Path()
-    return os.fspath(path.absolute()) if reference and os.path.exists(path) else reference
-
-
-def _absolute_adapters(setting: str) -> str:
-    """As `_absolute`, of each; as it stands in a folder whose name would be read as several."""
-    adapters = [(_absolute(reference), scale) for reference, scale in split_adapters(setting)]
-    absolute = ",".join(reference + scale for reference, scale in adapters)
-    return absolute if split_adapters(absolute) == adapters else setting

@@ -1,14 +1,14 @@
 """What a journal's events add up to: what there is of a render, and how it stands."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import KEPT, Saved
-from .edits import Edit
+from ...pipeline.section import Section
 from .journal import Event, JournalReader
 from .segments import Replaced, Segment
 
+KEPT = 2  # checkpoints
 ENDS = ("paused", "done", "failed", "cancelled")  # events that an attempt ends with
 
 
@@ -32,6 +32,39 @@ class Cut:
     number: int
     segments: tuple[Segment, ...]  # that are final, in order
     is_whole: bool  # no more will come of it, whatever is being made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What the journal says of a checkpoint."""
+
+    file: str
+    digest: str
+    frames: int  # that are decoded with it
+    bytes: int  # with its keys and values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What is made of a video that is there, in frames and in latents."""
+
+    section: Section
+    first: int  # frame
+    fade: int  # frame from which on there is more and more of what was there
+    stop: int  # the frame after the last one that is written
+    frames: int  # of the whole video
+
+    def to_event(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_event(cls, event: Event) -> "Edit":
+        section = event["section"]
+        prompts = tuple((latent, text) for latent, text in section["prompts"])
+        names = ("first", "fade", "stop", "frames")
+        return cls(
+            section=Section(**{**section, "prompts": prompts}), **{n: event[n] for n in names}
+        )
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 from ...configs.fields import check_key, fields
 from ...configs.load import merge
 from ...configs.schema import Config
-from ...pipeline.plan import Request
+from ...pipeline.request import Request
 from ...pipeline.section import Section
 from .durable import write_whole
 

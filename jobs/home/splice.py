@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,16 +9,14 @@ from ...pipeline.checkpoint import Checkpoint
 from ...pipeline.plan import Plan
 from ...pipeline.surroundings import Surroundings, opening
 from .latents import KeptLatents
+from .ledger import Edit
 from .segments import Frames, Segment, decode_segments
-
-if TYPE_CHECKING:
-    from .edits import Edit
 
 
 class Splice:
     """One edit of one video, of which these segments are there."""
 
-    def __init__(self, plan: Plan, edit: "Edit", init: Path, segments: Sequence[Segment]) -> None:
+    def __init__(self, plan: Plan, edit: Edit, init: Path, segments: Sequence[Segment]) -> None:
         self._plan = plan
         self._edit = edit
         self._latents = KeptLatents(segments, plan.arch.vae.time_stride)

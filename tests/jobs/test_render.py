@@ -30,7 +30,7 @@ from longreel.models import arch as archs
 from longreel.pipeline import parts
 from longreel.pipeline.errors import RenderError
 from longreel.pipeline.overlap import run_ahead
-from longreel.pipeline.plan import Request
+from longreel.pipeline.request import Request
 
 
 def render(path, *overrides, prompt="a cat", **request):

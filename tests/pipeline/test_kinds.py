@@ -9,7 +9,8 @@ from hypothesis import given, settings
 
 from longreel.configs.load import load_config
 from longreel.pipeline.kinds import telling_tasks
-from longreel.pipeline.plan import Request, make_plan
+from longreel.pipeline.plan import make_plan
+from longreel.pipeline.request import Request
 
 LONGER = 600  # latents
 

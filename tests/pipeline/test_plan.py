@@ -16,7 +16,8 @@ from longreel.models.arch import ARCHS
 from longreel.models.text_encoder import load_encoder
 from longreel.models.vae_build import build_vae
 from longreel.models.wan import WanDiT
-from longreel.pipeline.plan import Request, describe, find_device, make_plan
+from longreel.pipeline.plan import describe, find_device, make_plan
+from longreel.pipeline.request import Request
 
 
 def plan(*overrides, prompt="a cat", seed=0, image=None, preset="tiny"):

@@ -4,8 +4,9 @@ import pytest
 
 from longreel.configs.load import load_config
 from longreel.models.arch import ARCHS
-from longreel.pipeline.plan import Request, make_plan
+from longreel.pipeline.plan import make_plan
 from longreel.pipeline.plan_blocks import find_policy
+from longreel.pipeline.request import Request
 
 
 def plan(*overrides, preset="tiny"):
