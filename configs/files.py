@@ -1,7 +1,7 @@
 """Files that people name: where they are; one of YAML as settings by dotted key."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,43 @@ def expand(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+class Repeated(Exception):  # noqa: N818 -- what the matter is, of a file that is yet to be named
+    """A key of which PyYAML would silently take the last value."""
+
+    def __init__(self, key: object) -> None:
+        super().__init__(f"sets {key} twice, and the first would be lost; remove one")
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values. YAMLError, or Repeated."""
+    import yaml
+
+    class Once(yaml.SafeLoader):  # type: ignore[misc]  # untyped
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key, _ in node.value:  # before what is merged, which may stand there once more
+                if key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                value = self.construct_object(key, deep=True)
+                if not isinstance(value, Hashable):
+                    break  # what is called is about to say so
+                if value in seen:
+                    raise Repeated(value)
+                seen.add(value)
+            values: dict[Any, Any] = super().construct_mapping(node, deep)
+            return values
+
+    return yaml.load(text, Once)
+
+
 def read_settings(path: Path, schema: Any = Config, kind: str = "preset") -> dict[str, Any]:
     """What the file sets, every key known, values as YAML has them; users call it a `kind`."""
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except Repeated as error:
+        raise ValueError(f"{kind}={path} {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
@@ -32,32 +61,12 @@ def read_settings(path: Path, schema: Any = Config, kind: str = "preset") -> dic
         raise ValueError(
             f"{kind}={path} is not YAML ({reason}); write one 'key: value' a line"
         ) from None
-    if repeated:
-        raise ValueError(
-            f"{kind}={path} sets {repeated} twice, and the first would be lost; remove one"
-        )
     if not isinstance(values, dict):
         raise ValueError(f"{kind}={path} holds no fields; write one 'key: value' a line")
     settings = dict(_flatten(values, fields(schema)))
     for key, value in settings.items():
         check_key(key, value, schema)
     return settings
-
-
-def _repeated_key(node: Any) -> str | None:
-    """A key that PyYAML would silently take the last value of."""
-    if node is None or isinstance(node.value, str):
-        return None
-    seen = set()
-    for item in node.value:  # of a mapping: pairs of nodes; of a list: nodes
-        if isinstance(item, tuple):
-            key, item = item
-            if key.value in seen:
-                return str(key.value)
-            seen.add(key.value)
-        if repeated := _repeated_key(item):
-            return repeated
-    return None
 
 
 def _flatten(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..configs.errors import first_line
-from ..configs.files import expand
+from ..configs.files import Repeated, expand, load_yaml
 
 
 def split_prompt(change: str) -> tuple[float, str]:
@@ -23,19 +23,17 @@ def read_prompts(path: Path) -> list[tuple[float, str]]:
     import yaml
 
     try:
-        lines = expand(path).read_text(encoding="utf-8")
-        content = yaml.safe_load(lines)
+        content = load_yaml(expand(path).read_text(encoding="utf-8"))
+    except Repeated:
+        raise ValueError(
+            f"prompts={path} has two prompts for one second, and one would be lost; leave one out"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"prompts={path} cannot be read ({first_line(error)}); give a YAML file with "
             "lines such as `12.5: a dog runs`"
         ) from error
-    changes = changes_of(content, f"prompts={path}")
-    if len(changes) < len(yaml.compose(lines, Loader=yaml.SafeLoader).value):
-        raise ValueError(
-            f"prompts={path} has two prompts for one second, and one would be lost; leave one out"
-        )
-    return changes
+    return changes_of(content, f"prompts={path}")
 
 
 def changes_of(content: object, where: str) -> list[tuple[float, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import first_line
-from ...configs.files import expand
+from ...configs.files import Repeated, expand, load_yaml
 from ...configs.load import to_override
 from ..prompt_file import changes_of
 
@@ -76,7 +76,9 @@ def read_request(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(expand(path).read_text(encoding="utf-8"))
+        values = load_yaml(expand(path).read_text(encoding="utf-8"))
+    except Repeated as error:
+        raise ValueError(f"{path} {error}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} cannot be read ({first_line(error)}); give a YAML file with a line "

@@ -399,6 +399,12 @@ def test_where_the_file_goes_is_looked_at_before_anything_is_sent(sent, tmp_path
         ("prompt: x\nsettings: 3", "^settings in .* lines"),
         ("prompt: x\nprompt_at:\n  soon: y", r"^prompt_at in .* `12\.5: a dog runs`"),
         ("prompt: x\nprompt_at:\n  2.5:", r"^prompt_at in .* `12\.5: a dog runs`"),
+        (
+            "prompt: x\nseed: 1\nprompt: y",
+            r"request\.yaml sets prompt twice, and the",
+        ),
+        ("prompt: x\nsettings:\n  video.fps: 8\n  video.fps: 9", r"sets video\.fps twice"),
+        ("prompt: x\nprompt_at:\n  1.5: y\n  1.50: z", r"sets 1\.5 twice"),
         ("prompt: !!python/object/apply:os.system [ls]", "cannot be read"),
     ],
 )
