@@ -279,19 +279,14 @@ class RayChain:
 
     def _judge(self, schedule: Schedule, first: BaseException) -> tuple[list[int], ChainBroken]:
         """Which members are lost, and in words what has broken; what a stage raised is raised."""
-        state, crew = self.state, self._devices.crew
+        state = self.state
         self._enter("FENCE")
         lost, gone, error = look(self._members, self._runs)
         if error is not None:
             raise error from first
         words = self._words(schedule)
         if state == "LOAD":
-            name = words.name(lost[0]) if lost else "a stage"
-            return lost, ChainBroken(
-                f"{name} was lost while it loaded its weights ({first_line(first)}): perhaps its "
-                "memory did not suffice; use more "
-                f"{'devices' if crew.layout.shared else 'stages'}, or model.dtype=bfloat16"
-            )
+            return lost, words.not_loaded(lost, first)
         if lost:
             ended = lost[0] in gone
             return lost, words.lost(self._members, lost[0], self._done, ended=ended)

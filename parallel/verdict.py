@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from ..configs.errors import first_line
 from .chain import Schedule
 from .crew import GONE, SLICE_S, Member, fails, result
 from .errors import ChainBroken
@@ -65,6 +66,18 @@ class Words:
             f"{self.name(actor)} was lost at {self.at(number)}: its process "
             f"{where.pid} on node {where.node[:8]} {'ended' if ended else 'does not answer'}; "
             "see Ray's logs there for the reason, which is often lack of memory"
+        )
+
+    def not_loaded(self, lost: Sequence[int], first: BaseException) -> ChainBroken:
+        if not lost:
+            return ChainBroken(
+                f"stages have not loaded their weights ({first_line(first)}): perhaps the disk "
+                "that these are on is too slow; put them on one that is nearer"
+            )
+        return ChainBroken(
+            f"{self.name(lost[0])} was lost while it loaded its weights ({first_line(first)}): "
+            "perhaps its memory did not suffice; use more "
+            f"{'devices' if self._layout.shared else 'stages'}, or model.dtype=bfloat16"
         )
 
     def at(self, number: int) -> str:

@@ -3,8 +3,12 @@
 from itertools import count
 from types import SimpleNamespace
 
+from longreel.configs.parallel import ParallelConfig
+from longreel.parallel.layout import make_layout
 from longreel.parallel.tasks import Part, Task, WalkState
 from longreel.parallel.verdict import Words
+
+LAYOUT = make_layout(ParallelConfig())
 
 
 class Endless:
@@ -20,7 +24,7 @@ def task(number):
 
 
 def words(begin):
-    return Words(SimpleNamespace(), (), Endless(), WalkState(number=begin, next_block=begin))
+    return Words(LAYOUT, (range(4),), Endless(), WalkState(number=begin, next_block=begin))
 
 
 def test_a_task_is_named_by_its_block_and_step():
@@ -31,3 +35,12 @@ def test_a_task_is_named_by_its_block_and_step():
 def test_one_before_the_place_where_the_chain_went_on_is_the_first_after_it():
     """Of a stage that was lost before it had a task: the walk has no such number, nor an end."""
     assert words(18).at(0) == "block 18, step 1"
+
+
+def test_who_is_slow_to_load_is_not_said_to_lack_memory():
+    slow = str(words(0).not_loaded([], TimeoutError("waited 3600 s for weights to load")))
+    assert slow.startswith("stages have not loaded their weights (waited 3600 s for weights to")
+    assert "memory" not in slow
+    lost = str(words(0).not_loaded([0], RuntimeError("it died\nat once")))
+    assert lost.startswith("stage 1 of 1 (layers 0 to 3) was lost while it loaded its weights (it ")
+    assert "more stages" in lost
