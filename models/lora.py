@@ -117,6 +117,19 @@ class _Sum:
 def _open(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Sum]:
     """By the name of the parameter that each is added to; `shapes` are the transformer's."""
     path, file = adapter.path, open_tensor_file(adapter.path)
+    parts = _parts(path, file, shapes)
+    _check_parts(path, file, parts, shapes)
+    alpha = _stated_alpha(path, file)
+    return {
+        name: _Sum(file=file, parts=names, scale=adapter.scale, alpha=alpha)
+        for name, names in parts.items()
+    }
+
+
+def _parts(
+    path: Path, file: TensorFile, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[str, str]]:
+    """Names in the file, by parameter and part of its sum."""
     flat = {
         spelt.replace(".", "_"): module
         for module in {name.rpartition(".")[0] for name in shapes}
@@ -137,16 +150,25 @@ def _open(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
             foreign.append(name)
     _refuse(path, "no low-rank sum, so it is an adapter of another kind", unknown)
     _refuse(path, "for modules that this transformer has not: another model's", foreign)
-    halves = [
-        names.get("down") or names.get("up") or names["alpha"]
-        for names in parts.values()
-        if ("down" in names) != ("up" in names) or set(names) == {"alpha"}
-    ]
-    for name, names in list(parts.items()):
+    for name, names in parts.items():
         if "offset" in names:  # is weighed as the rest of its sum
             of = parts.get(f"{name.removesuffix('bias')}weight", {})
             names |= {part: of[part] for part in ("down", "alpha") if part in of}
-            halves += [names["offset"]] * ("down" not in names)
+    return parts
+
+
+def _check_parts(
+    path: Path,
+    file: TensorFile,
+    parts: Mapping[str, Mapping[str, str]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """ValueError unless every sum is whole, and of the shape that it is added to."""
+    halves = [
+        names.get("down") or names.get("up") or names.get("offset") or names["alpha"]
+        for names in parts.values()
+        if ("down" in names) != ("up" in names or "offset" in names) or set(names) == {"alpha"}
+    ]
     _refuse(path, "without the other half of their sum: the file is incomplete", halves)
     misfits = [
         f"{name} of {_shape(file, names)} for {tuple(shapes[name])}"
@@ -154,11 +176,6 @@ def _open(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
         if not _fits(file, names, shapes[name])
     ]
     _refuse(path, "of another shape than what they are added to: another model's", misfits)
-    alpha = _stated_alpha(path, file)
-    return {
-        name: _Sum(file=file, parts=names, scale=adapter.scale, alpha=alpha)
-        for name, names in parts.items()
-    }
 
 
 def _target(module: str, leaf: str, flat: Mapping[str, str]) -> str:
