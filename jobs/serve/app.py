@@ -59,7 +59,7 @@ def make_app(
         openapi_url="/api/v1/openapi.json",
         redirect_slashes=False,
     )
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_folder(home)
     queue, files, metrics = Queue(home / "queue.sqlite3"), AllFiles(home), Metrics()
     intake = Intake(queue, files, limits, preset, overrides)
     app.state.context = Context(
@@ -93,6 +93,16 @@ def make_app(
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(Guard, tokens=tokens, limits=limits)
     return app
+
+
+def _make_folder(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ValueError(
+            f"home={home} cannot be made a folder ({error.strerror}), so there is nowhere to keep "
+            "renders; give --home one that can be written, or none"
+        ) from error
 
 
 @asynccontextmanager

@@ -1,10 +1,11 @@
-"""A home's queue goes on with what earlier versions left of it, or says why it does not."""
+"""A home goes on with what earlier versions left of its queue, or says why it does not."""
 
 import contextlib
 import sqlite3
 
 import pytest
 
+from longreel.jobs.serve.app import make_app
 from longreel.jobs.serve.queue import Queue
 from longreel.jobs.serve.queue_file import _CHANGES
 
@@ -89,3 +90,10 @@ def test_a_home_of_the_version_before_knows_what_its_renders_may_take(tmp_path):
         room, begun = queue.room()
         assert (room, [record.render for record in begun]) == (38, ["running"])
         assert queue.counts("a") == {"paused": 1, "queued": 2, "running": 1}
+
+
+def test_a_home_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "file").touch()
+    for home in (tmp_path / "file", tmp_path / "file" / "in it"):
+        with pytest.raises(ValueError, match=f"^home={home} cannot be made a folder .* --home"):
+            make_app(home)
