@@ -18,6 +18,7 @@ _READS = {  # the numbers below, by the builder that reads them
 }
 BUILDERS = tuple(_READS)
 BACKENDS = ("auto", "sdpa", "flash-attn", "triton", "flex")
+_DENSE = ("sdpa", "flash-attn")  # of these, what computes no lists
 
 # builder: share of the first steps, and of the first layers, that are published as left dense
 DENSE_SHARES = {
@@ -74,6 +75,21 @@ class AttentionConfig:
                 "attention.backend=flex computes lists of tiles, and attention.builder=dense has "
                 "none, so it would be ignored; set attention.builder=local or another, or leave it "
                 "out"
+            )
+
+    def check_asked(self, before: "AttentionConfig") -> None:
+        """As that of Config."""
+        if self.mass is not None and self.keep != before.keep:
+            raise ValueError(
+                f"attention.keep={self.keep} would be ignored, as attention.mass={self.mass} says "
+                "how many tiles are kept; leave one of them out"
+            )
+        listed = self.builder != "dense" and not any(self.dense_shares)
+        if listed and self.backend in _DENSE and self.backend != before.backend:
+            raise ValueError(
+                f"attention.backend={self.backend} would be ignored, as it computes no lists and "
+                f"attention.builder={self.builder} leaves no step dense; leave it out, or set "
+                "attention.dense_steps above 0"
             )
 
     @property

@@ -289,9 +289,4 @@ class Config:
         if self.sampling.guidance <= 1:  # says what guidance_mode=none does
             sampling = replace(sampling, guidance=self.sampling.guidance)
         check_read("sampling.guidance_mode", self.sampling, _GUIDANCE_READS, sampling)
-        keep, mass = self.attention.keep, self.attention.mass
-        if mass is not None and keep != before.attention.keep:
-            raise ValueError(
-                f"attention.keep={keep} would be ignored, as attention.mass={mass} says how many "
-                "tiles are kept; leave one of them out"
-            )
+        self.attention.check_asked(before.attention)

@@ -25,6 +25,7 @@ SHAPES, LIVE = "shapes", "shapes-live"
         (SHAPES, ["parallel.backend=local", "parallel.repairs=0"], "repairs=0 .*does: auto, ray"),
         (SHAPES, ["parallel.backend=local", "parallel.link=host"], "parallel.link=host .*=local"),
         (SHAPES, ["attention.builder=pooled", "attention.mass=0.9", "attention.keep=0.3"], "keep="),
+        (SHAPES, ["attention.builder=local", "attention.backend=sdpa"], "=local leaves no step"),
     ],
 )
 def test_what_a_render_would_ignore_is_refused(preset, overrides, words):
