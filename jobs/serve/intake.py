@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from ...configs.load import load_config, to_override
+from ...configs.load import load_config, preset_names, to_override
+from ...configs.suggest import did_you_mean
 from ..home.home import new_name
 from ..home.lock import Taken
 from ..target import NoRoom, check_home, kept
@@ -169,10 +170,10 @@ class Intake:
             return plan
 
     def _preset(self, asked: str | None) -> str | None:
-        if asked is not None and asked.endswith(".yaml"):
+        if asked and asked not in (names := preset_names()):
             raise ValueError(
-                f"preset={asked} is a file's name, and this server opens none for a client; give a "
-                "name out of `longreel presets`, and `settings` for what differs"
+                f"preset={asked} is no preset, and this server opens no file for a client; "
+                f"{did_you_mean(asked, names)}give one of {', '.join(names)}"
             )
         return asked or self.preset
 

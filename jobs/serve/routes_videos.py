@@ -173,7 +173,12 @@ async def _accept(
     parent: Record | None = None,
 ) -> Video:
     source = None if parent is None else parent.render
-    return _answer(here, response, *await here.intake.accept(asked, sender, source))
+    try:
+        return _answer(here, response, *await here.intake.accept(asked, sender, source))
+    except ApiError as error:
+        if error.field == "preset":  # as these clients have it
+            error.field, error.message = "model", error.message.replace("preset=", "model=", 1)
+        raise
 
 
 def _answer(here: Context, response: Response, record: Record, made: bool) -> Video:

@@ -173,5 +173,6 @@ def pieces(parts: Sequence[tuple[Path, int]], start: int, stop: int) -> Iterator
         if low < high:
             with path.open("rb") as file:
                 file.seek(low - place)
-                yield file.read(high - low)
+                piece = file.read(high - low)
+            yield piece  # with no file open: a reader that leaves here may never be heard of again
         place += size

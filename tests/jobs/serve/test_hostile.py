@@ -87,7 +87,7 @@ def refused(app, method, path, **more):
         ({"prompt": "x", "settings": {"blocks.left": 501}}, 422, "blocks.left"),
         ({"prompt": "x", "settings": {"video.fps": "${oc.env:HOME}"}}, 422, "whole number"),
         ({"prompt": "x", "settings": {"video.fps": "!!python/object:os.system"}}, 422, "whole"),
-        ({"prompt": "x", "preset": "/etc/passwd.yaml"}, 422, "opens none"),
+        ({"prompt": "x", "preset": "/etc/passwd.yaml"}, 422, "opens no file"),
         ({"prompt": "x", "preset": "../../secret"}, 422, "no preset"),
         ({"prompt": "x", "preset": "wan2.1-t2v-14b", "frames": 1}, 422, ""),
         ({"prompt": "x", "seed": -1}, 422, "seed"),

@@ -176,7 +176,7 @@ def test_a_cancelled_video_has_failed_with_that_word(videos, http):
     ("request_", "field", "word"),
     [
         ({"prompt": " "}, "prompt", "pattern"),
-        ({"prompt": "x", "model": "sora-2"}, None, "no preset"),
+        ({"prompt": "x", "model": "sora-2"}, "model", "opens no file for a client; give one of"),
         ({"prompt": "x", "size": "1x1"}, "size", "pattern"),
         ({"prompt": "x", "size": "50x50"}, "video.height", "grid"),
         ({"prompt": "x", "seconds": "soon"}, "seconds", "number"),
@@ -188,8 +188,7 @@ def test_errors_come_in_the_envelope_that_the_client_reads(videos, request_, fie
         videos.create(**request_)
     assert word in error.value.message
     assert error.value.type == "invalid_request_error"
-    if field:
-        assert error.value.param == field
+    assert error.value.param == field
 
 
 def test_what_the_client_sends_again_by_itself_makes_one_video(tmp_path):

@@ -1,8 +1,10 @@
 """What a video says of itself before it is read, and which render one is of that comes back."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ from server import asked
 
 from longreel.jobs.home.journal import JournalReader
 from longreel.jobs.home.record import RenderRun
+from longreel.jobs.serve.streams import pieces
 
 
 @pytest.mark.parametrize("way", ["/api/v1/renders/{}/video", "/v1/videos/{}/content"])
@@ -174,3 +177,15 @@ def test_a_journal_that_is_being_read_holds_up_only_who_asks_for_its_render(tmp_
             finally:
                 may.set()
             assert [one.result() for one in asking] == [200, 200]
+
+
+def test_who_leaves_in_the_midst_of_a_video_leaves_no_file_open(tmp_path):
+    """As a browser does wherever its user seeks; some stayed open until garbage was looked for."""
+    with open_app(tmp_path) as app:
+        render = made(app, frames=17)
+        files = app.state.context.files.of(render)
+        left = [pieces(files.parts(files.segments()), 0, 10**9) for _ in range(3)]
+        for reader in left:
+            assert next(reader)
+        open_files = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+        assert [file for file in open_files if render in file] == []
