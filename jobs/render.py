@@ -15,6 +15,7 @@ from ..configs.load import load_config
 from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.noise import check_seed
 from ..pipeline.plan import Plan, make_plan
+from ..pipeline.plan_blocks import check_asked
 from ..pipeline.request import Request
 from .cluster import open_backend
 from .home.durable import PART
@@ -42,6 +43,7 @@ def plan_render(
         check_once("frames", frames, "video.frames", overrides)
         overrides = [*overrides, f"video.frames={frames}"]
     config = load_config(preset, overrides)
+    check_asked(config)
     path = None if image is None else _path("image", image)
     return make_plan(
         Request(

@@ -11,7 +11,7 @@ from ..models.arch import ModelArch, find_arch
 from ..pipeline.branches import check_branches
 from ..pipeline.cost import Cost, Seconds, Speed, estimate_seconds, model_cost
 from ..pipeline.plan_blocks import find_policy, with_defaults_of
-from ..pipeline.policies import make_schedule, with_own_numbers
+from ..pipeline.policies import check_numbers, make_schedule, with_own_numbers
 from ..pipeline.schedule import BlockSchedule
 from ..pipeline.simulate import Report, Slots, count_slots, simulate
 
@@ -122,6 +122,7 @@ def make_setting(
         if config is not None:
             name = find_policy(config, find_arch(config.model.arch), num_latents)
         blocks = replace(blocks, policy=name)
+    check_numbers(blocks)
     if steps is None:
         steps = config.sampling.steps if config else 50
     if not 1 <= steps <= 1000:

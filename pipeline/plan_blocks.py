@@ -4,13 +4,29 @@ from dataclasses import replace
 from typing import Any
 
 from ..configs.schema import BlocksConfig, Config
-from ..models.arch import ModelArch
+from ..models.arch import ModelArch, find_arch
 from ..parallel.layout import make_layout
 from ..parallel.split import split_layers
 from .kinds import widest_window
-from .policies import make_schedule
+from .policies import check_numbers, make_schedule
 from .schedule import BlockSchedule
 from .section import Section
+
+
+def check_asked(config: Config) -> None:
+    """ValueError for a number of a queue that would be ignored. Asked of requests: a render that
+    was begun when it was let pass goes on."""
+    arch, frames = find_arch(config.model.arch), config.video.frames
+    num_latents = 1 + (frames - 1) // arch.vae.time_stride if frames else None
+    blocks = replace(config.blocks, policy=find_policy(config, arch, num_latents))
+    check_numbers(blocks)
+    stagger = with_defaults_of(arch, blocks, config.sampling.steps).stagger
+    apart = blocks.policy == "dualparal-staggered" and stagger is not None
+    if apart and blocks.depth != BlocksConfig.depth:
+        raise ValueError(
+            f"blocks.depth={blocks.depth} would be ignored, as blocks.stagger={stagger} (the "
+            "model's own, if none was set) says how many steps blocks are apart; leave it out"
+        )
 
 
 def plan_schedule(
@@ -24,7 +40,6 @@ def plan_schedule(
     policy = find_policy(config, arch, num_latents, section)
     blocks = replace(config.blocks, policy=policy)
     blocks = with_defaults_of(arch, blocks, steps)
-    _check_depth(blocks)
     if section is None:
         schedule = make_schedule(blocks, steps, num_latents)
     else:
@@ -36,18 +51,6 @@ def plan_schedule(
     _check_stages(config, arch, policy, schedule)
     _check_positions(config, arch, policy, schedule)
     return schedule
-
-
-def _check_depth(blocks: BlocksConfig) -> None:
-    if (
-        blocks.policy == "dualparal-staggered"
-        and blocks.stagger is not None
-        and blocks.depth != BlocksConfig.depth
-    ):
-        raise ValueError(
-            f"blocks.depth={blocks.depth} would be ignored, as blocks.stagger={blocks.stagger} "
-            "(the model's own, if none was set) says how many steps blocks are apart; leave it out"
-        )
 
 
 def with_defaults_of(arch: ModelArch, blocks: BlocksConfig, steps: int) -> BlocksConfig:

@@ -23,6 +23,11 @@ _READS: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_numbers(blocks: BlocksConfig) -> None:
+    """ValueError for one that the policy, which is not auto, would ignore."""
+    check_read("blocks.policy", blocks, _READS)
+
+
 def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:
     """The schedule that `blocks.policy` names, with the fields that are given in their place."""
     if blocks.policy == "whole" and num_latents is None:
@@ -30,7 +35,6 @@ def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> 
             "blocks.policy=whole has no end to wait for in an open-ended video, so that no frame "
             "would ever leave; choose a policy with blocks, as blocks.policy=dualparal-grouped"
         )
-    check_read("blocks.policy", blocks, _READS)
     if blocks.stagger is not None and blocks.stagger > steps:
         raise ValueError(
             f"blocks.stagger={blocks.stagger} keeps a block waiting for steps that its neighbour "

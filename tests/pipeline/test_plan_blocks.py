@@ -2,15 +2,13 @@
 
 import pytest
 
-from longreel.configs.load import load_config
+from longreel.jobs.render import plan_render
 from longreel.models.arch import ARCHS
-from longreel.pipeline.plan import make_plan
 from longreel.pipeline.plan_blocks import find_policy
-from longreel.pipeline.request import Request
 
 
 def plan(*overrides, preset="tiny"):
-    return make_plan(Request(prompt="a cat", config=load_config(preset, overrides)))
+    return plan_render("a cat", preset=preset, overrides=overrides)
 
 
 @pytest.mark.parametrize(

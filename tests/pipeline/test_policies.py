@@ -8,7 +8,7 @@ from any_schedule import NUMBERS, QUEUES
 
 from longreel.configs.schema import POLICIES, BlocksConfig
 from longreel.parallel.tasks import Task
-from longreel.pipeline.policies import make_schedule
+from longreel.pipeline.policies import check_numbers, make_schedule
 
 
 def walk(policy: str, steps: int, num_latents: int, **numbers: int) -> list[Task]:
@@ -199,7 +199,8 @@ def test_a_number_that_a_queue_would_ignore_is_refused(policy, name):
         assert make_schedule(fours, 8, 30) != make_schedule(twos, 8, 30)
     else:
         with pytest.raises(ValueError, match=rf"blocks\.{name}=4 would be ignored, .*{policy}"):
-            make_schedule(fours, 8, 30)
+            check_numbers(fours)
+        assert make_schedule(fours, 8, 30) == make_schedule(twos, 8, 30)
 
 
 @pytest.mark.parametrize(
@@ -212,14 +213,24 @@ def test_a_number_that_a_queue_would_ignore_is_refused(policy, name):
         ("forcing", {"size": 4, "left": 4, "causal": 3}, 30, "causal=3 .*size=4, .* as 6"),
         ("forcing", {"size": 6, "left": 4, "causal": 3}, 30, "causal=3 .*left=4, .* as 6"),
         ("forcing", {"causal": 2}, 30, r"blocks\.causal=2 does not divide blocks\.size=5"),
-        ("rolling", {"causal": 3}, 30, "blocks.causal=3 would be ignored, .*rolling"),
-        ("rolling", {"recache": "prompt"}, 30, "recache=prompt would be ignored, .*rolling"),
-        ("forcing", {"levels": "window"}, 30, "blocks.levels=window would be ignored, .*forcing"),
-        ("rolling", {"window": 48}, 30, "blocks.window=48 would be ignored, .* does: forcing"),
-        ("whole", {"prefix_level": 0.0}, 30, "prefix_level=0.0 would be ignored, .* does: forcing"),
         ("forcing", {"window": 11}, 30, "blocks.window=11 is too short .* at least 12"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_with_what_would(policy, numbers, num_latents, words):
     with pytest.raises(ValueError, match=words):
         make_schedule(BlocksConfig(policy=policy, **numbers), 8, num_latents)
+
+
+@pytest.mark.parametrize(
+    ("policy", "numbers", "words"),
+    [
+        ("rolling", {"causal": 3}, "blocks.causal=3 would be ignored, .*rolling"),
+        ("rolling", {"recache": "prompt"}, "recache=prompt would be ignored, .*rolling"),
+        ("forcing", {"levels": "window"}, "blocks.levels=window would be ignored, .*forcing"),
+        ("rolling", {"window": 48}, "blocks.window=48 would be ignored, .* does: forcing"),
+        ("whole", {"prefix_level": 0.0}, "prefix_level=0.0 would be ignored, .* does: forcing"),
+    ],
+)
+def test_numbers_of_another_queue_are_refused_by_name(policy, numbers, words):
+    with pytest.raises(ValueError, match=words):
+        check_numbers(BlocksConfig(policy=policy, **numbers))

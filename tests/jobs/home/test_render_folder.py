@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from command import SMALL, longreel
 from safetensors.torch import save_file
 
+from longreel.configs.schema import OutputConfig
 from longreel.jobs.home.home import Home, new_name
 from longreel.jobs.home.lock import Taken
 from longreel.jobs.home.record import RenderRun
@@ -18,6 +20,7 @@ from longreel.jobs.mp4 import decode_mp4
 from longreel.jobs.render import plan_render, stream_chunks
 from longreel.models.lora import find_adapters
 from longreel.pipeline.parts import check_parts
+from longreel.pipeline.plan import make_plan
 
 _SIZES = [setting for setting in SMALL if not setting.startswith("video.frames")]
 BLOCKS = [*_SIZES, "blocks.policy=dualparal-grouped", "blocks.size=2", "blocks.left=2"]
@@ -52,6 +55,19 @@ def test_segments_and_their_start_are_one_video_without_a_gap(done):
     with av.open(io.BytesIO(video)) as container:
         times = [(frame.pts, frame.time) for frame in container.decode(video=0)]
     assert times == [(i, i / 16) for i in range(33)]
+
+
+def test_what_was_asked_for_when_it_was_let_pass_is_still_made(home):
+    """A number that the queue ignores, and quality beside pictures: refused of a request now."""
+    request, output = plan().request, OutputConfig(format="png", crf=40)
+    blocks = replace(request.config.blocks, window=48)
+    with pytest.raises(ValueError, match=r"blocks\.window=48 would be ignored"):
+        plan("blocks.window=48")
+    config = replace(request.config, blocks=blocks, output=output)
+    render = home.create(make_plan(replace(request, config=config)))
+    assert RenderRun(home.open(render.id)).run().state == "done"
+    frames = np.stack(list(home.open(render.id).frames()))
+    assert np.array_equal(frames, frames_of(plan()))
 
 
 def test_the_finished_file_has_their_frames_and_says_what_it_was_made_from(done, tmp_path):
