@@ -4,10 +4,8 @@ import io
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -17,17 +15,12 @@ from PIL import Image
 
 import longreel as package
 from longreel.configs import load
-from longreel.jobs import doctor
 from longreel.jobs.home import record
-from longreel.jobs.home.attempt import Attempt
 from longreel.jobs.progress import progress
-from longreel.jobs.render import plan_render
-from longreel.pipeline.parts import encode_texts
 
 FLF2V = "model.arch=wan2.1-flf2v-14b"
 I2V = ("--preset", "wan2.1-i2v-14b")
 STOPPED = "longreel: stopped; no incomplete file is left behind"
-GOES_ON = r"longreel: stopped; `longreel resume [0-9a-f-]+` goes on from frame \d+"
 WAIT_S = 120  # for what takes a second
 
 
@@ -272,32 +265,6 @@ def test_a_terminal_shows_steps_speed_and_time_left(monkeypatch, step_s, speed, 
     assert re.search(rf"denoising .* 6/10 +{speed} +{left}", shown)
 
 
-def test_the_doctor_says_what_would_run_and_why():
-    lines = dict(line.split("  ", 1) for line in longreel("doctor").out.splitlines())
-    found = {name: text.strip() for name, text in lines.items()}
-    assert found["torch"][0].isdigit()
-    assert found["cpu, float32, dense"].startswith("cpu-flash: ")
-    assert "model.dtype" in found["cpu, bfloat16"]
-
-
-@pytest.mark.parametrize(
-    ("cpu", "said"),
-    [
-        ("flags : fpu avx512_bf16 amx_bf16 amx_tile", "set model.dtype=bfloat16"),
-        ("flags : fpu avx512_bf16", "compare"),
-        ("Features : fp asimd bf16", "compare"),
-        ("flags : fpu avx2", "keep model.dtype=float32"),
-        ("", "not known here"),
-    ],
-)
-def test_the_doctor_knows_cpus_that_are_fast_in_bfloat16(tmp_path, monkeypatch, cpu, said):
-    file = tmp_path / "cpuinfo"
-    if cpu:
-        file.write_text(cpu)
-    monkeypatch.setattr(doctor, "_CPU", file)
-    assert said in dict(doctor.describe_machine())["cpu, bfloat16"]
-
-
 def test_version_and_presets_are_printed():
     assert longreel("--version").out == f"longreel {package.__version__}\n"
     lines = longreel("presets").out.splitlines()
@@ -310,98 +277,6 @@ def test_without_arguments_help_is_shown(arguments):
     done = longreel(*arguments)
     assert "Usage: " in done.out + done.err
     assert "Render a prompt to a video file." in done.out + done.err
-
-
-def test_a_second_stop_does_not_cut_the_clean_up_short(folder, monkeypatch):
-    before, end = files_in(folder), Attempt.end
-
-    def stopped_again(attempt, *words):
-        os.kill(os.getpid(), signal.SIGTERM)
-        end(attempt, *words)
-
-    def denoise(what, done, total, note=""):
-        if (what, done) == ("denoise", 2):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Attempt, "end", stopped_again)
-    monkeypatch.setattr("longreel.jobs.progress._lines", lambda: denoise)
-    handler = signal.getsignal(signal.SIGINT)
-    done = longreel("render", "a cat", *SMALL)
-    assert done.code == 130
-    assert re.fullmatch(GOES_ON, done.err.strip())
-    assert files_in(folder) == before
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_nohup_stays_in_force(monkeypatch):
-    seen = []
-
-    def look():
-        seen.append(signal.getsignal(signal.SIGHUP))
-        return [("tiny", "a preset")]
-
-    monkeypatch.setattr(load, "preset_summaries", look)
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        longreel("presets")
-    finally:
-        signal.signal(signal.SIGHUP, previous)
-    assert seen == [signal.SIG_IGN]
-
-
-def start(folder, *arguments):
-    return subprocess.Popen(
-        [os.path.join(os.path.dirname(sys.executable), "longreel"), "render", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_signal_stops_a_render_within_a_step(tmp_path, tmp_path_factory):
-    cache = f"model.text_cache={tmp_path_factory.mktemp('cache')}"
-    small = ["video.height=32", "video.width=48", cache, "sampling.steps=1000"]
-    # what it reads is kept: it would import transformers for that alone
-    plan = plan_render("a cat", preset="shapes", overrides=small)
-    encode_texts(plan, ["a cat", plan.config.sampling.negative_prompt])
-    process = start(tmp_path, "a cat", "-o", "cat.mp4", *small)
-    guard = threading.Timer(WAIT_S, process.kill)  # a render that hangs fails on its exit code
-    guard.start()
-    try:
-        for line in process.stderr:
-            if line.startswith("reading the prompt"):
-                break
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        out = process.stdout.read()
-        assert process.wait() == 130
-    finally:
-        guard.cancel()
-        process.kill()
-        process.communicate()
-    assert re.fullmatch(GOES_ON, rest.strip())
-    assert out == ""
-    assert files_in(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    ("phase", "sent"), [("denoise", signal.SIGINT), ("decode", signal.SIGTERM)]
-)
-def test_no_step_follows_a_signal(folder, monkeypatch, phase, sent):
-    before, reports = files_in(folder), []
-
-    def report(what, done, total, note=""):
-        reports.append((what, done))
-        if reports[-1] == (phase, 1):
-            os.kill(os.getpid(), sent)
-
-    monkeypatch.setattr("longreel.jobs.progress._lines", lambda: report)
-    done = longreel("render", "a cat", "-o", "cat.mp4", *SMALL)
-    assert (done.code, done.out) == (130, "")
-    assert re.fullmatch(GOES_ON, done.err.strip())
-    assert reports[-1] == (phase, 1)
-    assert files_in(folder) == before
 
 
 # Several commands in one fresh interpreter: imports are what such a test pays for.
