@@ -12,6 +12,7 @@ import pytest
 from app import call, made, open_app
 from server import asked
 
+from longreel.jobs.home import begin
 from longreel.jobs.home.home import Home
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve.queue import Queue
@@ -24,7 +25,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "/secret")
 @pytest.mark.parametrize(
     ("owner", "method", "error", "status", "code"),
     [
-        (Home, "_write", FULL, 503, "no_room"),
+        (begin, "write_manifest", FULL, 503, "no_room"),
         (Queue, "add", sqlite3.OperationalError("database or disk is full"), 503, "no_room"),
         (Queue, "counts", KeyError("a bug"), 500, "internal_error"),
         (Queue, "counts", PermissionError(errno.EACCES, "no"), 500, "internal_error"),
