@@ -1,7 +1,7 @@
 """Files that people name: where they are; one of YAML as settings by dotted key."""
 
 import os
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,16 @@ def load_yaml(text: str) -> Any:
     import yaml
 
     class Once(yaml.SafeLoader):  # type: ignore[misc]  # untyped
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            for key, _ in node.value:  # before what is merged, which may stand there once more
-                if key.tag == "tag:yaml.org,2002:merge":
-                    continue
+        def compose_mapping_node(self, anchor: str | None) -> Any:
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:  # as it is written: later, what is merged stands there too
+                if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                    continue  # of the latter kind none can be a key, as is about to be said
                 value = self.construct_object(key, deep=True)
-                if not isinstance(value, Hashable):
-                    break  # what is called is about to say so
                 if value in seen:
                     raise Repeated(value)
                 seen.add(value)
-            values: dict[Any, Any] = super().construct_mapping(node, deep)
-            return values
+            return node
 
     return yaml.load(text, Once)
 

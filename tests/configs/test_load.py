@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longreel.configs import load
+from longreel.configs.files import load_yaml
 from longreel.configs.load import DEFAULT_PRESET, load_config, preset_names, to_yaml
 from longreel.configs.schema import Config, ModelConfig, SamplingConfig
 
@@ -257,10 +258,18 @@ def test_a_value_of_the_wrong_type_gives_the_type_and_an_example(override, kind,
         ("preset: nonsense-42\n", "preset=nonsense-42 is no preset"),
         ("preset: other.yaml\n", "preset=other.yaml is no preset"),
         ("? [a, b]\n: 1\n", "is not YAML"),
+        ("video: !!map x\n", "is not YAML"),
+        ("!!map x: 1\n", "is not YAML"),
     ],
 )
 def test_a_broken_file_is_explained(tmp_path, text, expected):
     assert expected in message(write(tmp_path, text))
+
+
+def test_what_a_file_merges_may_be_set_once_more():
+    """Also where it is merged a second time, before its own turn comes."""
+    text = "a: &a {fps: 8}\nb: {c: &c {<<: *a, fps: 9}}\nd: {<<: *c, width: 1}\n"
+    assert load_yaml(text) == yaml.safe_load(text)
 
 
 def test_an_absent_or_unreadable_file_is_explained(tmp_path):
