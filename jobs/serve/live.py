@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from .errors import ApiError
+from .errors import ApiError, without_paths
 from .pace import is_paced
 from .record import Record
 from .worker_link import News, Worker
@@ -73,7 +73,8 @@ class Live:
             repeated = True
         news = await asyncio.shield(answer)  # which comes though the reader may leave
         if "error" in news:
-            raise ApiError(409, "prompt_not_changed", news["error"], field="prompt")
+            said = without_paths(news["error"])
+            raise ApiError(409, "prompt_not_changed", said, field="prompt")
         return repeated
 
     def _asked_again(self, number: int | None, prompt: str) -> "asyncio.Future[News] | None":

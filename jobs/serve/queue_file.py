@@ -149,5 +149,6 @@ def _take(file: sqlite3.Connection, path: Path) -> None:
 def _unusable(path: Path, error: sqlite3.OperationalError) -> ValueError:
     return ValueError(
         f"home={path.parent} cannot keep the queue in {path.name} ({error}), so no render would "
-        "outlive the server; make it a folder that can be written, or give --home another one"
+        "outlive the server; make it a folder that can be written, on a disk with room, or give "
+        "--home another one"
     )

@@ -75,6 +75,8 @@ class WarmRun:
             return {"error": "the render is still loading; try again in a moment"}
         try:
             run.set_prompt(prompt)
+        except ValueError as error:
+            return {"error": str(error)}
         except Exception as error:  # whatever the text encoder says: the render goes on
             return {"error": f"the prompt could not be read ({type(error).__name__})"}
         return {}

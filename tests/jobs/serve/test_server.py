@@ -196,6 +196,9 @@ def test_a_running_render_is_steered_and_cancelled(http, server):
     until(lambda: http.get(path).json(), lambda seen: seen["progress"]["frames"] > 0)
     changed = http.post(f"{path}/prompt", json={"prompt": "a blue square"})
     assert changed.status_code == 200, changed.text
+    refused = http.post(f"{path}/prompt", json={"prompt": "a\0b"})
+    assert refused.status_code == 409
+    assert "holds a NUL character" in refused.json()["error"]["message"]
     assert http.delete(path).status_code == 409
     assert http.post(f"{path}/cancel").status_code == 200
     seen = ended(http, made["id"])
