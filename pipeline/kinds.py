@@ -28,16 +28,24 @@ def telling_tasks(schedule: BlockSchedule, most: int) -> Iterator[Task]:
     on, all of a short one that ends as it does, as the last block is of a size of its own."""
     tasks = schedule.tasks()
     yield from islice(tasks, most)
-    if schedule.num_blocks is None or next(tasks, None) is None:
-        return
-    s, made = schedule, schedule.num_blocks - schedule.first_block
-    # as many fewer as begin together, so that these are the same ones at the end
-    together = s.burst or (s.max_inflight if s.joint != 1 or not s.stagger else 1)
-    reach = max(s.left + s.right, s.clean) + s.sink
-    least = s.burst * (s.burst + 1) + 2 * together + 3 + -(-reach // s.size)
-    assert s.num_latents is not None
-    cut = max(0, made - least) // together * together
-    yield from replace(s, num_latents=s.num_latents - cut * s.size).tasks()
+    if schedule.num_latents is not None and next(tasks, None) is not None:
+        fewer = schedule.num_latents - _num_alike(schedule) * schedule.size
+        yield from replace(schedule, num_latents=fewer).tasks()
+
+
+def _num_alike(s: BlockSchedule) -> int:
+    """Blocks of a video's midst without which its windows are of the same kinds."""
+    assert s.num_blocks is not None
+    made = s.num_blocks - s.first_block
+    reach = -(-(max(s.left + s.right, s.clean) + s.sink) // s.size)
+    if s.burst:
+        bursts = max(1, made // s.burst)
+        size, larger = divmod(made, bursts)
+        few = 3 + reach // s.burst  # of each size: at its beginning, amid others, at its end
+        return max(0, larger - few) * (size + 1) + max(0, bursts - larger - few) * size
+    # as many as begin together, so that these are the same ones at the end
+    together = s.max_inflight if s.joint != 1 or not s.stagger else 1
+    return max(0, made - 2 * together - 3 - reach) // together * together
 
 
 def commonest_task(schedule: BlockSchedule) -> Task:

@@ -8,8 +8,10 @@ from any_schedule import QUEUES, schedules
 from hypothesis import given, settings
 
 from longreel.configs.load import load_config
+from longreel.configs.schema import BlocksConfig
 from longreel.pipeline.kinds import telling_tasks
 from longreel.pipeline.plan import make_plan
+from longreel.pipeline.policies import make_schedule
 from longreel.pipeline.request import Request
 
 LONGER = 600  # latents
@@ -28,6 +30,13 @@ def test_few_tasks_have_all_windows_of_a_long_video(policy, data):
     longer = short.num_latents + data.draw(st.integers(0, LONGER))
     schedule = replace(short, num_latents=longer, new_prompts=())
     assert _windows(telling_tasks(schedule, 500)) == _windows(schedule.tasks())
+
+
+def test_few_are_few_where_a_queue_is_made_for_many_stages():
+    """They were 62,000, of which each plan of a long video made three seconds' work."""
+    blocks = BlocksConfig(policy="dualparal-grouped", depth=32)
+    schedule = make_schedule(blocks, steps=50, num_latents=8003)
+    assert sum(1 for _ in telling_tasks(schedule, 2_000)) < 15_000
 
 
 @pytest.mark.parametrize("latents", [188, 541, 548])
