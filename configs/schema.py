@@ -173,6 +173,20 @@ class SamplingConfig:
                 "set 0 <= guidance_to <= guidance_from <= 1"
             )
 
+    def check_asked(self, before: "SamplingConfig") -> None:
+        """As that of Config."""
+        guides = max(self.guidance, self.guidance_low or 0.0) > 1
+        if not guides:  # says what guidance_mode=none does
+            before = replace(before, guidance=self.guidance, guidance_low=self.guidance_low)
+        check_read("sampling.guidance_mode", self, _GUIDANCE_READS, before)
+        for name in ("guidance_from", "guidance_to", "negative_prompt"):
+            value = getattr(self, name)
+            if not guides and value != getattr(before, name):
+                raise ValueError(
+                    f"sampling.{name}={value} would be ignored, as sampling.guidance="
+                    f"{self.guidance:g} guides no step; leave it out, or set that above 1"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlocksConfig:
@@ -285,8 +299,5 @@ class Config:
         that were made when such settings passed are still opened."""
         check_read("output.format", self.output, _FORMAT_READS, before.output)
         check_read("parallel.backend", self.parallel, BACKEND_READS, before.parallel)
-        sampling = before.sampling
-        if self.sampling.guidance <= 1:  # says what guidance_mode=none does
-            sampling = replace(sampling, guidance=self.sampling.guidance)
-        check_read("sampling.guidance_mode", self.sampling, _GUIDANCE_READS, sampling)
+        self.sampling.check_asked(before.sampling)
         self.attention.check_asked(before.attention)

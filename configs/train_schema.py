@@ -6,7 +6,7 @@ A run is a YAML file in train/ that names only what differs from these defaults.
 from dataclasses import dataclass, field
 
 from .checks import check_given, check_name, check_range, check_read
-from .train_small import MANY, DitTraining, LiveTraining, VaeTraining
+from .train_small import ENCODER_READS, MANY, DitTraining, LiveTraining, VaeTraining
 
 _READS = {  # by recipe: the groups that it reads, of those that not all do
     "vae": ("vae",),
@@ -140,7 +140,6 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_name("finetune.method", self.method, METHODS, "the training")
         check_name("finetune.export", self.export, EXPORTS, "the training")
-        check_read("finetune.method", self, _METHOD_READS)
         check_range("finetune.rank", self.rank, 1, 4096, "leaves nothing to learn")
         check_range("finetune.alpha", self.alpha, 1e-6, 1e6, "leaves nothing to learn")
         check_range("finetune.clips", self.clips, 1, 4096, "leaves no clip to learn from")
@@ -184,3 +183,14 @@ class TrainConfig:
             )
         check_given("run.output", self.run.output or "runs", "the run has no folder")
         check_read("recipe", self, _READS)
+
+    def check_asked(self) -> None:
+        """ValueError for what is set and read by nobody. Asked of runs that begin: one that was
+        begun when it was let pass goes on."""
+        check_read("finetune.method", self.finetune, _METHOD_READS)
+        check_read("vae.encoder", self.vae, ENCODER_READS)
+        if self.dit.pattern and self.dit.one_level != DitTraining.one_level:
+            raise ValueError(
+                f"dit.one_level={self.dit.one_level} would be ignored, as dit.pattern="
+                f"{self.dit.pattern} is that of every window; leave one of them out"
+            )

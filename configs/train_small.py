@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .checks import check_given, check_range, check_read, shown
+from .checks import check_given, check_range, shown
 
 MANY = 1e9
 _SIDE = 96  # pixels of a frame of the world
 _LONGEST_CLIP = 10_000  # latents
-_ENCODER_READS = {"true": ("size", "alike"), "false": ()}  # weights of losses of the latents alone
+ENCODER_READS = {"true": ("size", "alike"), "false": ()}  # weights of losses of the latents alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,6 @@ class VaeTraining:
                 "vae.encoder=false would keep the latents of random weights; set vae.start to the "
                 "folder of a VAE whose latents are to stay"
             )
-        check_read("vae.encoder", self, _ENCODER_READS)
 
     def _check_phases(self) -> None:
         columns = ("clips", "frames", "long_frames", "crop")
@@ -121,11 +120,6 @@ class DitTraining:
         check_range("dit.grow", self.grow, 0, MANY, "is no number of steps")
         check_range("dit.first", self.first, 0, 1, "is no share")
         check_range("dit.one_level", self.one_level, 0, 1, "is no share")
-        if self.pattern and self.one_level != DitTraining.one_level:
-            raise ValueError(
-                f"dit.one_level={self.one_level} would be ignored, as dit.pattern={self.pattern} "
-                "is that of every window; leave one of them out"
-            )
         check_range("dit.shift", self.shift, 1e-3, 1e3, "is no shift of noise levels")
         check_range("dit.clip_latents", self.clip_latents, 1, _LONGEST_CLIP, "leaves no clip")
         check_given("dit.cache", self.cache, "encoded clips have no folder")

@@ -21,6 +21,7 @@ SHAPES, LIVE = "shapes", "shapes-live"
         (LIVE, ["sampling.negative_prompt=blurry"], "sampling.negative_prompt=blurry .*=none"),
         (SHAPES, ["sampling.guidance_mode=none", "sampling.guidance_to=0.5"], "guidance_to=0.5"),
         (SHAPES, ["sampling.guidance_mode=none", "sampling.guidance_from=0.9"], "from=0.9 would"),
+        (SHAPES, ["sampling.guidance=1", "sampling.negative_prompt=blurry"], "=1 guides no step"),
         ("wan2.2-t2v-a14b", ["sampling.guidance_mode=none", "sampling.guidance_low=2"], "low=2.0"),
         (SHAPES, ["parallel.backend=local", "parallel.repairs=0"], "repairs=0 .*does: auto, ray"),
         (SHAPES, ["parallel.backend=local", "parallel.link=host"], "parallel.link=host .*=local"),
@@ -36,9 +37,12 @@ def test_what_a_render_would_ignore_is_refused(preset, overrides, words):
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@pytest.mark.parametrize("override", ["sampling.guidance_mode=none", "output.format=png"])
+@pytest.mark.parametrize(
+    "override", ["sampling.guidance_mode=none", "sampling.guidance=1", "output.format=png"]
+)
 def test_what_a_preset_brings_was_asked_by_nobody(preset, override, tmp_path):
-    config = load_config(preset, [override])
+    more = ["sampling.guidance_low=1"] if preset.endswith("a14b") and "=1" in override else []
+    config = load_config(preset, [override, *more])
     shown = tmp_path / "shown.yaml"
     shown.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(str(shown)) == config
@@ -73,5 +77,5 @@ def test_what_a_training_would_ignore_is_refused(training, overrides, words, tmp
         name = tmp_path / "mine.yaml"
         name.write_text("recipe: vae\n")
     with pytest.raises(ValueError, match=f"{words}.*") as caught:
-        load_training(str(name), overrides)
+        load_training(str(name), overrides).check_asked()
     assert " would be ignored, as " in str(caught.value)

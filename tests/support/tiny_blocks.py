@@ -61,7 +61,7 @@ def overrides(policy: str, *more: str, steps: int = 5) -> list[str]:
     name = next(known for known in sorted(POLICIES, reverse=True) if policy.startswith(known))
     settings = [*(POLICIES | _VARIANTS)[policy], "parallel.backend=local", *more]
     modes = [one for one in settings if one.startswith("sampling.guidance_mode=")]
-    if modes[-1:] != ["sampling.guidance_mode=none"]:
+    if modes[-1:] != ["sampling.guidance_mode=none"] and "sampling.guidance=1" not in settings:
         settings.insert(0, "sampling.negative_prompt=a dog")
     return [
         "model.arch=test-blocks",
