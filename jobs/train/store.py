@@ -44,11 +44,14 @@ class RunFolder:
         self._checkpoints = folder / _CHECKPOINTS
 
     def check(self, config: TrainConfig) -> None:
-        """ValueError where the folder holds another run, or other things."""
+        """ValueError where the folder holds another run, or other things; or a new run would ignore
+        some of what it is told."""
         file = self.path / _CONFIG
         if os.path.exists(file):  # Path.exists raises for names that are too long
             self._check_same(config, file)
-        elif os.path.isdir(self.path) and not all(map(_is_begun, self.path.iterdir())):
+            return
+        config.check_asked()
+        if os.path.isdir(self.path) and not all(map(_is_begun, self.path.iterdir())):
             raise ValueError(
                 f"run.output={self.path} holds files that are not of a training run, and ours "
                 "would be lost among them; name an empty folder or one that does not exist"

@@ -12,7 +12,9 @@ from forked_ranks import forked_processes
 from PIL import Image
 from toy_recipe import ToyRecipe, build_dying, build_toy
 
+from longreel.configs.train_load import training_yaml
 from longreel.configs.train_schema import OptimizerConfig, ReportConfig, RunConfig, TrainConfig
+from longreel.configs.train_small import VaeTraining
 from longreel.jobs.train.errors import TrainingError
 from longreel.jobs.train.launch import train
 from longreel.jobs.train.rates import learning_rate
@@ -286,6 +288,19 @@ def test_a_folder_that_was_only_begun_is_no_other_s(tmp_path):
         (tmp_path / name).touch()
     assert train(config(tmp_path, steps=1), build_toy)
     assert list(tmp_path.glob(".*.part")) == []
+
+
+def test_a_run_that_began_when_what_it_would_ignore_was_let_pass_goes_on(tmp_path):
+    """It was read no more, so that days of training were lost over a number without effect."""
+    settings = replace(
+        config(tmp_path / "old"),
+        vae=VaeTraining(encoder=False, start="a", size=0.2),
+    )
+    with pytest.raises(ValueError, match=r"vae\.size=0\.2 would be ignored"):
+        train(settings, build_toy)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.yaml").write_text(training_yaml(settings))
+    RunFolder(tmp_path / "old").check(settings)
 
 
 def test_how_often_it_reports_may_change_between_runs(tmp_path):
