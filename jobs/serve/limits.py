@@ -8,6 +8,8 @@ from dataclasses import dataclass
 class Limits:
     """Of every client alike. Tests make them small."""
 
+    head_bytes: int = 64 * 1024  # of a request: its line and headers
+    head_s: float = 10.0  # for it to arrive
     body_bytes: int = 16 * 2**20  # a picture of 12 million pixels as PNG, and its request
     body_s: float = 30.0  # for the whole of a body to arrive
     prompt_chars: int = 4000

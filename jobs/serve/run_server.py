@@ -13,6 +13,7 @@ import uvicorn
 from ...configs.load import load_config
 from ..home.place import default_home
 from .app import make_app
+from .connection import bounded
 from .logs import say, write_logs
 from .tokens import Tokens, check_host, read_tokens
 
@@ -68,6 +69,7 @@ def _allow_files() -> None:
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=bounded(app.state.context.limits),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -12,6 +12,7 @@ from texts import TEXTS
 
 from longreel.jobs.home.record import RenderRun
 from longreel.jobs.serve.app import make_app
+from longreel.jobs.serve.connection import bounded
 
 
 @contextlib.contextmanager
@@ -38,7 +39,14 @@ def call(app, method, path, *, host="127.0.0.1:8500", **more):
 @contextlib.contextmanager
 def on_a_port(app):
     """The application on a real socket, for what needs one; its URL."""
-    config = uvicorn.Config(app, port=0, lifespan="off", log_level="error", ws="websockets-sansio")
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http=bounded(app.state.context.limits),
+        lifespan="off",
+        log_level="error",
+        ws="websockets-sansio",
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

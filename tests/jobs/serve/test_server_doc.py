@@ -45,6 +45,7 @@ def test_the_bounds_are_those_that_requests_are_held_to():
     limits = Limits()
     height = limits.pixels // 1920
     for bound in (
+        f"a request's head of {limits.head_bytes >> 10} KiB within {limits.head_s:g} s",
         f"a body of {limits.body_bytes >> 20} MiB within {limits.body_s:g} s",
         f"{limits.prompt_chars} characters of a prompt",
         f"{limits.frames} frames of 1920 x {height}, {limits.steps} steps",
