@@ -14,21 +14,23 @@ def train(
         typer.Argument(metavar="KEY=VALUE", help="Configuration, e.g. steps=500."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the configuration, train nothing.")
+        bool, typer.Option("--dry-run", help="Check and print the configuration, train nothing.")
     ] = False,
 ) -> None:
     """Train a model; the same command again goes on where it stopped."""
     from ...configs.train_load import load_training, training_yaml
 
     settings = load_training(config, overrides or ())
-    if dry_run:
-        typer.echo(training_yaml(settings), nl=False)
-        return
-    from .launch import train as run
     from .store import RunFolder
     from .trainer import output_folder
 
     folder = output_folder(settings)
+    if dry_run:
+        RunFolder(folder).check(settings)
+        typer.echo(training_yaml(settings), nl=False)
+        return
+    from .launch import train as run
+
     if run(settings):
         typer.echo(folder / "model")
         return

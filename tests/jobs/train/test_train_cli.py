@@ -35,6 +35,16 @@ def test_a_dry_run_prints_a_file_that_is_the_same_run():
     assert done.out == training_yaml(load_training("shapes-vae", ["steps=7"]))
 
 
+def test_a_dry_run_refuses_what_the_run_would(tmp_path):
+    done = longreel("train", "shapes", "--dry-run", "dit.pattern=causal", "dit.one_level=0.5")
+    assert (done.code, done.out) == (2, "")
+    assert "dit.one_level=0.5 would be ignored" in done.err
+    (tmp_path / "letters").touch()
+    done = longreel("train", "shapes", "--dry-run", f"run.output={tmp_path}")
+    assert (done.code, done.out) == (2, "")
+    assert "holds files that are not of a training run" in done.err
+
+
 @pytest.mark.parametrize("name", training_names())
 def test_what_ships_loads_and_says_what_it_is(name, tmp_path):
     config = load_training(name)
