@@ -41,19 +41,33 @@ def preset_summaries() -> list[tuple[str, str]]:
     return [(name, str(_read_shipped(name)["summary"])) for name in preset_names()]
 
 
-def load_config(preset: str | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    preset: str | None = None, overrides: Sequence[str] = (), before: Config | None = None
+) -> Config:
     """The defaults, changed by a preset, changed by "key=value" overrides.
 
     A preset is a name or the path of a .yaml file; a file may name the preset to start from in its
-    field `preset`, so what `to_yaml` wrote loads again.
+    field `preset`, so what `to_yaml` wrote loads again. `before`: what nobody has asked for, as a
+    server's own settings; none: `shipped`.
     """
+    config = read_config(preset, overrides)
+    config.check_asked(before or shipped(config))
+    return config
+
+
+def read_config(preset: str | None, overrides: Sequence[str]) -> Config:
+    """The same, also where some of it would be ignored."""
     settings = _read_preset(DEFAULT_PRESET if preset is None else preset)
     for override in overrides:
         key, value = parse_override(override)
         settings[key] = value
     config: Config = merge(settings, Config)
-    config.check_asked(_shipped_config(config.preset) if config.preset else Config())
     return config
+
+
+def shipped(config: Config) -> Config:
+    """The preset that it starts from, as it ships; where there is none, the defaults."""
+    return _shipped_config(config.preset) if config.preset else Config()
 
 
 def to_yaml(config: Config) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..configs.checks import check_given
 from ..configs.files import expand
-from ..configs.load import load_config
+from ..configs.load import load_config, shipped
+from ..configs.schema import Config
 from ..pipeline.generator import Generator, Report, quiet
 from ..pipeline.noise import check_seed
 from ..pipeline.plan import Plan, make_plan
@@ -36,14 +37,15 @@ def plan_render(
     image: str | Path | None = None,
     prompt_at: Sequence[tuple[float, str]] = (),
     overrides: Sequence[str] = (),
+    before: Config | None = None,
 ) -> Plan:
-    """A request in the words people use, checked; nothing is loaded."""
+    """A request in the words people use, checked; nothing is loaded. `before`: as `load_config`."""
     _check_list(overrides)
     if frames is not None:
         check_once("frames", frames, "video.frames", overrides)
         overrides = [*overrides, f"video.frames={frames}"]
-    config = load_config(preset, overrides)
-    check_asked(config)
+    config = load_config(preset, overrides, before)
+    check_asked(config, before or shipped(config))
     path = None if image is None else _path("image", image)
     return make_plan(
         Request(

@@ -122,7 +122,7 @@ def make_setting(
         if config is not None:
             name = find_policy(config, find_arch(config.model.arch), num_latents)
         blocks = replace(blocks, policy=name)
-    check_numbers(blocks)
+    check_numbers(blocks, config.blocks if config else None)
     if steps is None:
         steps = config.sampling.steps if config else 50
     if not 1 <= steps <= 1000:

@@ -13,16 +13,16 @@ from .schedule import BlockSchedule
 from .section import Section
 
 
-def check_asked(config: Config) -> None:
-    """ValueError for a number of a queue that would be ignored. Asked of requests: a render that
-    was begun when it was let pass goes on."""
+def check_asked(config: Config, before: Config) -> None:
+    """ValueError for a number of a queue that is not as in `before` and would be ignored. Asked of
+    requests: a render that was begun when it was let pass goes on."""
     arch, frames = find_arch(config.model.arch), config.video.frames
     num_latents = 1 + (frames - 1) // arch.vae.time_stride if frames else None
     blocks = replace(config.blocks, policy=find_policy(config, arch, num_latents))
-    check_numbers(blocks)
+    check_numbers(blocks, before.blocks)
     stagger = with_defaults_of(arch, blocks, config.sampling.steps).stagger
     apart = blocks.policy == "dualparal-staggered" and stagger is not None
-    if apart and blocks.depth != BlocksConfig.depth:
+    if apart and blocks.depth != before.blocks.depth:
         raise ValueError(
             f"blocks.depth={blocks.depth} would be ignored, as blocks.stagger={stagger} (the "
             "model's own, if none was set) says how many steps blocks are apart; leave it out"

@@ -23,9 +23,9 @@ _READS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_numbers(blocks: BlocksConfig) -> None:
-    """ValueError for one that the policy, which is not auto, would ignore."""
-    check_read("blocks.policy", blocks, _READS)
+def check_numbers(blocks: BlocksConfig, before: BlocksConfig | None = None) -> None:
+    """ValueError for one that the policy, which is not auto, would ignore; as `check_read`."""
+    check_read("blocks.policy", blocks, _READS, before)
 
 
 def make_schedule(blocks: BlocksConfig, steps: int, num_latents: int | None) -> BlockSchedule:

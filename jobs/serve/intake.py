@@ -9,15 +9,15 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from ...configs.load import load_config, preset_names, to_override
+from ...configs.load import load_config, preset_names, read_config, to_override
 from ...configs.suggest import did_you_mean
 from ..home.home import new_name
 from ..home.lock import Taken
@@ -141,8 +141,12 @@ class Intake:
 
         self._check_words(asked)
         preset = self._preset(asked.preset)
-        ours, theirs = self._overrides, [*_overrides(asked.settings)]
-        config = load_config(preset, [*ours, *theirs])
+        theirs = [*_overrides(asked.settings)]
+        ours = _without(self._overrides, {_key(one) for one in theirs})
+        before = None
+        with suppress(ValueError):  # ours may fit a preset of theirs by what else is theirs
+            before = read_config(preset, ours)
+        config = load_config(preset, [*ours, *theirs], before)
         frames = asked.frames
         if frames is not None and asked.seconds is not None:
             raise ValueError(
@@ -152,7 +156,7 @@ class Intake:
         if frames is None and asked.seconds is not None:
             frames = frames_of(asked.seconds, config.video.fps)
         if frames is not None:
-            ours = [one for one in ours if one.partition("=")[0].strip() != "video.frames"]
+            ours = _without(ours, {"video.frames"})
         self._check_size(config, config.video.frames if frames is None else frames)
         with self._picture(asked.image) as image:
             plan = plan_render(
@@ -163,6 +167,7 @@ class Intake:
                 image=image,
                 prompt_at=[(change.seconds, change.prompt) for change in asked.prompt_at],
                 overrides=[*ours, *theirs],
+                before=before,
             )
             others = promised(self._queue, self._files)
             check_home(plan, self._files.home.path, promised=others)
@@ -288,13 +293,21 @@ def _kept(asked: CreateRender, plan: "Plan", preset: str | None) -> dict[str, An
 def _overrides(settings: dict[str, Setting]) -> Iterator[str]:
     for key, value in settings.items():
         override = to_override(key, value)
-        name = override.partition("=")[0].strip()  # as it is read back, whatever the key looks like
+        name = _key(override)  # as it is read back, whatever the key looks like
         if name.partition(".")[0] not in _GROUPS or name in _OURS:
             raise ValueError(
                 f"{name} is not a client's to set, as files or machines of the server hang on it; "
                 f"set fields of {', '.join(_GROUPS)} only, but not {' or '.join(sorted(_OURS))}"
             )
         yield override
+
+
+def _without(overrides: Sequence[str], keys: Collection[str]) -> list[str]:
+    return [one for one in overrides if _key(one) not in keys]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def _decode(image: str) -> bytes:

@@ -104,6 +104,9 @@ def test_what_a_preset_gives_its_own_queue_is_not_asked_of_the_others(tmp_path):
     preset.write_text("blocks: {policy: dualparal, size: 3, left: 2, right: 1, levels: window}\n")
     rows = json.loads(run(f"--preset {preset} --blocks 3 --steps 4 --stages 2 --compare --json"))
     assert {row["policy"] for row in rows["rows"]} == {*POLICIES} - {"auto"}
+    for policy in ("whole", "rolling"):
+        alone = run(f"--preset {preset} --policy {policy} --latents 9 --steps 4 --json")
+        assert json.loads(alone)["policy"] == policy
 
 
 def test_a_model_adds_seconds_and_bytes():

@@ -92,6 +92,13 @@ def test_a_depth_that_no_order_is_made_for_is_refused(overrides, words):
         )
 
 
+def test_what_a_preset_has_for_its_own_queue_is_not_asked_of_another():
+    numbers = plan("blocks.policy=whole", preset="self-forcing-1.3b").config.blocks
+    assert numbers.left == 15
+    with pytest.raises(ValueError, match=r"^blocks\.left=6 would be ignored"):
+        plan("blocks.policy=whole", "blocks.left=6", preset="self-forcing-1.3b")
+
+
 def test_a_model_of_one_level_a_window_is_not_told_several():
     with pytest.raises(ValueError, match=r"^blocks\.levels=latent tells .* blocks\.levels=window"):
         plan("blocks.policy=dualparal", "blocks.levels=latent", preset="wan2.1-t2v-1.3b")
