@@ -102,8 +102,10 @@ class Intake:
         from ...pipeline.parts import fingerprints
         from ..render import plan_render
 
+        preset, ours = self.preset, self._overrides
         try:
-            fingerprints(plan_render("a prompt", preset=self.preset, overrides=self._overrides))
+            before = read_config(preset, ours)
+            fingerprints(plan_render("a prompt", preset=preset, overrides=ours, before=before))
         except (OSError, ValueError) as error:
             complain("the preset cannot be rendered here", error=str(error))
 

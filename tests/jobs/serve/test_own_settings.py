@@ -44,3 +44,8 @@ def test_what_the_client_itself_asks_for_is_refused_all_the_same(app, settings):
     answer = call(app, "POST", "/api/v1/renders", json=body)
     assert answer.status_code == 422
     assert "would be ignored" in answer.json()["error"]["message"]
+
+
+def test_what_warms_a_server_up_finds_no_fault_with_it_either(app, caplog):
+    app.state.context.intake.warm_up()
+    assert caplog.messages == []
