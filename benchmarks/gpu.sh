@@ -36,7 +36,7 @@ part() { # name, seconds, command: its output in $LOGS/name.log, a line for the 
 
 # warnings are errors where we choose the versions, and here we do not
 tests=(tests/gpu)
-[[ "$devices" -lt 2 ]] || tests+=(tests/parallel/test_link.py)
+[[ "$devices" -lt 2 ]] || tests+=(tests/parallel/links)
 part tests 120 env PYTHONSAFEPATH=1 "$PYTHON" -m pytest -m gpu -rs -W default -p no:cacheprovider \
     "${tests[@]}"
 part tune 90 "$PYTHON" benchmarks/attention.py --device cuda --tune --runs 5

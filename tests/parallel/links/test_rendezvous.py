@@ -1,13 +1,17 @@
 """Where links meet: who can reach it, and who is asked about those who do."""
 
 import socket
+import threading
+import time
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
+from link_ends import make_spec, seconds
 from torch.distributed import TCPStore
 
 from longreel.parallel import link as links
-from longreel.parallel.link import Rendezvous
+from longreel.parallel.link import LinkClosed, Rendezvous, open_receiver, open_sender
 
 
 def visit(meeting: Rendezvous) -> TCPStore:
@@ -47,3 +51,20 @@ def test_its_port_is_free_afterwards():
     with Rendezvous("127.0.0.1") as meeting:
         visit(meeting)
     socket.create_server(("127.0.0.1", meeting.port)).close()
+
+
+def test_a_rendezvous_that_is_gone_is_a_closed_link():
+    with Rendezvous("127.0.0.1") as gone:
+        spec = make_spec("gloo", gone, timeout_s=0.5)
+    before = threading.active_count()
+    with closing(open_receiver(spec)) as receiver, pytest.raises(LinkClosed, match="no rendezvous"):
+        receiver.recv(20)
+    assert threading.active_count() == before
+
+
+def test_a_link_that_looks_for_a_rendezvous_is_closed_at_once():
+    with Rendezvous("127.0.0.1") as gone:
+        spec = make_spec("gloo", gone, timeout_s=20)
+    start = time.monotonic()
+    open_sender(spec).close()
+    assert seconds(start) < 5
