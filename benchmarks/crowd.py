@@ -37,7 +37,7 @@ def look_on(url: str, path: str, seconds: float) -> Seen:
 async def _look_on(url: str, path: str, end: float, seen: Seen) -> None:
     async def poll(number: int) -> None:
         await asyncio.sleep(number / POLLERS)
-        while time.monotonic() < end:
+        while True:  # once at least, however late it is by then
             start = time.monotonic()
             try:
                 async with http.get(path) as answer:
@@ -46,7 +46,10 @@ async def _look_on(url: str, path: str, end: float, seen: Seen) -> None:
             except aiohttp.ClientError:
                 seen.errors += 1
             seen.waits_ms.append(1000 * (time.monotonic() - start))
-            await asyncio.sleep(max(0.0, 1 - (time.monotonic() - start)))
+            rest = max(0.0, start + 1 - time.monotonic())
+            if time.monotonic() + rest >= end:
+                return
+            await asyncio.sleep(rest)
 
     async def watch() -> None:
         try:
