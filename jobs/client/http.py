@@ -1,6 +1,7 @@
 """Requests to a server that may be away for a while: sent again where that can do no harm."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,7 +14,9 @@ import httpx
 from ...configs.files import expand
 from .errors import ServerError
 
+_log = logging.getLogger("longreel")
 _FIRST_S, _MOST_S = 0.2, 5.0  # between two tries
+_SAY_S = 5.0  # without an answer, before somebody who watches wonders
 _ANSWER_S, _SILENCE_S = 60.0, 600.0  # for an answer; between two pieces of one: a step may be long
 _LATER = (408, 429, 502, 503, 504)  # what a busy or restarting server and its proxies say
 
@@ -87,10 +90,11 @@ class Patience:
         self._total_s, self._url, self._now = total_s, url, now
         self._since: float | None = None
         self._pause_s = _FIRST_S
+        self._is_said = False
 
     def good(self) -> None:
         """It has answered: the time counts anew."""
-        self._since, self._pause_s = None, _FIRST_S
+        self._since, self._pause_s, self._is_said = None, _FIRST_S, False
 
     async def wait(self, error: Exception, headers: Mapping[str, str] | None = None) -> None:
         """A while; raises `error` when it has lasted too long."""
@@ -98,13 +102,19 @@ class Patience:
             return self.good()
         now = self._now()
         self._since = now if self._since is None else self._since
+        is_away = isinstance(error, httpx.TransportError)
         if now - self._since > self._total_s:
-            if isinstance(error, httpx.TransportError):
+            if is_away:
                 raise type(error)(
                     f"{self._url} has not answered for {self._total_s:g} s ({error}); start a "
                     "server there with `longreel serve`, or give the address of one"
                 ) from error
             raise error
+        if is_away and now - self._since > _SAY_S and not self._is_said:
+            self._is_said = True
+            _log.warning(
+                "%s does not answer (%s); it is tried for %g s", self._url, error, self._total_s
+            )
         asked = (headers or {}).get("retry-after", "")
         pause = float(asked) if asked.isdigit() else self._pause_s * random.uniform(0.5, 1.0)
         self._pause_s = min(_MOST_S, 2 * self._pause_s)

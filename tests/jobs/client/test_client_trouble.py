@@ -197,6 +197,24 @@ def test_silence_counts_as_an_answer_and_a_server_that_is_away_does_not():
     asyncio.run(run())
 
 
+def test_a_server_that_does_not_answer_is_said_once_while_it_is_waited_for(caplog):
+    """`longreel batch` with another port than the server's was silent for two minutes."""
+    now = [0.0]
+    patience = Patience(100.0, "http://there:1", now=lambda: now[0])
+
+    async def run():
+        for _ in range(4):
+            with caplog.at_level("WARNING", "longreel"):
+                await patience.wait(httpx.ConnectError("refused"))
+            now[0] += 4
+        patience.good()
+        await patience.wait(httpx.ConnectError("refused"))  # an outage that may be short
+
+    asyncio.run(run())
+    (said,) = caplog.messages
+    assert said == "http://there:1 does not answer (refused); it is tried for 100 s"
+
+
 @pytest.mark.parametrize(
     ("url", "token", "word"),
     [
