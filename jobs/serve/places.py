@@ -19,8 +19,11 @@ class Places:
     def note(self, turn: Turn, *, waits: bool) -> None:
         """Whether it does by now, as it may have before."""
         place = bisect_left(self._turns, turn)
-        if (self._turns[place : place + 1] == [turn]) != waits:
-            self._turns[place : place + (not waits)] = [turn] * waits
+        waited = self._turns[place : place + 1] == [turn]
+        if waits and not waited:
+            self._turns.insert(place, turn)
+        elif waited and not waits:
+            del self._turns[place]
 
 
 def turn(priority: int, number: int) -> Turn:
