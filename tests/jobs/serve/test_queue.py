@@ -13,9 +13,16 @@ from longreel.jobs.serve.record import NewRender
 
 @pytest.fixture
 def queue(tmp_path):
-    queue = Queue(tmp_path / "queue.sqlite3")
+    queue = opened(tmp_path / "queue.sqlite3")
     yield queue
     queue.close()
+
+
+def opened(path):
+    """Without waiting for the disk, which takes most of the time."""
+    queue = Queue(path)
+    queue._file.execute("PRAGMA synchronous = OFF")
+    return queue
 
 
 def new(render, client="a", **more):
@@ -142,7 +149,7 @@ def test_a_long_queue_and_a_long_history_cost_each_render_the_same(tmp_path):
     """By what the database does: it is asked by an event loop that all clients share."""
 
     def work(waiting, over, begun=0):
-        queue, steps = Queue(tmp_path / f"{waiting}-{over}-{begun}"), [0]
+        queue, steps = opened(tmp_path / f"{waiting}-{over}-{begun}"), [0]
         for number in range(begun):
             queue.add(new(f"b{number:04}"), 0.0)
             queue.take_next(9, 0.5)
