@@ -117,7 +117,7 @@ def test_who_hangs_where_it_reads_weights_is_named(
     monkeypatch.setattr(loading, "_STILL_S", 0.5)
     monkeypatch.setattr(loading, "_OVER_S", 60.0 if answers else 2.0)
     plan = make_plan("dualparal", GUIDED, *BORNE, frames=33, num_stages=2)
-    named = rf"{who} has stood still for \d s where it reads"
+    named = rf"{who} has stood still for \d+ s where it reads"
 
     def answer():
         while not re.search(named, caplog.text):
