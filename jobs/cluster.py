@@ -181,9 +181,9 @@ def _in_c(handler: object) -> ctypes.c_void_p:
         return ctypes.c_void_p(handler)
     find = ctypes.pythonapi.PyOS_getsig
     find.restype = ctypes.c_void_p
-    # of this one only where there is no other: it may be Ray's
-    signals = sorted(signal.Signals, key=lambda each: each == signal.SIGTERM)
-    return ctypes.c_void_p(next(find(one) for one in signals if callable(signal.getsignal(one))))
+    heard = {one for one in signal.Signals if callable(signal.getsignal(one))}
+    others = heard - {signal.SIGTERM}  # what C has for this one may be Ray's
+    return ctypes.c_void_p(find(min(others or heard)))
 
 
 def _set_up(address: str) -> None:
