@@ -60,9 +60,12 @@ def read_settings(path: Path, schema: Any = Config, kind: str = "preset") -> dic
         ) from None
     if not isinstance(values, dict):
         raise ValueError(f"{kind}={path} holds no fields; write one 'key: value' a line")
-    settings = dict(_flatten(values, fields(schema)))
-    for key, value in settings.items():
+    settings: dict[str, Any] = {}
+    for key, value in _flatten(values, fields(schema)):
         check_key(key, value, schema)
+        if key in settings:  # within its group, and with a dot
+            raise ValueError(f"{kind}={path} {Repeated(key)}")
+        settings[key] = value
     return settings
 
 
