@@ -43,9 +43,11 @@ def _num_alike(s: BlockSchedule) -> int:
         size, larger = divmod(made, bursts)
         few = 3 + reach // s.burst  # of each size: at its beginning, amid others, at its end
         return max(0, larger - few) * (size + 1) + max(0, bursts - larger - few) * size
+    together = most = s.max_inflight if s.joint != 1 or not s.stagger else 1
+    if s.window:  # it holds more blocks where none are to their left
+        together = max(1, min(most, (s.window - s.left) // s.size))
     # as many as begin together, so that these are the same ones at the end
-    together = s.max_inflight if s.joint != 1 or not s.stagger else 1
-    return max(0, made - 2 * together - 3 - reach) // together * together
+    return max(0, made - 2 * most - 3 - reach) // together * together
 
 
 def commonest_task(schedule: BlockSchedule) -> Task:

@@ -58,10 +58,9 @@ def endless(policy, backend, open_backend, *more):
         "a cat",
         frames=0,
         overrides=[
-            *overrides(policy, *STEPS[policy], *more),
+            *overrides(policy, *STEPS[policy], "sampling.guidance_mode=none", *more),
             f"parallel.num_stages={1 if backend == 'local' else 2}",
             f"parallel.backend={backend}",
-            "sampling.guidance_mode=none",
             "model.device=cpu",
             "model.arch=test-causal",  # one for all
         ],

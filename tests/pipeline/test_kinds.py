@@ -32,6 +32,13 @@ def test_few_tasks_have_all_windows_of_a_long_video(policy, data):
     assert _windows(telling_tasks(schedule, 500)) == _windows(schedule.tasks())
 
 
+def test_a_window_may_hold_more_blocks_at_first():
+    """Three, and two once it has one to their left."""
+    blocks = BlocksConfig(policy="forcing", size=1, left=1, window=3, stagger=3, prefix_level=0)
+    schedule = replace(make_schedule(blocks, steps=3, num_latents=469), stagger=0)
+    assert _windows(telling_tasks(schedule, 500)) == _windows(schedule.tasks())
+
+
 def test_few_are_few_where_a_queue_is_made_for_many_stages():
     """They were 62,000, of which each plan of a long video made three seconds' work."""
     blocks = BlocksConfig(policy="dualparal-grouped", depth=32)
