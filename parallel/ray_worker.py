@@ -110,6 +110,8 @@ class RayWorker:
 
         try:
             return wait_all([self.start(method, *args)], _CALL_S, method, watch)[0]
+        except TimeoutError as error:
+            raise self._lost(method, f"it has not ended that in {_CALL_S:g} s") from error
         except GONE as error:
             raise self._lost(method, "its process ended") from error
 

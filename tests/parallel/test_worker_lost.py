@@ -10,7 +10,7 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-from longreel.parallel import ray_tiles, ray_worker
+from longreel.parallel import crew, ray_tiles, ray_worker
 from longreel.parallel.crew import GONE
 from longreel.parallel.link import LinkClosed
 from longreel.parallel.ray_tiles import RayTiles
@@ -141,6 +141,17 @@ def test_a_worker_that_answers_and_makes_nothing_is_lost_in_the_end(monkeypatch)
     ready.clear()
     with pytest.raises(WorkerLost, match=r"in 'decode_packed': it has made nothing for 0\.3 s"):
         next(frames)
+
+
+def test_a_worker_that_never_ends_a_call_is_lost_in_the_end(monkeypatch):
+    worker = object.__new__(RayWorker)
+    worker._watch, worker._worked_s, worker.hear = lambda: None, None, lambda what: None
+    worker.start = lambda method, *args: "an answer"
+    played = SimpleNamespace(wait=lambda refs, num_returns, timeout: ([], time.sleep(0.02) or refs))
+    monkeypatch.setattr(crew, "ray", played)
+    monkeypatch.setattr(ray_worker, "_CALL_S", 0.1)
+    with pytest.raises(WorkerLost, match=r"in 'texts': it has not ended that in 0\.1 s"):
+        worker.call("texts", ["a cat"])
 
 
 @pytest.mark.parametrize("is_other_there", [False, True])
