@@ -20,6 +20,11 @@ def shown(value: object) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
+def counted(count: int, what: str) -> str:
+    """So many of a thing whose plural has an s."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def check_name(
     field: str, value: str | None, names: Sequence[str], what: str = "the render"
 ) -> None:

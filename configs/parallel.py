@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .checks import check_given, check_name, check_range
+from .checks import check_given, check_name, check_range, counted
 
 LINKS = ("auto", "nccl", "host")
 _BETWEEN = ("place_timeout_s", "transfer_timeout_s", "repairs", "link")  # processes
@@ -97,7 +97,7 @@ class ParallelConfig:
             idle = self.devices - most
             shares = f" of {self.gpus_per_stage} devices" * (self.gpus_per_stage > 1)
             raise ValueError(
-                f"{asked} leaves {idle} device{'s' * (idle > 1)} without a stage, as "
+                f"{asked} leaves {counted(idle, 'device')} without a stage, as "
                 f"parallel.num_stages={self.num_stages}{shares} with parallel.cfg={self.cfg} makes "
                 f"{most}; set it to at most {most}, or to 0 for devices of its own for every stage"
             )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..configs.checks import counted
+
 if TYPE_CHECKING:
     from ..pipeline.cost import Cost, Seconds, Speed
     from .simulate import Setting
@@ -189,12 +191,9 @@ def _plot(setting: "Setting", cost: "Cost | None", path: Path) -> None:
     unit = "slots" if cost is None else "s"
     cost = cost or Cost(num_layers=setting.num_stages, branches=1 + (setting.cfg == "split"))
     timeline = play(setting.schedule, setting.num_stages, cost)
-    counts = {
-        "block": setting.schedule.num_blocks,
-        "step": setting.steps,
-        "stage": setting.num_stages,
-    }
-    counted = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()]
-    title = f"{setting.blocks.policy}: {', '.join(counted)}"
+    title = (
+        f"{setting.blocks.policy}: {counted(setting.schedule.num_blocks or 0, 'block')}, "
+        f"{counted(setting.steps, 'step')}, {counted(setting.num_stages, 'stage')}"
+    )
     plot(timeline, path, title, unit)
     typer.echo(f"timeline: {path}", err=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from ..configs.checks import counted
 from .simulate import Row
 
 _GIB = 2**30
@@ -12,8 +13,8 @@ def describe(row: Row) -> str:
     slots, report = row.slots, row.report
     busy = row.num_tasks / slots.total_slots
     facts = {
-        "policy": f"{row.policy}, {row.num_blocks} block{'s' * (row.num_blocks > 1)} of "
-        f"{row.num_latents} latent{'s' * (row.num_latents > 1)} in all",
+        "policy": f"{row.policy}, {counted(row.num_blocks, 'block')} of "
+        f"{counted(row.num_latents, 'latent')} in all",
         "stages": f"{row.num_stages}{_each(row)}, {row.num_tasks} tasks each",
         "slots": f"{slots.total_slots} in all, first block after {slots.first_block_slots}",
         "idle": f"{slots.idle_slots} slots of each stage ({1 - busy:.1%}), "

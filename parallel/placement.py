@@ -10,6 +10,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.placement_group import placement_group_table as _table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ..configs.checks import counted
 from ..configs.parallel import ParallelConfig
 from .errors import ChainBroken
 from .layout import Layout
@@ -189,8 +190,8 @@ def _missing(layout: Layout, resource: str, how: str) -> str:
     nodes = sum(bool(node["Alive"]) for node in _ray.nodes())
     text = (
         f"{_asked(layout)} asks for {wanted} x {{{resource}: 1}}, which {how}: "
-        f"the cluster has {total} {resource}{'s' * (total != 1)} on {nodes} "
-        f"node{'s' * (nodes != 1)}, {free} of them free; "
+        f"the cluster has {counted(total, resource)} on {counted(nodes, 'node')}, "
+        f"{free} of them free; "
     )
     if total >= wanted and not _could_fit(layout, resource):
         return text + (

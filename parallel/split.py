@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ..configs.checks import counted
+
 
 def split_layers(
     num_layers: int, num_stages: int, *, embed: float = 0.0, head: float = 0.0
@@ -12,9 +14,9 @@ def split_layers(
     `embed` and `head` are what the first and the last stage do besides, measured in layers.
     """
     if num_stages > num_layers:
-        idle = num_stages - num_layers
+        idle = counted(num_stages - num_layers, "stage")
         raise ValueError(
-            f"parallel.num_stages={num_stages} leaves {idle} stage{'s' * (idle > 1)} without a "
+            f"parallel.num_stages={num_stages} leaves {idle} without a "
             f"layer, as the model has {num_layers}; set it to at most {num_layers}"
         )
     return split_evenly(num_layers, num_stages, first=embed, last=head)

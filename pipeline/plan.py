@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
+from ..configs.checks import counted
 from ..configs.schema import Config
 from ..models.arch import ModelArch, find_arch
 from ..models.text import clean_prompt
@@ -165,11 +166,11 @@ def describe(plan: Plan) -> str:
     each = " for each branch of guidance" * (layout.num_branches > 1)
     weights = ", ".join(f"{name} {_size(n)}" for name, n in plan.weights_bytes.items())
     lines = {
-        "video": f"{video.frames or 'endless'} frame{'s' * (video.frames != 1)} of "
+        "video": f"{counted(video.frames, 'frame') if video.frames else 'endless frames'} of "
         f"{video.width} x {video.height} at {video.fps} a second",
         "latents": f"{channels} x {latents or 'endless'} x {height} x {width}{size}",
         "blocks": f"{plan.schedule.num_blocks or 'endless'} ({plan.policy}), "
-        f"{layout.num_stages} stage{'s' * (layout.num_stages > 1)}{each} ({plan.backend})",
+        f"{counted(layout.num_stages, 'stage')}{each} ({plan.backend})",
         **describe_shares(plan),
         "layers": describe_slices(plan, _find_measured(plan)),
         "window": f"{plan.num_tokens} tokens, attention {describe_attention(plan)}",
@@ -212,7 +213,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if count else "cpu")
     kind, _, index = name.partition(":")  # torch.device("cuda:200") is cuda:-56
     if kind == "cuda" and int(index or 0) >= count:
-        found = f"{count} CUDA device{'s' * (count != 1)}"
+        found = counted(count, "CUDA device")
         raise ValueError(
             f"model.device={name} is not there (torch finds {found}), so nothing can run on it; "
             "set model.device=auto or model.device=cpu"
@@ -270,7 +271,7 @@ def _check_experts(config: Config, arch: ModelArch) -> None:
     if bool(boundary) != (arch.num_experts == 2):
         raise ValueError(
             f"model.boundary={boundary:g} does not fit model.arch={config.model.arch}, which has "
-            f"{arch.num_experts} expert{'s' * (arch.num_experts > 1)}; "
+            f"{counted(arch.num_experts, 'expert')}; "
             + ("set the level where the second takes over, as 0.875" if not boundary else "set 0")
         )
 

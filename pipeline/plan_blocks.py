@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from ..configs.checks import counted
 from ..configs.schema import BlocksConfig, Config
 from ..models.arch import ModelArch, find_arch
 from ..parallel.layout import make_layout
@@ -136,10 +137,9 @@ def _check_stages(config: Config, arch: ModelArch, policy: str, schedule: BlockS
     asked, what, of = f"parallel.num_stages={stages}", "stage", ""
     if layout.shared:
         asked, what, of = f"parallel.devices={layout.num_devices}", "device", " of a chain"
-    idle = length - inflight
     raise ValueError(
-        f"{asked} would leave {idle} {what}{'s' * (idle > 1)}{of} idle at any time, as "
-        f"blocks.policy={policy} keeps {inflight} block{'s' * (inflight > 1)} in flight; "
+        f"{asked} would leave {counted(length - inflight, what)}{of} idle at any time, as "
+        f"blocks.policy={policy} keeps {counted(inflight, 'block')} in flight; "
         f"{way_out}, or use fewer"
     )
 
